@@ -1,0 +1,127 @@
+//! The commands, one file each.
+
+mod apply;
+mod audit;
+mod demo;
+mod deploy;
+mod freshness_curve;
+mod lookup;
+mod predict;
+mod refresh;
+mod serve;
+mod status;
+mod train;
+mod training_set;
+
+pub use freshness_curve::CurvePoint;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use springhouse_featurestore::Result;
+use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_sql::spine::SpineSource;
+
+use crate::project::Project;
+
+/// SQL feature definitions to fresh, point-in-time-correct features, and models served on them under a contract.
+#[derive(Debug, Parser)]
+#[command(name = "springhouse", version)]
+pub struct Cli {
+    /// The project folder
+    #[arg(long, global = true, default_value = ".")]
+    project: PathBuf,
+    /// Run at this time instead of the machine's: 2013-12-01T05:00:00Z; it moves as real time does
+    #[arg(long, global = true, value_parser = parse_time)]
+    clock: Option<Timestamp>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    Timestamp::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_span(text: &str) -> Result<Span, String> {
+    Span::parse(text).map_err(|error| error.to_string())
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what apply would change
+    Plan,
+    /// Check the project's definitions and commit what changed
+    Apply(apply::Apply),
+    /// Show the history of the catalog: who, when, why, what
+    Log,
+    /// Bring views up to the clock's time
+    Refresh(refresh::Refresh),
+    /// Write a contract's inputs for each row of a spine, as of its time
+    TrainingSet(training_set::TrainingSet),
+    /// Compare online lookups with the training set, value by value
+    Audit(audit::Audit),
+    /// Train a small neural network on a training set
+    Train(train::Train),
+    /// Work with packages
+    #[command(subcommand)]
+    Package(deploy::PackageCommand),
+    /// Let a package answer for its contract
+    Deploy(deploy::Deploy),
+    /// Serve features (store) and predictions (worker)
+    Serve(serve::Serve),
+    /// Look features up from the running store
+    Lookup(lookup::Lookup),
+    /// Ask the running worker for a prediction
+    Predict(predict::Predict),
+    /// What exactly is running
+    Status(status::StatusCommand),
+    /// What staleness costs: a package's quality on features as of some time earlier
+    FreshnessCurve(freshness_curve::FreshnessCurve),
+    /// The whole chain on the flights example
+    Demo(demo::Demo),
+}
+
+/// A spine, as several commands take it.
+#[derive(Debug, Clone, Args)]
+struct SpineArgs {
+    /// A Parquet or CSV file, or a SELECT over the project's tables and sources
+    #[arg(long)]
+    spine: String,
+    /// The spine's time column
+    #[arg(long, default_value = "as_of")]
+    time: String,
+}
+
+impl SpineArgs {
+    fn source(&self) -> SpineSource {
+        SpineSource { from: self.spine.clone(), time: self.time.clone(), lag: Span::ZERO }
+    }
+}
+
+/// Runs a command.
+pub async fn run(cli: Cli) -> Result<ExitCode> {
+    let project = Project::open(&cli.project, cli.clock)?;
+    let json = cli.json;
+    match cli.command {
+        Command::Plan => apply::plan(&project, json).await?,
+        Command::Apply(command) => command.run(&project, json).await?,
+        Command::Log => apply::log(&project, json).await?,
+        Command::Refresh(command) => return command.run(&project, json).await,
+        Command::TrainingSet(command) => command.run(&project, json).await?,
+        Command::Audit(command) => return command.run(&project, json).await,
+        Command::Train(command) => command.run(&project, json).await?,
+        Command::Package(command) => command.run(&project, json).await?,
+        Command::Deploy(command) => command.run(&project, json).await?,
+        Command::Serve(command) => command.run(&project).await?,
+        Command::Lookup(command) => command.run(&project, json).await?,
+        Command::Predict(command) => command.run(&project, json).await?,
+        Command::Status(command) => command.run(&project, json).await?,
+        Command::FreshnessCurve(command) => command.run(&project, json).await?,
+        Command::Demo(command) => command.run(&project).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,87 @@
+//! `refresh`: bring views up to the clock's time.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::{Error, ErrorKind, Result};
+use springhouse_materializer::due::is_due;
+use springhouse_materializer::refresh::Refreshed;
+
+use crate::project::Project;
+use crate::render::{Bar, complain, note, show, table};
+
+/// Bring views up to the clock's time.
+#[derive(Debug, Args)]
+pub struct Refresh {
+    /// Views by name; all that are in use when none is named
+    views: Vec<String>,
+    /// Only those that are due under their REFRESH EVERY
+    #[arg(long)]
+    due: bool,
+}
+
+impl Refresh {
+    /// Runs it: a view that fails does not stop the others, but the command fails.
+    pub async fn run(&self, project: &Project, json: bool) -> Result<ExitCode> {
+        let (_, state) = project.catalog().await?;
+        let jobs = project.jobs()?;
+        let mut done: Vec<Refreshed> = Vec::new();
+        let mut failed = false;
+        for view in chosen(&state, &self.views)? {
+            let watermark = jobs.log(view).state().await?.watermark;
+            if self.due && !is_due(view, watermark, project.clock().now()) {
+                continue;
+            }
+            match jobs.refresh(&state, view).await {
+                Ok(refreshed) => done.push(refreshed),
+                Err(error) => {
+                    complain(&error.with("view", view.pinned()).chain());
+                    failed = true;
+                }
+            }
+        }
+        load_tiers(project).await?;
+        show(json, &done, || shown(&done))?;
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Loads the tiers of this project; a running store loads them itself.
+async fn load_tiers(project: &Project) -> Result<()> {
+    match project.feature_server() {
+        Ok(server) => server.follow(&Bar::default()).await,
+        Err(error) if error.kind() == ErrorKind::Busy => {
+            note("the store is being served: it loads what was committed by itself");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn shown(done: &[Refreshed]) -> String {
+    let cells = |refreshed: &Refreshed| {
+        vec![
+            refreshed.view.clone(),
+            if refreshed.committed { refreshed.rows.to_string() } else { "up to date".to_owned() },
+            refreshed.watermark.to_string(),
+        ]
+    };
+    table(&["view", "rows", "watermark"], &done.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// The live views of these names; all when none is named.
+pub fn chosen<'a>(state: &'a CatalogState, names: &[String]) -> Result<Vec<&'a FeatureView>> {
+    let live = state.live_views();
+    if live.is_empty() {
+        return Err(Error::invalid("no feature views are defined").remedy("springhouse apply -m MESSAGE"));
+    }
+    for name in names {
+        if !live.iter().any(|view| &view.name == name) {
+            let all: Vec<&str> = live.iter().map(|view| view.name.as_str()).collect();
+            return Err(Error::not_found("no such feature view").with("view", name).with("views", all.join(", ")));
+        }
+    }
+    Ok(live.into_iter().filter(|view| names.is_empty() || names.contains(&view.name)).collect())
+}

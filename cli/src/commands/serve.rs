@@ -1,0 +1,146 @@
+//! `serve`: features (store), predictions (worker), or both in one process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use clap::{Args, ValueEnum};
+use springhouse_featurestore::{Error, Result};
+use springhouse_materializer::Jobs;
+use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_serving::FeatureSource;
+use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
+use springhouse_serving::flight::{Batches, FlightServer, RemoteFeatures, TrainingSetCommand, TrainingSets};
+use springhouse_serving::worker::{Contracts, WorkerOptions};
+use springhouse_sql::spine::{SpineOrder, SpineSource};
+use tokio::sync::watch;
+
+use super::parse_span;
+use crate::project::Project;
+use crate::render::{Bar, note};
+
+/// What a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Features and predictions, with direct calls between them.
+    Both,
+    /// Features.
+    Store,
+    /// Predictions, with features from a store elsewhere.
+    Worker,
+}
+
+/// Serve features (store) and predictions (worker).
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// What this process serves
+    #[arg(long, value_enum, default_value_t = Role::Both)]
+    role: Role,
+    /// Where it listens; the settings' address of its role when it is not given
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// A Unix socket for workers on this host (store)
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// The store to get features from: http://host:port or unix:///path (worker)
+    #[arg(long)]
+    store: Option<String>,
+    /// Stop by itself after this long
+    #[arg(long, value_parser = parse_span)]
+    stop_after: Option<springhouse_featurestore::time::Span>,
+}
+
+impl Serve {
+    /// Runs it until it is told to stop.
+    pub async fn run(&self, project: &Project) -> Result<()> {
+        let settings = project.settings();
+        let default = if self.role == Role::Store { settings.store_listen } else { settings.worker_listen };
+        let listener = bind(self.listen.unwrap_or(default)).await?;
+        let address = listener.local_addr().map_err(|error| Error::internal("no local address").source(error))?;
+        let store = if self.role == Role::Worker { None } else { Some(self.store_part(project).await?) };
+        let worker = match (&store, self.role) {
+            (_, Role::Store) => None,
+            (Some(part), _) => Some(worker_part(project, direct(&part.features)).await?),
+            (None, _) => {
+                let remote = RemoteFeatures::new(&super::lookup::store_address(project, self.store.as_ref()))?;
+                Some(worker_part(project, Arc::new(remote)).await?)
+            }
+        };
+        note(&format!("serving {:?} on {address}", self.role).to_lowercase());
+        let (stop, stopping) = watch::channel(false);
+        tokio::spawn(wait_for_stop(stop, self.stop_after));
+        App { listener, store, worker }.run(stopping).await
+    }
+
+    async fn store_part(&self, project: &Project) -> Result<StorePart> {
+        let features = Arc::new(project.feature_server()?);
+        features.follow(&Bar::default()).await?;
+        let training_sets = Arc::new(FromJobs(project.jobs()?));
+        let flight = FlightServer::new(Arc::clone(&features), training_sets, project.driven().cloned());
+        Ok(StorePart { features, flight, socket: self.socket.clone() })
+    }
+}
+
+async fn worker_part(project: &Project, source: Arc<dyn FeatureSource>) -> Result<WorkerPart> {
+    let settings = project.settings();
+    let options = WorkerOptions { batch_rows: settings.batch_rows, queue_rows: settings.queue_rows };
+    let contracts = Arc::new(Contracts::new(source, options)?);
+    if let Err(error) = contracts.follow().await {
+        // A worker may start before its store, and before anything is deployed: it goes on looking.
+        note(&format!("not ready yet: {}", error.chain()));
+    }
+    Ok(WorkerPart { contracts, clock: Arc::clone(project.clock()) })
+}
+
+async fn wait_for_stop(stop: watch::Sender<bool>, after: Option<springhouse_featurestore::time::Span>) {
+    let over = async {
+        match after {
+            Some(span) => tokio::time::sleep(std::time::Duration::from_secs_f64(span.as_secs_f64())).await,
+            None => std::future::pending().await,
+        }
+    };
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "SIGTERM cannot be waited for");
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+        () = over => {}
+    }
+    stop.send_replace(true);
+    // Keep the sender until everyone has seen it.
+    stop.closed().await;
+}
+
+/// Training sets over Flight are the materializer's.
+#[derive(Debug)]
+struct FromJobs(Jobs);
+
+#[async_trait]
+impl TrainingSets for FromJobs {
+    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches> {
+        let state = self.0.catalog().state().await?;
+        let contract = state.current_contract(&command.contract)?;
+        let request = TrainingSetRequest {
+            spine: SpineSource {
+                from: command.spine.clone(),
+                time: command.time.clone(),
+                lag: springhouse_featurestore::time::Span::ZERO,
+            },
+            rows: RowsFrom::Committed,
+            with_features: false,
+            order: SpineOrder::AsGiven,
+        };
+        let set = self.0.training_set(&state, contract, &request).await?;
+        Ok((set.schema().clone(), set.execute()?))
+    }
+}

@@ -1,0 +1,36 @@
+//! The one binary: settings -> build -> run -> drain. Data goes to stdout, everything else to stderr.
+
+mod commands;
+mod plot;
+mod project;
+mod render;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use commands::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("SPRINGHOUSE_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            render::complain(&format!("the runtime cannot be started: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(commands::run(cli)) {
+        Ok(code) => code,
+        Err(error) => {
+            render::complain(&error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}

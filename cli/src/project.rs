@@ -1,0 +1,155 @@
+//! A project folder: its definition files, its settings, its store and the clock that a command runs at.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change};
+use springhouse_featurestore::tier::{DiskTier, ObjectStore, open_store};
+use springhouse_featurestore::time::{Clock, DrivenClock, SystemClock, Timestamp};
+use springhouse_featurestore::{Error, ErrorKind, Result};
+use springhouse_materializer::Jobs;
+use springhouse_serving::FeatureServer;
+use springhouse_sql::diagnostic::SourceFile;
+use springhouse_sql::session::SessionOptions;
+
+use crate::settings::Settings;
+
+/// How often a commit looks again after another writer came first.
+const ATTEMPTS: usize = 5;
+
+/// An opened project.
+#[derive(Debug, Clone)]
+pub struct Project {
+    folder: PathBuf,
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    driven: Option<Arc<DrivenClock>>,
+}
+
+impl Project {
+    /// Opens the project in a folder, at the machine's time or at another.
+    pub fn open(folder: &Path, clock: Option<Timestamp>) -> Result<Self> {
+        let folder = folder.canonicalize().map_err(|error| {
+            Error::invalid("there is no such project folder").with("folder", folder.display()).source(error)
+        })?;
+        let settings = Settings::read(&folder)?;
+        let driven = clock.map(|start| Arc::new(DrivenClock::moving(start)));
+        let clock = driven.as_ref().map_or_else(|| Arc::new(SystemClock) as Arc<dyn Clock>, |driven| Arc::clone(driven) as Arc<dyn Clock>);
+        Ok(Self { folder, settings, clock, driven })
+    }
+
+    /// The same project at a clock that somebody drives.
+    pub fn at(&self, driven: Arc<DrivenClock>) -> Self {
+        Self { clock: Arc::clone(&driven) as Arc<dyn Clock>, driven: Some(driven), ..self.clone() }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    pub fn driven(&self) -> Option<&Arc<DrivenClock>> {
+        self.driven.as_ref()
+    }
+
+    /// Object storage.
+    pub fn store(&self) -> Result<Arc<dyn ObjectStore>> {
+        let store = &self.settings.store;
+        if store.contains("://") { open_store(store, []) } else { open_store(&self.folder.join(store).to_string_lossy(), []) }
+    }
+
+    /// Everything that jobs need.
+    pub fn jobs(&self) -> Result<Jobs> {
+        let threads = match self.settings.query_threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        let options = SessionOptions {
+            project: self.folder.clone(),
+            memory_bytes: self.settings.query_bytes,
+            partitions: threads,
+        };
+        let started = SystemClock.now().micros().cast_unsigned() & 0xFFFF_FFFF;
+        let writer = u64::from(std::process::id()) << 32 | started;
+        Ok(Jobs::new(self.store()?, options, Arc::clone(&self.clock), writer))
+    }
+
+    /// The catalog and its state.
+    pub async fn catalog(&self) -> Result<(Catalog, CatalogState)> {
+        let catalog = Catalog::new(self.store()?);
+        let state = catalog.state().await?;
+        Ok((catalog, state))
+    }
+
+    /// The store opened for online reads by this process alone.
+    pub fn feature_server(&self) -> Result<FeatureServer> {
+        let disk = DiskTier::open(&self.folder.join(&self.settings.disk))?;
+        Ok(FeatureServer::new(self.store()?, disk, self.settings.cache_bytes, Arc::clone(&self.clock)))
+    }
+
+    /// All `*.sql` files of the folder, in order of name.
+    pub fn definition_files(&self) -> Result<Vec<SourceFile>> {
+        let failed = |error: std::io::Error| {
+            Error::unavailable("the project folder cannot be read").with("folder", self.folder.display()).source(error)
+        };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|extension| extension == "sql") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        if paths.is_empty() {
+            return Err(Error::invalid("the project has no definitions")
+                .with("folder", self.folder.display())
+                .remedy("put *.sql files there, or name the folder with --project"));
+        }
+        let read = |path: PathBuf| {
+            let text = std::fs::read_to_string(&path).map_err(failed)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(SourceFile { name, text })
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    /// Commits changes that `decide` derives from the newest state; when another writer comes first it decides again.
+    /// Returns the commit's number, or `None` where there was nothing to change.
+    pub async fn commit(
+        &self,
+        why: &str,
+        mut decide: impl AsyncFnMut(&CatalogState) -> Result<Vec<Change>>,
+    ) -> Result<Option<u64>> {
+        let catalog = Catalog::new(self.store()?);
+        for attempt in 1..=ATTEMPTS {
+            let mut state = catalog.state().await?;
+            let changes = decide(&state).await?;
+            if changes.is_empty() {
+                return Ok(None);
+            }
+            let commit = CatalogCommit { at: self.clock.now(), who: who(), why: why.to_owned(), changes };
+            match catalog.commit(&mut state, commit).await {
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+                    tracing::info!(attempt, "another writer committed first; checking against its state");
+                }
+                done => return done.map(Some),
+            }
+        }
+        Err(Error::conflict("other writers came first every time").remedy("try again"))
+    }
+}
+
+/// Who is committing.
+fn who() -> String {
+    ["SPRINGHOUSE_USER", "USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        .unwrap_or_else(|| "unknown".to_owned())
+}

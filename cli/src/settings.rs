@@ -1,0 +1,68 @@
+//! Settings: `springhouse.toml` in the project folder. Every one has a default that is right for a laptop.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use serde::Deserialize;
+use springhouse_featurestore::{Error, Result};
+
+/// All settings; `docs/settings.md` documents them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Object storage: a folder (relative to the project) or a URL such as `s3://bucket/prefix`.
+    pub store: String,
+    /// The disk tier's folder, relative to the project.
+    pub disk: String,
+    /// Bytes of the memory tier; 0 turns it off.
+    pub cache_bytes: u64,
+    /// Bytes for sorting and grouping in queries; beyond them they spill to disk.
+    pub query_bytes: usize,
+    /// Threads of one query; 0 for as many as there are.
+    pub query_threads: usize,
+    /// Where the store listens.
+    pub store_listen: SocketAddr,
+    /// Where the worker listens.
+    pub worker_listen: SocketAddr,
+    /// The most rows of one request, and of one batch.
+    pub batch_rows: usize,
+    /// The most rows that wait for one contract.
+    pub queue_rows: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        Self {
+            store: ".springhouse/store".to_owned(),
+            disk: ".springhouse/disk".to_owned(),
+            cache_bytes: 256 << 20,
+            query_bytes: 1 << 30,
+            query_threads: 0,
+            store_listen: local(7601),
+            worker_listen: local(7602),
+            batch_rows: 4096,
+            queue_rows: 16_384,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads `springhouse.toml` of a project; without one the defaults hold.
+    pub fn read(project: &Path) -> Result<Self> {
+        let path = project.join("springhouse.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => {
+                return Err(Error::invalid("the settings cannot be read").with("file", path.display()).source(error));
+            }
+        };
+        toml::from_str(&text).map_err(|error| {
+            Error::invalid("the settings are not right")
+                .with("file", path.display())
+                .remedy("docs/settings.md lists all settings")
+                .source(error)
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! What a catalog commit says.
+
+use serde::{Deserialize, Serialize};
+
+use crate::definition::{Definition, DefinitionKind, Pinned};
+use crate::time::Timestamp;
+
+/// One atomic change of the catalog.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CatalogCommit {
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub who: String,
+    /// Why: the message given with `-m`.
+    pub why: String,
+    /// What.
+    pub changes: Vec<Change>,
+}
+
+/// One part of a commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// A new definition, or a new version of one.
+    Define(Box<Definition>),
+    /// A definition that is no longer current; its versions stay for the contracts that pin them.
+    Retire {
+        /// Its kind.
+        kind: DefinitionKind,
+        /// Its name.
+        name: String,
+    },
+    /// A package that now lies in the store.
+    Package(PackageRecord),
+    /// A package that now answers for its contract.
+    Deploy {
+        /// The contract's name.
+        contract: String,
+        /// The package's digest.
+        digest: String,
+    },
+}
+
+/// A package in the store, and what it was made for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackageRecord {
+    /// `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+    /// The contract version that it implements.
+    pub contract: Pinned,
+}

@@ -1,0 +1,115 @@
+//! What people declare, as plain types: tables, sources, entities, feature views and contracts.
+//!
+//! The text form and its checks live in the `sql` crate; these types are what is left once a definition has been
+//! checked, and what a catalog commit stores. A definition version is immutable: it is named by the hash of its
+//! canonical text and of the versions it was checked with.
+
+mod column;
+mod contract;
+mod entity;
+mod feature_view;
+mod source;
+mod version;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use column::{Column, ColumnType};
+pub use contract::{Availability, Contract, FeatureRule, Input, Latency, RuleAction};
+pub use entity::Entity;
+pub use feature_view::{FeatureView, RowTime};
+pub use source::{Available, EventTime, Source, Table, TableColumn};
+pub(crate) use column::timestamp_type;
+pub(crate) use version::hex;
+pub use version::{Pinned, Version};
+
+/// The kinds of definition, in the order in which one may depend on another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DefinitionKind {
+    /// `CREATE EXTERNAL TABLE`.
+    Table,
+    /// `CREATE SOURCE`.
+    Source,
+    /// `CREATE ENTITY`.
+    Entity,
+    /// `CREATE FEATURE VIEW`.
+    FeatureView,
+    /// `CREATE CONTRACT`.
+    Contract,
+}
+
+impl fmt::Display for DefinitionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Table => "table",
+            Self::Source => "source",
+            Self::Entity => "entity",
+            Self::FeatureView => "feature view",
+            Self::Contract => "contract",
+        })
+    }
+}
+
+/// One checked definition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Definition {
+    /// A table that DataFusion reads.
+    Table(Table),
+    /// A stream of events.
+    Source(Source),
+    /// A named key.
+    Entity(Entity),
+    /// A query that yields features.
+    FeatureView(FeatureView),
+    /// What a caller may rely on.
+    Contract(Contract),
+}
+
+impl Definition {
+    /// Its kind.
+    pub fn kind(&self) -> DefinitionKind {
+        match self {
+            Self::Table(_) => DefinitionKind::Table,
+            Self::Source(_) => DefinitionKind::Source,
+            Self::Entity(_) => DefinitionKind::Entity,
+            Self::FeatureView(_) => DefinitionKind::FeatureView,
+            Self::Contract(_) => DefinitionKind::Contract,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Table(table) => &table.name,
+            Self::Source(source) => &source.name,
+            Self::Entity(entity) => &entity.name,
+            Self::FeatureView(view) => &view.name,
+            Self::Contract(contract) => &contract.name,
+        }
+    }
+
+    /// Its immutable version.
+    pub fn version(&self) -> &Version {
+        match self {
+            Self::Table(table) => &table.version,
+            Self::Source(source) => &source.version,
+            Self::Entity(entity) => &entity.version,
+            Self::FeatureView(view) => &view.version,
+            Self::Contract(contract) => &contract.version,
+        }
+    }
+
+    /// Its canonical text.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Table(table) => &table.text,
+            Self::Source(source) => &source.text,
+            Self::Entity(entity) => &entity.text,
+            Self::FeatureView(view) => &view.text,
+            Self::Contract(contract) => &contract.text,
+        }
+    }
+}

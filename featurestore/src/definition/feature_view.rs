@@ -1,0 +1,79 @@
+//! A feature view: a query over sources that yields features per entity over time.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Column, Pinned, Version};
+use crate::time::Span;
+
+/// How a view's rows get their event time and available time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowTime {
+    /// The rows hold at every time.
+    Static,
+    /// The event time is a column; the row is available `delay` later.
+    Delayed {
+        /// The event-time column of the query's output.
+        event_time: String,
+        /// The greatest delay of the sources.
+        delay: Span,
+    },
+    /// Both times are columns of the query's output.
+    Columns {
+        /// The event-time column.
+        event_time: String,
+        /// The available-time column.
+        available_time: String,
+    },
+}
+
+impl RowTime {
+    /// The event-time column, unless the view is static.
+    pub fn event_time(&self) -> Option<&str> {
+        match self {
+            Self::Static => None,
+            Self::Delayed { event_time, .. } | Self::Columns { event_time, .. } => Some(event_time),
+        }
+    }
+}
+
+/// `CREATE FEATURE VIEW`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureView {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+    /// Canonical text.
+    pub text: String,
+    /// Its entity.
+    pub entity: Pinned,
+    /// The entity's key columns.
+    pub keys: Vec<Column>,
+    /// The sources that it was checked with.
+    pub sources: Vec<Pinned>,
+    /// The query over them.
+    pub query: String,
+    /// How its rows get their times.
+    pub row_time: RowTime,
+    /// How often it is to be refreshed.
+    pub refresh_every: Span,
+    /// Rows older than this are as if they had never been.
+    pub ttl: Option<Span>,
+    /// How far back one row's value may reach.
+    pub lookback: Option<Span>,
+    /// The value columns.
+    pub features: Vec<Column>,
+}
+
+impl FeatureView {
+    /// The view at its version.
+    pub fn pinned(&self) -> Pinned {
+        Pinned::new(&self.name, self.version.clone())
+    }
+
+    /// Whether its rows hold at every time.
+    pub fn is_static(&self) -> bool {
+        self.row_time == RowTime::Static
+    }
+}

@@ -1,0 +1,81 @@
+//! Tables and sources: where events come from, when they happened and when they could first be known (rule T2).
+
+use serde::{Deserialize, Serialize};
+
+use super::{Column, Pinned, Version};
+use crate::time::Span;
+
+/// `CREATE EXTERNAL TABLE`: DataFusion's own statement, kept as text.
+///
+/// Where history lies is not what it means: a source's version does not change when its table's location does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+    /// Canonical text.
+    pub text: String,
+    /// File or folder, relative to the project folder unless it is absolute or a URL.
+    pub location: String,
+    /// Columns as they were when the definition was checked.
+    pub columns: Vec<TableColumn>,
+}
+
+/// A column of a table, typed as Arrow prints it: tables may hold types that features may not.
+pub type TableColumn = (String, String);
+
+/// When a source's events happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventTime {
+    /// The rows hold at every time, past ones too.
+    Static,
+    /// A column, and the zone of its clock where the column itself names none.
+    Column {
+        /// The column's name.
+        column: String,
+        /// An IANA zone name.
+        zone: Option<String>,
+    },
+}
+
+/// When a source's events could first be known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Available {
+    /// At their event time.
+    AtEventTime,
+    /// At the time in a column.
+    Column(String),
+    /// This long after their event time.
+    Delay(Span),
+}
+
+/// `CREATE SOURCE`: an append-only stream of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+    /// Canonical text.
+    pub text: String,
+    /// When events happened.
+    pub event_time: EventTime,
+    /// When they could first be known.
+    pub available: Available,
+    /// The query over tables that yields the events.
+    pub query: String,
+    /// The tables it reads.
+    pub tables: Vec<String>,
+    /// The columns that it yields.
+    pub columns: Vec<Column>,
+}
+
+impl Source {
+    /// The source at its version.
+    pub fn pinned(&self) -> Pinned {
+        Pinned::new(&self.name, self.version.clone())
+    }
+}

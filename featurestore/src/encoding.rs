@@ -1,0 +1,17 @@
+//! Bytes: keys that sort as their values do, and packed rows that compare as rule T5 orders them.
+
+mod key;
+mod row;
+
+pub use key::{EncodedKeys, KeyCodec};
+pub use row::{RowHeader, RowLayout, ROW_HEADER_BYTES};
+
+/// A signed number as eight bytes whose order is the number's.
+pub(crate) fn ordered(value: i64) -> [u8; 8] {
+    (value.cast_unsigned() ^ (1 << 63)).to_be_bytes()
+}
+
+/// Reads what [`ordered`] wrote.
+pub(crate) fn from_ordered(bytes: [u8; 8]) -> i64 {
+    (u64::from_be_bytes(bytes) ^ (1 << 63)).cast_signed()
+}

@@ -1,0 +1,261 @@
+//! Lookup: keys in, features with their statuses out, over all views of a contract at once.
+//!
+//! A [`LookupPlan`] is compiled once per contract version. One lookup then reads each view once for the distinct keys
+//! of the whole batch, and decodes packed rows straight into Arrow columns, row for row as asked:
+//!
+//! | column | what |
+//! |---|---|
+//! | `view.feature` | the value; null when it is null or missing |
+//! | `view@status` | `fresh`, `stale`, `expired` or `missing` (rule T7) |
+//! | `view@event_time` | when the row's event happened; null when missing or static |
+//! | `view@as_of` | the time as of which the value holds: the lesser of now and the view's watermark |
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder, TimestampMicrosecondBuilder};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
+
+use crate::definition::{Column, Contract, FeatureRule, FeatureView, timestamp_type};
+use crate::encoding::{EncodedKeys, KeyCodec, RowHeader, RowLayout};
+use crate::freshness::{Status, alive, lag, status};
+use crate::tier::{OnlineTier, ViewRead};
+use crate::time::{Span, Timestamp};
+use crate::{Error, Result};
+
+/// The name of a view's status column.
+pub fn status_column(view: &str) -> String {
+    format!("{view}@status")
+}
+
+/// The name of a view's event-time column.
+pub fn event_time_column(view: &str) -> String {
+    format!("{view}@event_time")
+}
+
+/// The name of a view's as-of column.
+pub fn as_of_column(view: &str) -> String {
+    format!("{view}@as_of")
+}
+
+/// The name of a feature column.
+pub fn feature_column(view: &str, feature: &str) -> String {
+    format!("{view}.{feature}")
+}
+
+/// What a lookup for one contract version does, compiled once.
+#[derive(Debug, Clone)]
+pub struct LookupPlan {
+    contract: Contract,
+    keys: Vec<Column>,
+    views: Vec<PlannedView>,
+    schema: SchemaRef,
+}
+
+#[derive(Debug, Clone)]
+struct PlannedView {
+    rule: FeatureRule,
+    codec: KeyCodec,
+    /// Where the codec's columns stand among the plan's keys.
+    key_indices: Vec<usize>,
+    layout: RowLayout,
+    ttl: Option<Span>,
+}
+
+impl LookupPlan {
+    /// Compiles a contract with the views that it pins, in the order of its rules.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] when the views are not those of the contract.
+    pub fn new(contract: &Contract, views: &[FeatureView]) -> Result<Self> {
+        let mut keys: Vec<Column> = Vec::new();
+        let mut planned = Vec::with_capacity(views.len());
+        for (rule, view) in contract.features.iter().zip(views) {
+            if rule.view != view.pinned() {
+                return Err(Error::invalid("a contract's view is another than the one given")
+                    .with("contract", &rule.view)
+                    .with("given", view.pinned()));
+            }
+            let key_indices = view.keys.iter().map(|key| index_of(&mut keys, key)).collect();
+            planned.push(PlannedView {
+                rule: rule.clone(),
+                codec: KeyCodec::new(&view.keys)?,
+                key_indices,
+                layout: RowLayout::new(&view.features),
+                ttl: view.ttl,
+            });
+        }
+        let fields: Vec<Field> = planned.iter().flat_map(PlannedView::fields).collect();
+        Ok(Self { contract: contract.clone(), keys, views: planned, schema: Arc::new(Schema::new(fields)) })
+    }
+
+    /// The contract.
+    pub fn contract(&self) -> &Contract {
+        &self.contract
+    }
+
+    /// The key columns of all views, each once.
+    pub fn keys(&self) -> &[Column] {
+        &self.keys
+    }
+
+    /// The answer's columns.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Takes the key columns out of a batch, by name, and casts them to the keys' types.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] names a column that is missing or cannot be cast.
+    pub fn take_keys(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        self.keys
+            .iter()
+            .map(|key| {
+                let array = batch.column_by_name(&key.name).ok_or_else(|| {
+                    let given: Vec<&str> = batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
+                    let keys: Vec<String> = self.keys.iter().map(Column::to_string).collect();
+                    Error::invalid("a key column is missing")
+                        .with("contract", &self.contract.name)
+                        .with("column", &key.name)
+                        .with("given", given.join(", "))
+                        .remedy(format!("send the columns {}", keys.join(", ")))
+                })?;
+                let wanted = key.column_type.to_arrow();
+                if array.data_type() == &wanted {
+                    return Ok(Arc::clone(array));
+                }
+                cast(array, &wanted).map_err(|error| {
+                    Error::invalid("a key column has the wrong type")
+                        .with("column", &key.name)
+                        .with("expected", key.column_type)
+                        .with("given", array.data_type())
+                        .source(error)
+                })
+            })
+            .collect()
+    }
+
+    /// Looks up rows of keys (as [`Self::take_keys`] gives them) at `now`, all views once.
+    ///
+    /// # Errors
+    /// Those of the tier.
+    pub fn lookup(&self, tier: &dyn OnlineTier, keys: &[ArrayRef], now: Timestamp) -> Result<RecordBatch> {
+        let rows = keys.first().map_or(0, |array| array.len());
+        let mut columns = Vec::with_capacity(self.schema.fields().len());
+        for view in &self.views {
+            view.lookup(tier, keys, now, &mut columns)?;
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
+    }
+}
+
+fn index_of(keys: &mut Vec<Column>, key: &Column) -> usize {
+    keys.iter().position(|known| known.name == key.name).unwrap_or_else(|| {
+        keys.push(key.clone());
+        keys.len() - 1
+    })
+}
+
+/// The distinct keys of a batch, and which of them each row asks for.
+struct Distinct<'a> {
+    keys: Vec<&'a [u8]>,
+    of_row: Vec<Option<usize>>,
+}
+
+impl<'a> Distinct<'a> {
+    fn new(encoded: &'a EncodedKeys) -> Self {
+        let mut seen: HashMap<&[u8], usize> = HashMap::with_capacity(encoded.len());
+        let mut keys = Vec::with_capacity(encoded.len());
+        let of_row = encoded
+            .iter()
+            .map(|key| {
+                key.map(|key| {
+                    *seen.entry(key).or_insert_with(|| {
+                        keys.push(key);
+                        keys.len() - 1
+                    })
+                })
+            })
+            .collect();
+        Self { keys, of_row }
+    }
+}
+
+impl PlannedView {
+    fn fields(&self) -> Vec<Field> {
+        let name = &self.rule.view.name;
+        let features = self
+            .layout
+            .columns()
+            .iter()
+            .map(|column| Field::new(feature_column(name, &column.name), column.column_type.to_arrow(), true));
+        let facts = [
+            Field::new(status_column(name), DataType::Utf8, false),
+            Field::new(event_time_column(name), timestamp_type(), true),
+            Field::new(as_of_column(name), timestamp_type(), true),
+        ];
+        features.chain(facts).collect()
+    }
+
+    fn lookup(
+        &self,
+        tier: &dyn OnlineTier,
+        keys: &[ArrayRef],
+        now: Timestamp,
+        columns: &mut Vec<ArrayRef>,
+    ) -> Result<()> {
+        let own: Vec<ArrayRef> = self.key_indices.iter().map(|&index| Arc::clone(&keys[index])).collect();
+        let encoded = self.codec.encode(&own)?;
+        let distinct = Distinct::new(&encoded);
+        let ViewRead { rows, mark } = tier.read(&self.rule.view, &distinct.keys)?;
+        let held: Vec<Option<(RowHeader, &Bytes)>> =
+            rows.iter().map(|row| row.as_ref().and_then(|row| self.visible(row, now))).collect();
+        let of_row: Vec<Option<(RowHeader, &Bytes)>> =
+            distinct.of_row.iter().map(|index| index.and_then(|index| held[index])).collect();
+        let packed: Vec<Option<&Bytes>> = of_row.iter().map(|row| row.map(|(_, bytes)| bytes)).collect();
+        columns.extend(self.layout.decode(&packed)?);
+        let headers: Vec<Option<RowHeader>> = of_row.iter().map(|row| row.map(|(header, _)| header)).collect();
+        self.facts(&headers, mark.watermark, now, columns);
+        Ok(())
+    }
+
+    /// The row's times, if it exists at `now`: known by then (rule T3) and within the view's TTL.
+    fn visible<'a>(&self, row: &'a Bytes, now: Timestamp) -> Option<(RowHeader, &'a Bytes)> {
+        let header = RowHeader::read(row)?;
+        let known = header.event_time <= now && header.available_time <= now;
+        (known && alive(now, header.event_time, self.ttl)).then_some((header, row))
+    }
+
+    fn facts(
+        &self,
+        headers: &[Option<RowHeader>],
+        watermark: Option<Timestamp>,
+        now: Timestamp,
+        columns: &mut Vec<ArrayRef>,
+    ) {
+        let lag = lag(now, watermark);
+        let as_of = watermark.map(|mark| mark.min(now).micros());
+        let mut statuses = StringBuilder::with_capacity(headers.len(), headers.len() * Status::Missing.as_str().len());
+        let mut events = time_builder(headers.len());
+        let mut as_ofs = time_builder(headers.len());
+        for header in headers {
+            let event = header.map(|header| header.event_time);
+            statuses.append_value(status(&self.rule, lag, now, event).as_str());
+            events.append_option(event.filter(|event| *event != Timestamp::MIN).map(Timestamp::micros));
+            as_ofs.append_option(as_of);
+        }
+        columns.extend([
+            Arc::new(statuses.finish()) as ArrayRef,
+            Arc::new(events.finish()) as ArrayRef,
+            Arc::new(as_ofs.finish()) as ArrayRef,
+        ]);
+    }
+}
+
+fn time_builder(capacity: usize) -> TimestampMicrosecondBuilder {
+    TimestampMicrosecondBuilder::with_capacity(capacity).with_data_type(timestamp_type())
+}

@@ -1,0 +1,121 @@
+//! Local Parquet files that people name: training sets going out and coming in.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+
+use crate::{Error, Result};
+
+/// A Parquet file being written beside its final name; it appears there when it is finished.
+pub struct ParquetFileWriter {
+    writer: ArrowWriter<File>,
+    partial: PathBuf,
+    path: PathBuf,
+    rows: u64,
+}
+
+impl ParquetFileWriter {
+    /// Begins a file with key-value metadata.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the folder cannot be written.
+    pub fn create(path: &Path, schema: SchemaRef, metadata: &BTreeMap<String, String>) -> Result<Self> {
+        let partial = path.with_extension("parquet.partial");
+        let file = File::create(&partial).map_err(|error| failed(path, error))?;
+        let metadata = metadata.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone())).collect();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_key_value_metadata(Some(metadata))
+            .build();
+        let writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|error| failed(path, error))?;
+        Ok(Self { writer, partial, path: path.to_owned(), rows: 0 })
+    }
+
+    /// Adds a batch.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows += batch.num_rows() as u64;
+        self.writer.write(batch).map_err(|error| failed(&self.path, error))
+    }
+
+    /// Completes the file and gives it its name. Returns its rows.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn finish(self) -> Result<u64> {
+        let Self { writer, partial, path, rows } = self;
+        writer.close().map_err(|error| failed(&path, error))?;
+        std::fs::rename(partial, &path).map_err(|error| failed(&path, error))?;
+        Ok(rows)
+    }
+}
+
+/// An open Parquet file.
+pub struct ParquetFileReader {
+    reader: ParquetRecordBatchReader,
+    schema: SchemaRef,
+    metadata: BTreeMap<String, String>,
+    rows: usize,
+    path: PathBuf,
+}
+
+impl ParquetFileReader {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] when it is missing or not Parquet.
+    pub fn open(path: &Path) -> Result<Self> {
+        let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+            Error::invalid("not a Parquet file that can be read").with("file", path.display()).source(error)
+        };
+        let file = File::open(path).map_err(|error| wrong(error.into()))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| wrong(error.into()))?;
+        let file_metadata = builder.metadata().file_metadata();
+        let rows = usize::try_from(file_metadata.num_rows()).unwrap_or(0);
+        let pairs = file_metadata.key_value_metadata().into_iter().flatten();
+        let metadata = pairs.filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?))).collect();
+        let schema = builder.schema().clone();
+        let reader = builder.build().map_err(|error| wrong(error.into()))?;
+        Ok(Self { reader, schema, metadata, rows, path: path.to_owned() })
+    }
+
+    /// Its columns.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Its key-value metadata.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Its number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+impl Iterator for ParquetFileReader {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let batch = self.reader.next()?;
+        Some(batch.map_err(|error| {
+            Error::damaged("a Parquet file cannot be read to its end").with("file", self.path.display()).source(error)
+        }))
+    }
+}
+
+fn failed(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::unavailable("a file cannot be written").with("file", path.display()).source(error)
+}

@@ -1,0 +1,116 @@
+//! The tiers: memory over disk for online reads, object storage as the truth.
+//!
+//! ```text
+//! refresh -> ViewLog (object storage: Parquet + numbered commits)
+//!               | catch_up
+//!               v
+//!            DiskTier (RocksDB) <- MemoryTier (moka) <- lookup
+//! ```
+//!
+//! Everything but object storage can be deleted: [`catch_up`] rebuilds it.
+
+mod disk;
+mod load;
+mod memory;
+mod object;
+mod object_reader;
+mod reference;
+mod rocksdb_tuning;
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use disk::DiskTier;
+pub use load::{Packer, Progress, catch_up};
+pub use memory::MemoryTier;
+pub use object_store::ObjectStore;
+pub use object::{
+    AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, data_schema,
+    get_object, list_objects, open_store, put_object,
+};
+pub use reference::ReferenceTier;
+
+use crate::Result;
+use crate::definition::Pinned;
+use crate::time::Timestamp;
+
+/// How far a tier has got with a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Mark {
+    /// The number of the view's newest commit that is in the tier; 0 for none.
+    pub commit: u64,
+    /// The view's watermark as of that commit.
+    pub watermark: Option<Timestamp>,
+}
+
+/// A key and its packed row, as [`crate::encoding`] writes them.
+pub type KeyedRow = (Bytes, Bytes);
+
+/// The answer to a read: a row or nothing for each key, all as of one mark.
+#[derive(Debug, Clone)]
+pub struct ViewRead {
+    /// Row for key.
+    pub rows: Vec<Option<Bytes>>,
+    /// How far the view had got.
+    pub mark: Mark,
+}
+
+/// A tier that answers online reads: the newest row of each entity, per view version.
+///
+/// Contract, which `conformance` checks on every implementation:
+///
+/// - Of all rows given for a key the one whose bytes are greatest holds (rule T5), in whatever order, however often and
+///   in whatever grouping they are given.
+/// - [`apply`](Self::apply) and [`Generation::finish`] are atomic: a read sees all of a change with its mark, or none.
+/// - A view that was never written reads as nothing, with the default mark.
+/// - Versions of a view know nothing of each other.
+/// - After a crash the tier is at some mark that it has had, with exactly that mark's rows.
+pub trait OnlineTier: Send + Sync + Debug {
+    /// Reads the rows of several keys at one instant.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] or [`crate::ErrorKind::Unavailable`] from the storage below.
+    fn read(&self, view: &Pinned, keys: &[&[u8]]) -> Result<ViewRead>;
+
+    /// How far the tier has got with a view.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn mark(&self, view: &Pinned) -> Result<Mark>;
+
+    /// Adds rows and moves the mark.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; the old state then still holds.
+    fn apply(&self, view: &Pinned, rows: Vec<KeyedRow>, mark: Mark) -> Result<()>;
+
+    /// Begins a new generation of a view, which replaces the present one when it is finished, and leaves nothing when
+    /// it is dropped before.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>>;
+
+    /// Forgets a view version.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn forget(&self, view: &Pinned) -> Result<()>;
+}
+
+/// A whole load of a view that readers do not see until it is finished.
+pub trait Generation: Send {
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// As [`OnlineTier::read`].
+    fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()>;
+
+    /// Makes it the one that is read.
+    ///
+    /// # Errors
+    /// As [`OnlineTier::read`]; the old generation then still holds.
+    fn finish(self: Box<Self>, mark: Mark) -> Result<()>;
+}

@@ -1,0 +1,353 @@
+//! The disk tier: RocksDB, one column family per generation of a view version.
+//!
+//! A view's mark lies in the default column family and is written in the same batch as the rows, so a crash leaves
+//! both or neither. Whole loads go into a new column family through sorted files built outside and ingested; the mark
+//! then names the new generation, and the old family is dropped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use rocksdb::{
+    ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, IngestExternalFileOptions, MultiThreaded,
+    Options, SstFileWriter, WriteBatch,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead, rocksdb_tuning as tuning};
+use crate::definition::{Pinned, Version};
+use crate::{Error, Result};
+
+type Database = DBWithThreadMode<MultiThreaded>;
+
+/// Rows of a load held in memory before they become a sorted file.
+const SORT_BUFFER_BYTES: usize = 64 << 20;
+
+/// What people can do about a folder that RocksDB does not read.
+const REBUILD: &str = "delete the folder: it is rebuilt from object storage, and nothing is lost";
+
+/// RocksDB in a folder that one process owns.
+#[derive(Debug)]
+pub struct DiskTier {
+    database: Database,
+    folder: PathBuf,
+    view_options: Options2,
+    views: RwLock<HashMap<Pinned, Arc<RwLock<DiskView>>>>,
+}
+
+/// [`Options`] with a `Debug` that prints nothing of it.
+struct Options2(Options);
+
+impl std::fmt::Debug for Options2 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Options")
+    }
+}
+
+/// A view's record in the default column family.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct DiskView {
+    generation: u64,
+    mark: Mark,
+}
+
+impl DiskTier {
+    /// Opens the tier in a folder, and creates it where there is none.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Busy`] when another process has it open, [`crate::ErrorKind::Damaged`] with the remedy when
+    /// RocksDB finds it corrupt.
+    pub fn open(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            Error::unavailable("the disk tier's folder cannot be made").with("folder", folder.display()).source(error)
+        })?;
+        let cache = tuning::cache();
+        let options = tuning::database();
+        let exists = folder.join("CURRENT").exists();
+        let families = if exists {
+            Database::list_cf(&options, folder).map_err(|error| open_error(folder, error))?
+        } else {
+            vec![DEFAULT_COLUMN_FAMILY_NAME.to_owned()]
+        };
+        let descriptors =
+            families.iter().map(|name| ColumnFamilyDescriptor::new(name, tuning::view(&cache)));
+        let database = Database::open_cf_descriptors(&options, folder, descriptors)
+            .map_err(|error| open_error(folder, error))?;
+        let tier = Self {
+            database,
+            folder: folder.to_owned(),
+            view_options: Options2(tuning::view(&cache)),
+            views: RwLock::default(),
+        };
+        tier.read_records(&families)?;
+        Ok(tier)
+    }
+
+    /// Reads all marks, and drops the families that no mark names: loads that a crash has cut off.
+    fn read_records(&self, families: &[String]) -> Result<()> {
+        let mut views = HashMap::new();
+        for entry in self.database.iterator(rocksdb::IteratorMode::Start) {
+            let (key, value) = entry.map_err(|error| open_error(&self.folder, error))?;
+            let (view, record) = parse_record(&key, &value).ok_or_else(|| {
+                Error::damaged("a mark of the disk tier is not readable")
+                    .with("folder", self.folder.display())
+                    .with("key", String::from_utf8_lossy(&key))
+                    .remedy(REBUILD)
+            })?;
+            views.insert(view, Arc::new(RwLock::new(record)));
+        }
+        let named: Vec<String> = views
+            .iter()
+            .map(|(view, record)| family(view, record.read().unwrap_or_else(PoisonError::into_inner).generation))
+            .collect();
+        for name in families.iter().filter(|name| *name != DEFAULT_COLUMN_FAMILY_NAME && !named.contains(name)) {
+            self.database.drop_cf(name).map_err(|error| self.failed(error))?;
+        }
+        *self.views.write().unwrap_or_else(PoisonError::into_inner) = views;
+        Ok(())
+    }
+
+    fn failed(&self, error: rocksdb::Error) -> Error {
+        match error.kind() {
+            rocksdb::ErrorKind::Corruption => {
+                Error::damaged("the disk tier is corrupt").with("folder", self.folder.display()).remedy(REBUILD)
+            }
+            _ => Error::unavailable("the disk tier failed").with("folder", self.folder.display()),
+        }
+        .source(error)
+    }
+
+    fn slot(&self, view: &Pinned) -> Option<Arc<RwLock<DiskView>>> {
+        self.views.read().unwrap_or_else(PoisonError::into_inner).get(view).cloned()
+    }
+
+    fn slot_or_new(&self, view: &Pinned) -> Result<Arc<RwLock<DiskView>>> {
+        if let Some(slot) = self.slot(view) {
+            return Ok(slot);
+        }
+        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = views.get(view) {
+            return Ok(Arc::clone(slot));
+        }
+        let name = family(view, 0);
+        if self.database.cf_handle(&name).is_none() {
+            self.database.create_cf(&name, &self.view_options.0).map_err(|error| self.failed(error))?;
+        }
+        let slot = Arc::new(RwLock::new(DiskView::default()));
+        views.insert(view.clone(), Arc::clone(&slot));
+        Ok(slot)
+    }
+
+    fn family_handle(&self, name: &str) -> Result<Arc<rocksdb::BoundColumnFamily<'_>>> {
+        self.database.cf_handle(name).ok_or_else(|| {
+            Error::damaged("the disk tier lacks a column family that its marks name")
+                .with("folder", self.folder.display())
+                .with("family", name)
+                .remedy(REBUILD)
+        })
+    }
+}
+
+fn family(view: &Pinned, generation: u64) -> String {
+    format!("{view}#{generation}")
+}
+
+fn record_bytes(record: &DiskView) -> Result<Vec<u8>> {
+    serde_json::to_vec(record).map_err(|error| Error::internal("a mark cannot be written").source(error))
+}
+
+fn parse_record(key: &[u8], value: &[u8]) -> Option<(Pinned, DiskView)> {
+    let (name, version) = std::str::from_utf8(key).ok()?.rsplit_once('@')?;
+    Some((Pinned::new(name, Version::from_text(version)), serde_json::from_slice(value).ok()?))
+}
+
+fn open_error(folder: &Path, error: rocksdb::Error) -> Error {
+    let text = error.to_string();
+    if text.contains("lock") || text.contains("LOCK") {
+        return Error::busy("the store is in use by another process")
+            .with("folder", folder.display())
+            .remedy("stop that process, or talk to it over its address")
+            .source(error);
+    }
+    Error::damaged("the disk tier cannot be opened").with("folder", folder.display()).remedy(REBUILD).source(error)
+}
+
+impl OnlineTier for DiskTier {
+    fn read(&self, view: &Pinned, keys: &[&[u8]]) -> Result<ViewRead> {
+        let Some(slot) = self.slot(view) else {
+            return Ok(ViewRead { rows: vec![None; keys.len()], mark: Mark::default() });
+        };
+        let state = slot.read().unwrap_or_else(PoisonError::into_inner);
+        let handle = self.family_handle(&family(view, state.generation))?;
+        let rows = self
+            .database
+            .batched_multi_get_cf(&handle, keys.iter(), false)
+            .into_iter()
+            .map(|row| row.map(|row| row.map(|bytes| Bytes::copy_from_slice(&bytes))))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| self.failed(error))?;
+        Ok(ViewRead { rows, mark: state.mark })
+    }
+
+    fn mark(&self, view: &Pinned) -> Result<Mark> {
+        Ok(self.slot(view).map_or(Mark::default(), |slot| slot.read().unwrap_or_else(PoisonError::into_inner).mark))
+    }
+
+    fn apply(&self, view: &Pinned, rows: Vec<KeyedRow>, mark: Mark) -> Result<()> {
+        let slot = self.slot_or_new(view)?;
+        let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
+        let handle = self.family_handle(&family(view, state.generation))?;
+        let record = DiskView { generation: state.generation, mark };
+        let mut batch = WriteBatch::default();
+        for (key, row) in rows {
+            batch.merge_cf(&handle, key, row);
+        }
+        batch.put(view.to_string(), record_bytes(&record)?);
+        self.database.write(batch).map_err(|error| self.failed(error))?;
+        *state = record;
+        Ok(())
+    }
+
+    fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
+        let slot = self.slot_or_new(view)?;
+        let generation = slot.read().unwrap_or_else(PoisonError::into_inner).generation + 1;
+        let name = family(view, generation);
+        if self.database.cf_handle(&name).is_some() {
+            // Left by a load that was given up.
+            self.database.drop_cf(&name).map_err(|error| self.failed(error))?;
+        }
+        self.database.create_cf(&name, &self.view_options.0).map_err(|error| self.failed(error))?;
+        Ok(Box::new(DiskGeneration {
+            tier: self,
+            view: view.clone(),
+            slot,
+            generation,
+            buffer: BTreeMap::new(),
+            buffered: 0,
+            files: 0,
+        }))
+    }
+
+    fn forget(&self, view: &Pinned) -> Result<()> {
+        let slot = self.views.write().unwrap_or_else(PoisonError::into_inner).remove(view);
+        if let Some(slot) = slot {
+            let state = slot.write().unwrap_or_else(PoisonError::into_inner);
+            self.database.delete(view.to_string()).map_err(|error| self.failed(error))?;
+            self.database.drop_cf(&family(view, state.generation)).map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A load: rows are sorted in memory by buffers, written as files, and ingested into the new family.
+struct DiskGeneration<'a> {
+    tier: &'a DiskTier,
+    view: Pinned,
+    slot: Arc<RwLock<DiskView>>,
+    generation: u64,
+    buffer: BTreeMap<Bytes, Bytes>,
+    buffered: usize,
+    files: usize,
+}
+
+impl DiskGeneration<'_> {
+    /// Writes the buffer as one sorted file and ingests it. The first file holds plain values; later ones hold merge
+    /// operands, since an entity may stand in several.
+    fn flush(&mut self) -> Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let path = self.tier.folder.join(format!("load-{}-{}.sst", self.view, self.files));
+        self.write_file(&path).map_err(|error| self.tier.failed(error))?;
+        let handle = self.tier.family_handle(&family(&self.view, self.generation))?;
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        let ingested = self.tier.database.ingest_external_file_cf_opts(&handle, &options, vec![&path]);
+        ingested.map_err(|error| self.tier.failed(error))?;
+        self.files += 1;
+        self.buffered = 0;
+        Ok(())
+    }
+
+    fn write_file(&mut self, path: &Path) -> Result<(), rocksdb::Error> {
+        let mut writer = SstFileWriter::create(&self.tier.view_options.0);
+        writer.open(path)?;
+        for (key, row) in std::mem::take(&mut self.buffer) {
+            if self.files == 0 {
+                writer.put(key, row)?;
+            } else {
+                writer.merge(key, row)?;
+            }
+        }
+        writer.finish()
+    }
+}
+
+impl Generation for DiskGeneration<'_> {
+    fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()> {
+        for (key, row) in rows {
+            self.buffered += key.len() + row.len();
+            let held = self.buffer.entry(key).or_default();
+            if row > *held {
+                *held = row;
+            }
+        }
+        if self.buffered >= SORT_BUFFER_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
+        self.flush()?;
+        let tier = self.tier;
+        let name = family(&self.view, self.generation);
+        if self.files > 1 {
+            tier.database.compact_range_cf(&tier.family_handle(&name)?, None::<&[u8]>, None::<&[u8]>);
+        }
+        let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+        let record = DiskView { generation: self.generation, mark };
+        let bytes = record_bytes(&record)?;
+        tier.database.put(self.view.to_string(), bytes).map_err(|error| tier.failed(error))?;
+        let old = family(&self.view, state.generation);
+        *state = record;
+        tier.database.drop_cf(&old).map_err(|error| tier.failed(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::conformance;
+
+    #[test]
+    fn the_disk_tier_keeps_the_contract() {
+        let folder = tempfile::tempdir().expect("a folder");
+        conformance::run(|name| Box::new(DiskTier::open(&folder.path().join(name)).expect("a new folder")));
+    }
+
+    #[test]
+    fn what_was_applied_is_there_after_reopening() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let view = conformance::view("kept");
+        let mark = Mark { commit: 3, watermark: None };
+        let tier = DiskTier::open(folder.path()).expect("a new folder");
+        tier.apply(&view, conformance::rows(&[("a", "1")]), mark).expect("writable");
+        drop(tier);
+        let tier = DiskTier::open(folder.path()).expect("reopened");
+        let read = tier.read(&view, &[b"a"]).expect("readable");
+        assert_eq!((read.rows[0].as_deref(), read.mark), (Some(b"1".as_slice()), mark));
+    }
+
+    #[test]
+    fn a_folder_in_use_and_a_damaged_one_are_named_with_the_remedy() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tier = DiskTier::open(folder.path()).expect("a new folder");
+        let error = DiskTier::open(folder.path()).expect_err("in use");
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        drop(tier);
+        std::fs::write(folder.path().join("CURRENT"), "MANIFEST-999999\n").expect("writable");
+        let error = DiskTier::open(folder.path()).expect_err("damaged");
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(error.to_string().contains("delete the folder"), "{error}");
+    }
+}

@@ -1,0 +1,193 @@
+//! Bringing an online tier up to object storage: what is new commit by commit, or everything anew.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
+use bytes::Bytes;
+use futures::TryStreamExt;
+
+use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommitKind, ViewLog, ViewLogState};
+use super::{KeyedRow, Mark, OnlineTier};
+use crate::definition::FeatureView;
+use crate::encoding::{KeyCodec, RowHeader, RowLayout};
+use crate::time::Timestamp;
+use crate::{Error, Result};
+
+/// A commit of more rows than this is loaded as a new generation: beyond it sorting beats single writes.
+const APPLY_AT_MOST_ROWS: u64 = 200_000;
+
+/// Told how a load gets on; the command line draws a bar from it.
+pub trait Progress: Send + Sync + Debug {
+    /// A load of this many rows begins.
+    fn begin(&self, what: &str, rows: u64);
+    /// So many more rows are done.
+    fn advance(&self, rows: u64);
+    /// It is over.
+    fn end(&self);
+}
+
+/// Nobody is told.
+impl Progress for () {
+    fn begin(&self, _what: &str, _rows: u64) {}
+    fn advance(&self, _rows: u64) {}
+    fn end(&self) {}
+}
+
+/// Brings a view in `tier` up to its log's newest commit. Returns the mark reached.
+///
+/// A tier that holds nothing, that holds a commit which the log does not have (another store's folder), or that is
+/// behind by a replacement or by much, is loaded anew; else the commits that it lacks are applied one by one.
+///
+/// # Errors
+/// Those of the log and of the tier; the tier is then at a mark that it has had.
+pub async fn catch_up(
+    tier: &dyn OnlineTier,
+    log: &ViewLog,
+    view: &FeatureView,
+    progress: &dyn Progress,
+) -> Result<Mark> {
+    let mark = tier.mark(log.view())?;
+    let packer = Packer::new(view)?;
+    let commits = log.commits_after(mark.commit).await?;
+    let unknown = mark.commit > 0 && !log.has(mark).await?;
+    let rows: u64 = commits.iter().flat_map(|(_, commit)| &commit.files).map(|file| file.rows).sum();
+    let replaced = commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Replace);
+    if commits.is_empty() && !unknown {
+        return Ok(mark);
+    }
+    if unknown || replaced || rows > APPLY_AT_MOST_ROWS {
+        return load_anew(tier, log, &packer, progress).await;
+    }
+    let mut reached = mark;
+    for (number, commit) in commits {
+        let mut newest = Newest::default();
+        for file in &commit.files {
+            packer.read(log, number, file, |rows| {
+                newest.add(rows);
+                Ok(())
+            }).await?;
+        }
+        reached = Mark { commit: number, watermark: Some(commit.watermark) };
+        tier.apply(log.view(), newest.rows(), reached)?;
+    }
+    Ok(reached)
+}
+
+async fn load_anew(
+    tier: &dyn OnlineTier,
+    log: &ViewLog,
+    packer: &Packer,
+    progress: &dyn Progress,
+) -> Result<Mark> {
+    let ViewLogState { number, watermark, files } = log.state().await?;
+    progress.begin(&format!("loading {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
+    let mut batches = tier.begin_generation(log.view())?;
+    for (number, file) in &files {
+        packer.read(log, *number, file, |rows| {
+            progress.advance(rows.len() as u64);
+            batches.add(rows)
+        }).await?;
+    }
+    let mark = Mark { commit: number, watermark };
+    batches.finish(mark)?;
+    progress.end();
+    Ok(mark)
+}
+
+impl ViewLog {
+    /// Whether the log has the commit that a tier says it is at.
+    async fn has(&self, mark: Mark) -> Result<bool> {
+        let found = self.commits_after(mark.commit - 1).await?;
+        Ok(found.first().is_some_and(|(number, commit)| {
+            *number == mark.commit && Some(commit.watermark) == mark.watermark
+        }))
+    }
+}
+
+/// The newest row of each key among those seen.
+#[derive(Default)]
+struct Newest(BTreeMap<Bytes, Bytes>);
+
+impl Newest {
+    fn add(&mut self, rows: Vec<KeyedRow>) {
+        for (key, row) in rows {
+            let held = self.0.entry(key).or_default();
+            if row > *held {
+                *held = row;
+            }
+        }
+    }
+
+    fn rows(self) -> Vec<KeyedRow> {
+        self.0.into_iter().collect()
+    }
+}
+
+/// Turns batches of a view's data files into keyed packed rows.
+#[derive(Debug, Clone)]
+pub struct Packer {
+    keys: KeyCodec,
+    layout: RowLayout,
+}
+
+impl Packer {
+    /// A packer for a view's columns.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] when its key columns cannot be keys.
+    pub fn new(view: &FeatureView) -> Result<Self> {
+        Ok(Self { keys: KeyCodec::new(&view.keys)?, layout: RowLayout::new(&view.features) })
+    }
+
+    async fn read(
+        &self,
+        log: &ViewLog,
+        number: u64,
+        file: &DataFile,
+        mut each: impl FnMut(Vec<KeyedRow>) -> Result<()>,
+    ) -> Result<()> {
+        let mut batches = log.read(file).await?;
+        while let Some(batch) = batches.try_next().await? {
+            each(self.pack(&batch, number).map_err(|error| error.with("path", &file.path))?)?;
+        }
+        Ok(())
+    }
+
+    /// Packs a batch that the commit `number` wrote. Rows without a whole key are left out.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when the batch does not have the view's columns.
+    pub fn pack(&self, batch: &RecordBatch, number: u64) -> Result<Vec<KeyedRow>> {
+        let column = |name: &str| {
+            batch
+                .column_by_name(name)
+                .cloned()
+                .ok_or_else(|| Error::damaged("a data file lacks a column").with("column", name))
+        };
+        let columns = |names: &[crate::definition::Column]| -> Result<Vec<ArrayRef>> {
+            names.iter().map(|named| column(&named.name)).collect()
+        };
+        let keys = self.keys.encode(&columns(self.keys.columns())?)?;
+        let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
+        let (event, available) = (times(&event)?, times(&available)?);
+        let headers: Vec<RowHeader> = (0..batch.num_rows())
+            .map(|row| RowHeader {
+                event_time: Timestamp::from_micros(event.value(row)),
+                available_time: Timestamp::from_micros(available.value(row)),
+                sequence: i64::try_from(number).unwrap_or(i64::MAX),
+            })
+            .collect();
+        let rows = self.layout.encode(&headers, &columns(self.layout.columns())?)?;
+        let keyed = keys.iter().zip(rows).filter_map(|(key, row)| Some((Bytes::copy_from_slice(key?), Bytes::from(row))));
+        Ok(keyed.collect())
+    }
+}
+
+fn times(array: &ArrayRef) -> Result<&PrimitiveArray<TimestampMicrosecondType>> {
+    array
+        .as_primitive_opt()
+        .filter(|times| times.null_count() == 0)
+        .ok_or_else(|| Error::damaged("a data file's time column is not made of times"))
+}

@@ -1,0 +1,283 @@
+//! Object storage, the truth: per view version a log of commits, and the Parquet files that they name.
+//!
+//! ```text
+//! views/airport_weather/3f2a9c1d0b4e/log/000000000007.json      commit: files, watermark, rows
+//! views/airport_weather/3f2a9c1d0b4e/data/000000000007-1.parquet
+//! ```
+//!
+//! A data file holds the key columns, the feature columns, and the two times under names that no SQL column has.
+//! A crash before the commit leaves files that no commit names: garbage, never half a refresh.
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+use parquet::arrow::async_writer::AsyncArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::object_reader::ObjectReader;
+use crate::catalog::CommitLog;
+use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
+use crate::time::Timestamp;
+use crate::{Error, Result};
+
+/// The event-time column of data files.
+pub const EVENT_TIME: &str = "@event_time";
+
+/// The available-time column of data files.
+pub const AVAILABLE_TIME: &str = "@available_time";
+
+/// Opens the store at a URL (`s3://bucket/prefix`, `file:///folder`) or in a local folder, which is created.
+/// Options are those of `object_store`, such as `aws_endpoint`; the environment's (`AWS_*`) count too.
+///
+/// # Errors
+/// [`crate::ErrorKind::Invalid`] for a URL that no store serves.
+pub fn open_store<'a>(
+    location: &str,
+    options: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Arc<dyn ObjectStore>> {
+    let url = Url::parse(location).ok().filter(|url| url.scheme().len() > 1 && url.scheme() != "file");
+    let Some(url) = url else {
+        let folder = location.strip_prefix("file://").unwrap_or(location);
+        return open_folder(FilePath::new(folder));
+    };
+    let wrong = |error| {
+        Error::invalid("the store's URL cannot be opened")
+            .with("url", &url)
+            .remedy("give a folder, or a URL such as s3://bucket/prefix")
+            .source(error)
+    };
+    let environment: Vec<(String, String)> = std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect();
+    let environment = environment.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone()));
+    let options = environment.chain(options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let (store, prefix) = object_store::parse_url_opts(&url, options).map_err(wrong)?;
+    Ok(Arc::new(object_store::prefix::PrefixStore::new(store, prefix)))
+}
+
+fn open_folder(folder: &FilePath) -> Result<Arc<dyn ObjectStore>> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::unavailable("the store's folder cannot be made or opened").with("folder", folder.display()).source(error)
+    };
+    std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
+    Ok(Arc::new(LocalFileSystem::new_with_prefix(folder).map_err(|error| failed(error.into()))?))
+}
+
+/// What a view commit did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewCommitKind {
+    /// Added the rows that became visible since the last watermark.
+    Refresh,
+    /// Replaced everything: a static view's rows.
+    Replace,
+}
+
+/// A Parquet file of a view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Its path in the store.
+    pub path: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// One commit of a view's data: files and watermark together (rule T6).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewCommit {
+    /// When it was written, by the writer's clock.
+    pub at: Timestamp,
+    /// What it did.
+    pub kind: ViewCommitKind,
+    /// Every event that was visible up to this time has been processed.
+    pub watermark: Timestamp,
+    /// The files that it adds, or replaces all others with.
+    pub files: Vec<DataFile>,
+}
+
+/// A view's data after some commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ViewLogState {
+    /// The newest commit's number; 0 before the first.
+    pub number: u64,
+    /// The watermark.
+    pub watermark: Option<Timestamp>,
+    /// The files that count, each with the number of the commit that added it.
+    pub files: Vec<(u64, DataFile)>,
+}
+
+impl ViewLogState {
+    fn apply(&mut self, number: u64, commit: ViewCommit) {
+        if commit.kind == ViewCommitKind::Replace {
+            self.files.clear();
+        }
+        self.number = number;
+        self.watermark = Some(commit.watermark);
+        self.files.extend(commit.files.into_iter().map(|file| (number, file)));
+    }
+}
+
+/// The data of one view version on object storage.
+#[derive(Debug, Clone)]
+pub struct ViewLog {
+    store: Arc<dyn ObjectStore>,
+    view: Pinned,
+    prefix: Path,
+    log: CommitLog<ViewCommit>,
+}
+
+impl ViewLog {
+    /// The log of a view version.
+    pub fn new(store: Arc<dyn ObjectStore>, view: &Pinned) -> Self {
+        let prefix = Path::from_iter(["views", &view.name, view.version.as_str()]);
+        let log = CommitLog::new(Arc::clone(&store), prefix.clone().join("log"));
+        Self { store, view: view.clone(), prefix, log }
+    }
+
+    /// The view version.
+    pub fn view(&self) -> &Pinned {
+        &self.view
+    }
+
+    /// The state after the newest commit.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] names a damaged commit.
+    pub async fn state(&self) -> Result<ViewLogState> {
+        let mut state = ViewLogState::default();
+        for (number, commit) in self.log.read_after(0).await? {
+            state.apply(number, commit);
+        }
+        Ok(state)
+    }
+
+    /// The commits after `number`.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub async fn commits_after(&self, number: u64) -> Result<Vec<(u64, ViewCommit)>> {
+        self.log.read_after(number).await
+    }
+
+    /// Writes the commit that follows `state`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Conflict`] when another writer has committed since.
+    pub async fn commit(&self, state: &mut ViewLogState, commit: ViewCommit) -> Result<()> {
+        let number = state.number + 1;
+        self.log.append(number, &commit).await?;
+        state.apply(number, commit);
+        Ok(())
+    }
+
+    /// Begins a data file for the commit `number`; `attempt` tells writers of the same commit apart.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when Parquet refuses the schema.
+    pub fn write(&self, view: &FeatureView, number: u64, attempt: u64) -> Result<ViewWriter> {
+        let path = self.prefix.clone().join("data").join(format!("{number:012}-{attempt:x}.parquet"));
+        let schema = data_schema(view);
+        let object = BufWriter::new(Arc::clone(&self.store), path.clone());
+        let properties =
+            WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let writer = AsyncArrowWriter::try_new(object, schema, Some(properties))
+            .map_err(|error| Error::internal("a data file cannot be begun").with("path", &path).source(error))?;
+        Ok(ViewWriter { writer, path, rows: 0 })
+    }
+
+    /// Reads a data file as batches.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when it is not the Parquet file that the commit describes.
+    pub async fn read(&self, file: &DataFile) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let path = file.path.clone();
+        let damaged = move |error: parquet::errors::ParquetError| {
+            Error::damaged("a data file cannot be read")
+                .with("path", &path)
+                .remedy("restore the object from a backup of the store, or drop and refresh the view")
+                .source(error)
+        };
+        let reader = ObjectReader::new(Arc::clone(&self.store), Path::from(file.path.as_str()), file.bytes);
+        let stream = ParquetRecordBatchStreamBuilder::new(reader)
+            .await
+            .and_then(ParquetRecordBatchStreamBuilder::build)
+            .map_err(&damaged)?;
+        Ok(stream.map_err(damaged).boxed())
+    }
+}
+
+/// The columns of a view's data files: keys, features, event time, available time.
+pub fn data_schema(view: &FeatureView) -> SchemaRef {
+    let columns = view.keys.iter().chain(&view.features).map(Column::to_field);
+    let times = [EVENT_TIME, AVAILABLE_TIME].map(|name| Field::new(name, timestamp_type(), false));
+    Arc::new(Schema::new(columns.chain(times).collect::<Vec<_>>()))
+}
+
+/// A data file being written; nothing reads it until a commit names it.
+pub struct ViewWriter {
+    writer: AsyncArrowWriter<BufWriter>,
+    path: Path,
+    rows: u64,
+}
+
+impl ViewWriter {
+    /// Adds a batch of the view's data schema.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the store fails.
+    pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows += batch.num_rows() as u64;
+        self.writer.write(batch).await.map_err(|error| failed(&self.path, error))
+    }
+
+    /// Completes the file.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn finish(mut self) -> Result<DataFile> {
+        self.writer.finish().await.map_err(|error| failed(&self.path, error))?;
+        Ok(DataFile { path: self.path.to_string(), rows: self.rows, bytes: self.writer.bytes_written() as u64 })
+    }
+}
+
+fn failed(path: &Path, error: parquet::errors::ParquetError) -> Error {
+    Error::unavailable("a data file cannot be written").with("path", path).source(error)
+}
+
+/// Reads a whole object.
+///
+/// # Errors
+/// [`crate::ErrorKind::NotFound`] or [`crate::ErrorKind::Unavailable`].
+pub async fn get_object(store: &Arc<dyn ObjectStore>, path: &str) -> Result<bytes::Bytes> {
+    Ok(store.get(&Path::from(path)).await?.bytes().await?)
+}
+
+/// Writes a whole object.
+///
+/// # Errors
+/// [`crate::ErrorKind::Unavailable`].
+pub async fn put_object(store: &Arc<dyn ObjectStore>, path: &str, bytes: bytes::Bytes) -> Result<()> {
+    store.put(&Path::from(path), bytes.into()).await?;
+    Ok(())
+}
+
+/// The paths of all objects below a folder.
+///
+/// # Errors
+/// [`crate::ErrorKind::Unavailable`].
+pub async fn list_objects(store: &Arc<dyn ObjectStore>, folder: &str) -> Result<Vec<String>> {
+    let objects: Vec<_> = store.list(Some(&Path::from(folder))).try_collect().await?;
+    Ok(objects.into_iter().map(|object| object.location.to_string()).collect())
+}

@@ -1,0 +1,52 @@
+//! All RocksDB tuning in one place, each choice with its reason.
+
+use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, MergeOperands, Options};
+
+/// Memory for decompressed blocks; the memory tier above holds what is hot, so this stays small.
+const BLOCK_CACHE_BYTES: usize = 64 << 20;
+
+/// Memory for fresh writes of one column family before they are flushed.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+
+/// Bits of bloom filter per key: about 1 % false positives, so that an absent key costs no block read.
+const BLOOM_BITS_PER_KEY: f64 = 10.0;
+
+/// Options of the database as a whole.
+pub(super) fn database() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_max_background_jobs(2);
+    // The write-ahead log holds rows and mark together: a crash replays to a mark that has been.
+    options.set_atomic_flush(true);
+    options.set_keep_log_file_num(4);
+    options
+}
+
+/// Options of a view's column family.
+pub(super) fn view(cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    // Upper levels are rewritten often and want speed; the last level holds nearly everything and wants density.
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_bottommost_compression_type(DBCompressionType::Zstd);
+    options.set_merge_operator_associative("springhouse.newest", newest);
+    options
+}
+
+/// The block cache that all column families share.
+pub(super) fn cache() -> Cache {
+    Cache::new_lru_cache(BLOCK_CACHE_BYTES)
+}
+
+/// Rule T5 as a merge operator: the greatest bytes win, so writes need no read and may come in any order, any number
+/// of times.
+fn newest(_key: &[u8], held: Option<&[u8]>, given: &MergeOperands) -> Option<Vec<u8>> {
+    given.iter().chain(held).max().map(<[u8]>::to_vec)
+}

@@ -1,0 +1,84 @@
+//! What every job needs.
+
+use std::sync::Arc;
+
+use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::{Catalog, CatalogState};
+use springhouse_featurestore::definition::{Contract, FeatureView};
+use springhouse_featurestore::tier::{ObjectStore, ViewLog};
+use springhouse_featurestore::time::Clock;
+use springhouse_sql::session::{Session, SessionOptions};
+
+/// The store, the session's options and the clock that jobs run with. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    store: Arc<dyn ObjectStore>,
+    options: SessionOptions,
+    clock: Arc<dyn Clock>,
+    writer: u64,
+}
+
+impl Jobs {
+    /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
+    pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
+        Self { store, options, clock, writer }
+    }
+
+    /// The object store.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// This writer's number.
+    pub fn writer(&self) -> u64 {
+        self.writer
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(Arc::clone(&self.store))
+    }
+
+    /// An empty session.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn session(&self) -> Result<Session> {
+        Session::new(&self.options)
+    }
+
+    /// A session with all current tables and sources, for queries that people write.
+    ///
+    /// # Errors
+    /// Those of adding a table or a source.
+    pub async fn full_session(&self, catalog: &CatalogState) -> Result<Session> {
+        use springhouse_featurestore::definition::Definition;
+        let session = self.session()?;
+        for definition in catalog.definitions() {
+            match definition.as_ref() {
+                Definition::Table(table) => session.add_table(table).await?,
+                Definition::Source(source) => session.add_source(source, None).await?,
+                _ => {}
+            }
+        }
+        Ok(session)
+    }
+
+    /// The log of a view's data.
+    pub fn log(&self, view: &FeatureView) -> ViewLog {
+        ViewLog::new(Arc::clone(&self.store), &view.pinned())
+    }
+}
+
+/// The views that a contract pins, in the order of its rules.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::NotFound`] when the catalog lacks one.
+pub(crate) fn views_of<'a>(catalog: &'a CatalogState, contract: &Contract) -> Result<Vec<&'a FeatureView>> {
+    contract.features.iter().map(|rule| catalog.view(&rule.view)).collect()
+}

@@ -1,0 +1,20 @@
+//! The jobs: refresh, training sets, consistency audit.
+//!
+//! This crate decides *what to run when* and commits results; `sql` decides *how to compute*, `featurestore` holds
+//! the results. It knows nothing of serving: the two meet in the store.
+//!
+//! The way through it:
+//!
+//! 1. [`Jobs`] — what every job needs: store, catalog, session options, clock.
+//! 2. [`due`] — which views are due.
+//! 3. [`refresh`] — the rows of a view that became visible since its watermark, as one commit.
+//! 4. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
+//! 5. [`audit`] — the same rows looked up online at their own time, compared value by value.
+
+pub mod audit;
+pub mod due;
+mod jobs;
+pub mod refresh;
+pub mod training_set;
+
+pub use jobs::Jobs;

@@ -1,0 +1,277 @@
+//! Training sets: a contract's inputs for each row of a spine, as of its time (rules T2 to T5).
+//!
+//! The contract's rules and input expressions are applied by the code that serves predictions, at lag zero: an expired
+//! or missing value is null where the rule says `DEFAULT`. Where a rule says `FAIL`, serving would not have answered;
+//! the row keeps what there is. Batches stream through; nothing holds the whole result.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringBuilder};
+use arrow::compute::{is_null, nullif};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::{Contract, FeatureRule, FeatureView};
+use springhouse_featurestore::enforce::enforce;
+use springhouse_featurestore::freshness::{alive, status};
+use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
+use springhouse_featurestore::tier::DataFile;
+use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::{Error, Result};
+use springhouse_sql::inputs::CompiledInputs;
+use springhouse_sql::session::EventRange;
+use springhouse_sql::spine::{ROW, Spine, SpineFeatures, SpineOrder, SpineSource, TIME};
+use springhouse_sql::view_rows::{RowStream, add_sources};
+
+use crate::Jobs;
+use crate::jobs::views_of;
+
+/// Where the feature rows come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowsFrom {
+    /// What refreshes have committed.
+    Committed,
+    /// Computed from the sources now, in one pass and without the store.
+    Sources,
+}
+
+/// What training set is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrainingSetRequest {
+    /// The spine.
+    pub spine: SpineSource,
+    /// Where the feature rows come from.
+    pub rows: RowsFrom,
+    /// Whether features, statuses and event times stand beside the inputs.
+    pub with_features: bool,
+    /// The order of the rows.
+    pub order: SpineOrder,
+}
+
+/// A planned training set.
+pub struct TrainingSet {
+    features: SpineFeatures,
+    shaper: Arc<Shaper>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Jobs {
+    /// Plans the training set of a contract.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] when the spine lacks columns, or reaches beyond what the views
+    /// have been refreshed to.
+    pub async fn training_set(
+        &self,
+        catalog: &CatalogState,
+        contract: &Contract,
+        request: &TrainingSetRequest,
+    ) -> Result<TrainingSet> {
+        let views = views_of(catalog, contract)?;
+        let session = self.full_session(catalog).await?;
+        let spine = Spine::open(&session, &request.spine, contract).await?;
+        let latest = spine.latest().await?;
+        let mut rows = Vec::with_capacity(views.len());
+        for view in &views {
+            rows.push(match request.rows {
+                RowsFrom::Committed => {
+                    let state = self.log(view).state().await?;
+                    refuse_unprocessed(view, state.watermark, latest)?;
+                    let files: Vec<DataFile> = state.files.into_iter().map(|(_, file)| file).collect();
+                    session.committed_frame(self.store(), view, &files).await?
+                }
+                RowsFrom::Sources => {
+                    let until = latest.unwrap_or(Timestamp::MIN);
+                    let separate = self.session()?;
+                    add_sources(&separate, catalog, view, EventRange::known_by(until)).await?;
+                    separate.view_frame(view).await?
+                }
+            });
+        }
+        let features = spine.join(&views, rows, request.order).await?;
+        let inputs = CompiledInputs::new(&session, contract, &views)?;
+        let shaper = Arc::new(Shaper::new(&features.schema(), contract, &views, inputs, request.with_features)?);
+        Ok(TrainingSet { features, shaper, metadata: metadata(catalog, contract, request) })
+    }
+}
+
+/// A training row must not rest on a view that has not seen all events up to the row's time.
+fn refuse_unprocessed(view: &FeatureView, watermark: Option<Timestamp>, latest: Option<Timestamp>) -> Result<()> {
+    let Some(latest) = latest else { return Ok(()) };
+    if view.is_static() && watermark.is_some() || watermark.is_some_and(|mark| mark >= latest) {
+        return Ok(());
+    }
+    let mark = watermark.map_or_else(|| "never refreshed".to_owned(), |mark| mark.to_string());
+    Err(Error::invalid("the spine reaches beyond what a view has processed")
+        .with("view", view.pinned())
+        .with("watermark", mark)
+        .with("latest spine time", latest)
+        .remedy(format!("refresh the view (springhouse refresh {}), or end the spine earlier", view.name)))
+}
+
+fn metadata(
+    catalog: &CatalogState,
+    contract: &Contract,
+    request: &TrainingSetRequest,
+) -> BTreeMap<String, String> {
+    let views: Vec<String> = contract.features.iter().map(|rule| rule.view.to_string()).collect();
+    let spine = format!("{}\0{}\0{}", request.spine.from, request.spine.time, request.spine.lag);
+    let digest = Sha256::digest(spine.as_bytes()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    BTreeMap::from([
+        ("springhouse.contract".to_owned(), contract.pinned().to_string()),
+        ("springhouse.views".to_owned(), views.join(",")),
+        ("springhouse.catalog_commit".to_owned(), catalog.number().to_string()),
+        ("springhouse.as_of".to_owned(), "known_at".to_owned()),
+        ("springhouse.spine".to_owned(), request.spine.from.clone()),
+        ("springhouse.spine_fingerprint".to_owned(), format!("sha256:{digest}")),
+    ])
+}
+
+impl TrainingSet {
+    /// Its columns.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.shaper.schema
+    }
+
+    /// What a file of it says about itself.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Its plan as text.
+    pub fn explain(&self) -> String {
+        self.features.explain()
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Those of starting; the stream gives those of running.
+    pub fn execute(&self) -> Result<RowStream> {
+        let shaper = Arc::clone(&self.shaper);
+        Ok(self.features.execute()?.map(move |batch| shaper.shape(&batch?)).boxed())
+    }
+}
+
+/// Turns joined batches into rows of the training set.
+struct Shaper {
+    contract: Contract,
+    views: Vec<FeatureView>,
+    inputs: CompiledInputs,
+    with_features: bool,
+    /// The spine's columns that stay beside the inputs.
+    spine: Vec<usize>,
+    schema: SchemaRef,
+}
+
+impl Shaper {
+    fn new(
+        joined: &SchemaRef,
+        contract: &Contract,
+        views: &[&FeatureView],
+        inputs: CompiledInputs,
+        with_features: bool,
+    ) -> Result<Self> {
+        let first_added = joined.index_of(ROW)?;
+        let spine: Vec<usize> =
+            (0..first_added).filter(|&i| inputs.schema().field_with_name(joined.field(i).name()).is_err()).collect();
+        let mut fields: Vec<Field> = spine.iter().map(|&index| joined.field(index).clone()).collect();
+        fields.extend(inputs.schema().fields().iter().map(|field| field.as_ref().clone()));
+        let views: Vec<FeatureView> = views.iter().map(|view| (*view).clone()).collect();
+        if with_features {
+            fields.push(joined.field_with_name(TIME)?.clone());
+            for view in &views {
+                fields.extend(answer_fields(view, joined)?);
+            }
+        }
+        Ok(Self {
+            contract: contract.clone(),
+            views,
+            inputs,
+            with_features,
+            spine,
+            schema: Arc::new(Schema::new(fields)),
+        })
+    }
+
+    fn shape(&self, joined: &RecordBatch) -> Result<RecordBatch> {
+        let answer = self.answer(joined)?;
+        let views: Vec<&FeatureView> = self.views.iter().collect();
+        let enforced = enforce(&self.contract, &views, &answer)?;
+        let request: Vec<ArrayRef> =
+            self.contract.request.iter().map(|column| named(joined, &column.name)).collect::<Result<_>>()?;
+        let inputs = self.inputs.evaluate(&request, &enforced.features, joined.num_rows())?;
+        let mut columns: Vec<ArrayRef> = self.spine.iter().map(|&index| Arc::clone(joined.column(index))).collect();
+        columns.extend(inputs.columns().iter().cloned());
+        if self.with_features {
+            columns.push(named(joined, TIME)?);
+            columns.extend(answer.columns().iter().cloned());
+        }
+        Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
+    }
+
+    /// The joined rows as a lookup at each row's time would have answered, without lag.
+    fn answer(&self, joined: &RecordBatch) -> Result<RecordBatch> {
+        let times = named(joined, TIME)?;
+        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        for (rule, view) in self.contract.features.iter().zip(&self.views) {
+            fields.extend(answer_fields(view, &joined.schema())?);
+            answer_columns(rule, view, joined, &times, &mut columns)?;
+        }
+        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(joined.num_rows()));
+        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
+    }
+}
+
+fn answer_fields(view: &FeatureView, joined: &SchemaRef) -> Result<Vec<Field>> {
+    let features = view.features.iter().map(|feature| {
+        let name = feature_column(&view.name, &feature.name);
+        Ok(joined.field_with_name(&name)?.clone())
+    });
+    let mut fields = features.collect::<Result<Vec<_>>>()?;
+    fields.push(Field::new(status_column(&view.name), DataType::Utf8, false));
+    fields.push(joined.field_with_name(&event_time_column(&view.name))?.clone());
+    Ok(fields)
+}
+
+/// A view's columns of the answer: values, status, event time. A row beyond its TTL is as if it had never been.
+fn answer_columns(
+    rule: &FeatureRule,
+    view: &FeatureView,
+    joined: &RecordBatch,
+    times: &ArrayRef,
+    columns: &mut Vec<ArrayRef>,
+) -> Result<()> {
+    let event_column = named(joined, &event_time_column(&view.name))?;
+    let events = event_column.as_primitive::<TimestampMicrosecondType>();
+    let times = times.as_primitive::<TimestampMicrosecondType>();
+    let mut statuses = StringBuilder::new();
+    let mut gone = Vec::with_capacity(joined.num_rows());
+    for row in 0..joined.num_rows() {
+        let time = Timestamp::from_micros(if times.is_valid(row) { times.value(row) } else { i64::MIN });
+        let event = events.is_valid(row).then(|| Timestamp::from_micros(events.value(row)));
+        let event = event.filter(|event| alive(time, *event, view.ttl));
+        gone.push(event.is_none());
+        statuses.append_value(status(rule, Span::ZERO, time, event).as_str());
+    }
+    let gone = BooleanArray::from(gone);
+    for feature in &view.features {
+        columns.push(nullif(&named(joined, &feature_column(&view.name, &feature.name))?, &gone)?);
+    }
+    columns.push(Arc::new(statuses.finish()));
+    let always: BooleanArray = events.iter().map(|event| Some(event == Some(i64::MIN))).collect();
+    let hidden = arrow::compute::or(&gone, &always)?;
+    columns.push(if is_null(&event_column)?.false_count() == 0 { event_column } else { nullif(&event_column, &hidden)? });
+    Ok(())
+}
+
+fn named(batch: &RecordBatch, name: &str) -> Result<ArrayRef> {
+    batch
+        .column_by_name(name)
+        .cloned()
+        .ok_or_else(|| Error::internal("a joined batch lacks a column").with("column", name))
+}

@@ -1,0 +1,197 @@
+//! Builds everything, listens, drains.
+//!
+//! A process is a store (Flight), a worker (predict), or both in one with direct calls between them. Each listens on
+//! one port; a store also on a Unix socket for workers on the same host.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use springhouse_featurestore::time::Clock;
+use springhouse_featurestore::{Error, Result};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+
+use crate::features::{FeatureServer, FeatureSource};
+use crate::flight::FlightServer;
+use crate::generated::DESCRIPTORS;
+use crate::generated::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use crate::predict::PredictService;
+use crate::worker::Contracts;
+
+/// How often the store looks for commits and the worker for deployments, unless they are told.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a stopping server waits for answers that are on their way.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+
+/// The store's part of a process.
+#[derive(Debug, Clone)]
+pub struct StorePart {
+    /// The opened store.
+    pub features: Arc<FeatureServer>,
+    /// Its Flight service.
+    pub flight: FlightServer,
+    /// A Unix socket to listen on beside the port.
+    pub socket: Option<PathBuf>,
+}
+
+/// The worker's part of a process.
+#[derive(Debug, Clone)]
+pub struct WorkerPart {
+    /// The contracts that it serves.
+    pub contracts: Arc<Contracts>,
+    /// For prediction ids.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A process that serves.
+#[derive(Debug)]
+pub struct App {
+    /// The port's listener, bound.
+    pub listener: TcpListener,
+    /// Its store, if it has one.
+    pub store: Option<StorePart>,
+    /// Its worker, if it has one.
+    pub worker: Option<WorkerPart>,
+}
+
+/// Binds a port.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Busy`] when it is in use.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Error::busy("the address cannot be listened on")
+            .with("address", address)
+            .remedy("stop the process that uses it, or choose another with --listen")
+            .source(error)
+    })
+}
+
+impl App {
+    /// Serves until `stop` turns true, then lets answers that are on their way go out.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Unavailable`] when a listener fails.
+    pub async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
+        let mut tasks = JoinSet::new();
+        if let Some(StorePart { features, flight, socket }) = &self.store {
+            tasks.spawn(follow_store(Arc::clone(features), stop.clone()));
+            if let Some(path) = socket {
+                tasks.spawn(serve_socket(flight.clone(), listen_socket(path)?, stop.clone()));
+            }
+        }
+        if let Some(WorkerPart { contracts, .. }) = &self.worker {
+            tasks.spawn(follow_deployments(Arc::clone(contracts), stop.clone()));
+        }
+        let router = self.router().await?;
+        let incoming = TcpListenerStream::new(self.listener);
+        let served = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+        drain(served, stop).await?;
+        tasks.shutdown().await;
+        Ok(())
+    }
+
+    async fn router(&self) -> Result<Router> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|error| Error::internal("reflection cannot be built").source(error))?;
+        let predict = self.worker.as_ref().map(|part| {
+            PredictService::new(Arc::clone(&part.contracts), part.clock.as_ref()).into_service()
+        });
+        if predict.is_some() {
+            health.set_serving::<GrpcInferenceServiceServer<PredictService>>().await;
+        }
+        let flight = self.store.as_ref().map(|part| part.flight.clone().into_service());
+        Ok(Server::builder()
+            .tcp_nodelay(true)
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_optional_service(predict)
+            .add_optional_service(flight))
+    }
+}
+
+/// Removes a socket that a killed process left, and listens.
+fn listen_socket(path: &Path) -> Result<UnixListener> {
+    let failed = |error: std::io::Error| {
+        Error::busy("the Unix socket cannot be listened on").with("socket", path.display()).source(error)
+    };
+    if path.exists() {
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    UnixListener::bind(path).map_err(failed)
+}
+
+async fn serve_socket(flight: FlightServer, listener: UnixListener, stop: watch::Receiver<bool>) {
+    let served = Server::builder()
+        .add_service(flight.into_service())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop.clone()));
+    if let Err(error) = drain(served, stop).await {
+        tracing::error!(error = %error, "the Unix socket failed");
+    }
+}
+
+/// Waits for a server to end; once it is told to stop, not for longer than the drain.
+async fn drain(
+    served: impl Future<Output = Result<(), tonic::transport::Error>>,
+    stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let too_long = async {
+        stopped(stop).await;
+        tokio::time::sleep(DRAIN_WITHIN).await;
+    };
+    tokio::select! {
+        ended = served => ended.map_err(|error| Error::unavailable("the server failed").source(error)),
+        () = too_long => {
+            tracing::warn!("some callers kept their connections open; stopping without them");
+            Ok(())
+        }
+    }
+}
+
+/// Returns when `stop` turns true, or its sender has gone.
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        tracing::debug!("nobody is left to stop this server");
+    }
+}
+
+async fn follow_store(features: Arc<FeatureServer>, stop: watch::Receiver<bool>) {
+    let follow = async {
+        loop {
+            tokio::time::sleep(FOLLOW_EVERY).await;
+            if let Err(error) = features.follow(&()).await {
+                tracing::error!(error = %error.chain(), "the store cannot be followed; serving what there is");
+            }
+        }
+    };
+    tokio::select! { () = follow => {}, () = stopped(stop) => {} }
+}
+
+async fn follow_deployments(contracts: Arc<Contracts>, stop: watch::Receiver<bool>) {
+    let follow = async {
+        loop {
+            tokio::time::sleep(FOLLOW_EVERY).await;
+            if let Err(error) = contracts.follow().await {
+                tracing::error!(error = %error.chain(), "deployments cannot be followed; serving what there is");
+            }
+        }
+    };
+    tokio::select! { () = follow => {}, () = stopped(stop) => {} }
+}
+
+/// Workers in the same process as the store call it directly.
+pub fn direct(features: &Arc<FeatureServer>) -> Arc<dyn FeatureSource> {
+    Arc::clone(features) as Arc<dyn FeatureSource>
+}

@@ -1,0 +1,250 @@
+//! The feature server: a store's catalog and tiers, followed as they change, and the lookup over them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use springhouse_featurestore::catalog::{Catalog, CatalogState};
+use springhouse_featurestore::definition::{Contract, FeatureView, Pinned};
+use springhouse_featurestore::freshness::lag;
+use springhouse_featurestore::lookup::LookupPlan;
+use springhouse_featurestore::tier::{DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, ViewLog, catch_up};
+use springhouse_featurestore::time::{Clock, Timestamp};
+use springhouse_featurestore::{Error, Result};
+
+use crate::package::Package;
+
+/// A contract with a package that answers for it, and everything a worker needs to do so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeployedContract {
+    /// The contract, at the version that the package implements.
+    pub contract: Contract,
+    /// The views that it pins, in the order of its rules.
+    pub views: Vec<FeatureView>,
+    /// The package's digest.
+    pub digest: String,
+}
+
+/// Where a worker gets deployments, packages and features: in the same process or over Flight.
+#[async_trait]
+pub trait FeatureSource: Send + Sync + std::fmt::Debug {
+    /// What is deployed.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Unavailable`] when the store cannot be reached.
+    async fn deployments(&self) -> Result<Vec<DeployedContract>>;
+
+    /// A package, verified against its digest.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Damaged`] when its bytes do not match.
+    async fn package(&self, digest: &str) -> Result<Package>;
+
+    /// Looks up rows of keys for a contract version; the answer has the columns that
+    /// [`springhouse_featurestore::lookup`] documents, row for row.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for keys that the contract does not have.
+    async fn lookup(&self, contract: &Pinned, keys: RecordBatch) -> Result<RecordBatch>;
+}
+
+/// How a view stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ViewStatus {
+    /// The view, `name@version`.
+    pub view: String,
+    /// Every event up to this time has been processed and can be looked up.
+    pub watermark: Option<Timestamp>,
+    /// Now less the watermark, in seconds; absent before the first refresh.
+    pub lag_seconds: Option<f64>,
+    /// How often it is to be refreshed.
+    pub refresh_every: String,
+}
+
+/// How the feature server stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeatureStatus {
+    /// Its clock's time.
+    pub now: Timestamp,
+    /// The newest catalog commit that it follows.
+    pub catalog_commit: u64,
+    /// Deployed contracts: `name@version` and the package's digest.
+    pub deployments: BTreeMap<String, String>,
+    /// Current contracts, `name@version`.
+    pub contracts: Vec<String>,
+    /// Its views.
+    pub views: Vec<ViewStatus>,
+    /// Keys answered from memory since the start.
+    pub memory_hits: u64,
+    /// Keys asked for since the start.
+    pub memory_reads: u64,
+}
+
+/// The store opened for online reads by this process.
+#[derive(Debug)]
+pub struct FeatureServer {
+    store: Arc<dyn ObjectStore>,
+    catalog: Catalog,
+    tier: MemoryTier<DiskTier>,
+    clock: Arc<dyn Clock>,
+    state: RwLock<Arc<CatalogState>>,
+    plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
+    /// One follower at a time: two would load the same commits.
+    following: tokio::sync::Mutex<()>,
+}
+
+impl FeatureServer {
+    /// A server over a store and an opened disk tier, with a cache of `memory_bytes`.
+    pub fn new(store: Arc<dyn ObjectStore>, disk: DiskTier, memory_bytes: u64, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            catalog: Catalog::new(Arc::clone(&store)),
+            store,
+            tier: MemoryTier::new(disk, memory_bytes),
+            clock,
+            state: RwLock::default(),
+            plans: RwLock::default(),
+            following: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Reads what is new in the catalog and loads what is new in the views.
+    ///
+    /// # Errors
+    /// Those of the store; what was reached before stays.
+    pub async fn follow(&self, progress: &dyn Progress) -> Result<()> {
+        let _one = self.following.lock().await;
+        let mut state = CatalogState::clone(&self.state());
+        if self.catalog.follow(&mut state).await? {
+            *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        }
+        for view in self.state().live_views() {
+            let log = ViewLog::new(Arc::clone(&self.store), &view.pinned());
+            catch_up(&self.tier, &log, view, progress).await?;
+        }
+        Ok(())
+    }
+
+    /// The catalog as of the last [`Self::follow`].
+    pub fn state(&self) -> Arc<CatalogState> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The object store.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The plan of a contract by name (the deployed version, else the current one) or by `name@version`.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::NotFound`] with the names that there are.
+    pub fn plan(&self, contract: &str) -> Result<Arc<LookupPlan>> {
+        let state = self.state();
+        let found = match contract.split_once('@') {
+            Some((name, version)) => {
+                let version = springhouse_featurestore::definition::Version::from_text(version);
+                state.contract(&Pinned::new(name, version))?
+            }
+            None => match deployed(&state, contract) {
+                Some((contract, _)) => contract,
+                None => state.current_contract(contract)?,
+            },
+        };
+        self.plan_of(&state, found)
+    }
+
+    fn plan_of(&self, state: &CatalogState, contract: &Contract) -> Result<Arc<LookupPlan>> {
+        let pinned = contract.pinned();
+        if let Some(plan) = self.plans.read().unwrap_or_else(PoisonError::into_inner).get(&pinned) {
+            return Ok(Arc::clone(plan));
+        }
+        let plan = Arc::new(LookupPlan::new(contract, &views_of(state, contract)?)?);
+        self.plans.write().unwrap_or_else(PoisonError::into_inner).insert(pinned, Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// Looks up a batch of keys, by column names, at the clock's time.
+    ///
+    /// # Errors
+    /// As [`LookupPlan::take_keys`] and [`LookupPlan::lookup`].
+    pub fn lookup_with(&self, plan: &LookupPlan, keys: &RecordBatch) -> Result<RecordBatch> {
+        plan.lookup(&self.tier, &plan.take_keys(keys)?, self.clock.now())
+    }
+
+    /// How it stands.
+    ///
+    /// # Errors
+    /// Those of the tier.
+    pub fn status(&self) -> Result<FeatureStatus> {
+        let (state, now) = (self.state(), self.clock.now());
+        let mut views = Vec::new();
+        for view in state.live_views() {
+            let watermark = self.tier.mark(&view.pinned())?.watermark;
+            views.push(ViewStatus {
+                view: view.pinned().to_string(),
+                watermark,
+                lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
+                refresh_every: view.refresh_every.to_string(),
+            });
+        }
+        let (memory_hits, memory_reads) = self.tier.hits_of_reads();
+        let deployments = state.deployments().keys().filter_map(|name| deployed(&state, name));
+        Ok(FeatureStatus {
+            now,
+            catalog_commit: state.number(),
+            deployments: deployments.map(|(contract, digest)| (contract.pinned().to_string(), digest.to_owned())).collect(),
+            contracts: state.contracts().map(|contract| contract.pinned().to_string()).collect(),
+            views,
+            memory_hits,
+            memory_reads,
+        })
+    }
+}
+
+fn views_of(state: &CatalogState, contract: &Contract) -> Result<Vec<FeatureView>> {
+    contract.features.iter().map(|rule| state.view(&rule.view).cloned()).collect()
+}
+
+/// The contract version that is deployed under a name, and its package's digest.
+fn deployed<'a>(state: &'a CatalogState, name: &str) -> Option<(&'a Contract, &'a str)> {
+    let record = state.packages().get(&state.deployment(name)?.digest)?;
+    Some((state.contract(&record.contract).ok()?, &record.digest))
+}
+
+#[async_trait]
+impl FeatureSource for FeatureServer {
+    async fn deployments(&self) -> Result<Vec<DeployedContract>> {
+        let state = self.state();
+        state
+            .deployments()
+            .keys()
+            .filter_map(|name| deployed(&state, name))
+            .map(|(contract, digest)| {
+                Ok(DeployedContract {
+                    contract: contract.clone(),
+                    views: views_of(&state, contract)?,
+                    digest: digest.to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    async fn package(&self, digest: &str) -> Result<Package> {
+        Package::load(&self.store, digest).await
+    }
+
+    async fn lookup(&self, contract: &Pinned, keys: RecordBatch) -> Result<RecordBatch> {
+        let state = self.state();
+        let contract = state.contract(contract).map_err(|error| {
+            Error::not_found("the contract is not in the catalog").with("contract", contract).source(error)
+        })?;
+        self.lookup_with(&*self.plan_of(&state, contract)?, &keys)
+    }
+}

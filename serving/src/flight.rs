@@ -1,0 +1,25 @@
+//! Arrow Flight: features, packages and training sets on the wire.
+//!
+//! Commands are small JSON objects, so that any Flight client in any language can speak them without generated code:
+//!
+//! | call | command | what comes back |
+//! |---|---|---|
+//! | `DoExchange` | `{"lookup": {"contract": "arrival_delay"}}` | for each batch of keys a batch of features, in order |
+//! | `DoGet` | `{"package": "sha256:..."}` | the package's files: `name`, `bytes` |
+//! | `DoGet` | `{"training_set": {"contract": "...", "spine": "...", "time": "..."}}` | the training set |
+//! | `DoAction` | `contracts`, `status`, `follow`, `clock` | JSON |
+//! | `GetFlightInfo`, `ListFlights` | a command, or nothing | schemas and tickets; a ticket is its command |
+
+mod client;
+mod command;
+mod lookup;
+mod server;
+
+pub use client::RemoteFeatures;
+pub use command::{Command, TrainingSetCommand};
+pub use server::{Batches, FlightServer, TrainingSets};
+
+/// The largest message taken on any service.
+pub(crate) const fn max_message_bytes() -> usize {
+    server::MAX_MESSAGE_BYTES
+}

@@ -1,0 +1,79 @@
+//! Flight commands: JSON in descriptors and tickets.
+
+use serde::{Deserialize, Serialize};
+use springhouse_featurestore::{Error, Result};
+
+/// A command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Keys in, features out.
+    Lookup(LookupCommand),
+    /// A package's files, by digest.
+    Package(String),
+    /// A training set.
+    TrainingSet(TrainingSetCommand),
+}
+
+/// Which lookup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookupCommand {
+    /// A contract's name (its deployed version, else its current one), or `name@version`.
+    pub contract: String,
+}
+
+/// Which training set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingSetCommand {
+    /// The contract's name.
+    pub contract: String,
+    /// A SQL query over the project's tables and sources.
+    pub spine: String,
+    /// The spine's time column.
+    pub time: String,
+}
+
+impl Command {
+    /// Reads a descriptor's command or a ticket.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] with the accepted forms.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::invalid("not a command")
+                .with("given", String::from_utf8_lossy(&bytes[..bytes.len().min(200)]))
+                .remedy(
+                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."} or {"training_set": {"contract": "name", "spine": "SELECT ...", "time": "column"}}"#,
+                )
+                .source(error)
+        })
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// A lookup for a contract.
+    pub fn lookup(contract: impl Into<String>) -> Self {
+        Self::Lookup(LookupCommand { contract: contract.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_read_back_and_others_are_refused_with_the_accepted_forms() {
+        let command = Command::lookup("arrival_delay");
+        assert_eq!(command.to_bytes(), br#"{"lookup":{"contract":"arrival_delay"}}"#);
+        assert_eq!(Command::parse(&command.to_bytes()).expect("own bytes"), command);
+        for wrong in [b"".as_slice(), b"{}", b"hello", br#"{"lookup": {}}"#, br#"{"drop": "all"}"#, b"\xff"] {
+            let error = Command::parse(wrong).expect_err("not a command");
+            assert!(error.to_string().contains("lookup"), "{error}");
+        }
+    }
+}

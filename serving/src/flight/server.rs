@@ -1,0 +1,211 @@
+//! The Flight service over a feature server.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
+    HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
+};
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use springhouse_featurestore::time::{DrivenClock, Timestamp};
+use springhouse_featurestore::{Error, Result};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::command::{Command, TrainingSetCommand};
+use super::lookup::exchange;
+use crate::features::{FeatureServer, FeatureSource};
+use crate::status::to_status;
+
+/// Batches of a training set, and their columns.
+pub type Batches = (SchemaRef, BoxStream<'static, Result<RecordBatch>>);
+
+/// Makes training sets for `DoGet`. Serving and materializing know nothing of each other: the binary wires this.
+#[async_trait]
+pub trait TrainingSets: Send + Sync + std::fmt::Debug {
+    /// Begins a training set.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for a spine or contract that is not right.
+    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches>;
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct FlightServer {
+    features: Arc<FeatureServer>,
+    training_sets: Arc<dyn TrainingSets>,
+    /// The clock that the `clock` action sets; `None` when the server runs at the machine's time.
+    driven: Option<Arc<DrivenClock>>,
+}
+
+/// Actions and what they do.
+const ACTIONS: [(&str, &str); 4] = [
+    ("contracts", "the deployed contracts with their views and packages, as JSON"),
+    ("status", "what exactly is served: versions, watermarks, lags, as JSON"),
+    ("follow", "load now what was committed since"),
+    ("clock", "set the clock of a server that was started with --clock: a time such as 2013-12-01T05:00:00Z"),
+];
+
+impl FlightServer {
+    /// A service over a feature server.
+    pub fn new(
+        features: Arc<FeatureServer>,
+        training_sets: Arc<dyn TrainingSets>,
+        driven: Option<Arc<DrivenClock>>,
+    ) -> Self {
+        Self { features, training_sets, driven }
+    }
+
+    /// As a tonic service.
+    pub fn into_service(self) -> FlightServiceServer<Self> {
+        FlightServiceServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    async fn act(&self, action: &Action) -> Result<Vec<u8>> {
+        match action.r#type.as_str() {
+            "contracts" => json(&self.features.deployments().await?),
+            "status" => json(&self.features.status()?),
+            "follow" => {
+                self.features.follow(&()).await?;
+                json(&self.features.status()?)
+            }
+            "clock" => {
+                let clock = self.driven.as_ref().ok_or_else(|| {
+                    Error::invalid("this server runs at the machine's time").remedy("start it with --clock TIME to drive it")
+                })?;
+                clock.set(Timestamp::parse(&String::from_utf8_lossy(&action.body))?);
+                json(&self.features.clock().now())
+            }
+            other => Err(Error::invalid("no such action")
+                .with("action", other)
+                .remedy(format!("there are: {}", ACTIONS.map(|(name, _)| name).join(", ")))),
+        }
+    }
+
+    async fn batches(&self, command: &Command) -> Result<Batches> {
+        match command {
+            Command::TrainingSet(command) => self.training_sets.training_set(command).await,
+            Command::Package(digest) => {
+                let package = self.features.package(digest).await?;
+                let names = StringArray::from_iter_values(package.files().keys());
+                let bytes = BinaryArray::from_iter_values(package.files().values());
+                let columns: Vec<ArrayRef> = vec![Arc::new(names), Arc::new(bytes)];
+                let batch = RecordBatch::try_new(package_schema(), columns)?;
+                Ok((package_schema(), stream::iter([Ok(batch)]).boxed()))
+            }
+            Command::Lookup(_) => Err(Error::invalid("a lookup is an exchange of batches").remedy("call DoExchange")),
+        }
+    }
+
+    async fn schema_of(&self, command: &Command) -> Result<SchemaRef> {
+        Ok(match command {
+            Command::Lookup(lookup) => Arc::clone(self.features.plan(&lookup.contract)?.schema()),
+            Command::Package(_) => package_schema(),
+            Command::TrainingSet(command) => self.training_sets.training_set(command).await?.0,
+        })
+    }
+
+    async fn info(&self, command: &Command) -> Result<FlightInfo> {
+        let schema = self.schema_of(command).await?;
+        let ticket = Ticket::new(command.to_bytes());
+        Ok(FlightInfo::new()
+            .try_with_schema(&schema)?
+            .with_endpoint(FlightEndpoint::new().with_ticket(ticket))
+            .with_descriptor(FlightDescriptor::new_cmd(command.to_bytes())))
+    }
+}
+
+/// The largest message taken: a batch of keys, or of a request's tensors.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+fn package_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("name", DataType::Utf8, false),
+        Field::new("bytes", DataType::Binary, false),
+    ]))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::internal("an answer cannot be written as JSON").source(error))
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
+#[tonic::async_trait]
+impl FlightService for FlightServer {
+    type HandshakeStream = Answers<HandshakeResponse>;
+    type ListFlightsStream = Answers<FlightInfo>;
+    type DoGetStream = Answers<FlightData>;
+    type DoPutStream = Answers<PutResult>;
+    type DoExchangeStream = Answers<FlightData>;
+    type DoActionStream = Answers<arrow_flight::Result>;
+    type ListActionsStream = Answers<ActionType>;
+
+    async fn handshake(&self, _request: Request<Streaming<HandshakeRequest>>) -> Answer<Self::HandshakeStream> {
+        Err(Status::unimplemented("no handshake is needed"))
+    }
+
+    async fn list_flights(&self, _request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
+        let state = self.features.state();
+        let lookups = state.contracts().map(|contract| Command::lookup(&contract.name));
+        let packages = state.packages().keys().map(|digest| Command::Package(digest.clone()));
+        let mut flights = Vec::new();
+        for command in lookups.chain(packages) {
+            flights.push(Ok(self.info(&command).await.map_err(to_status)?));
+        }
+        Ok(Response::new(stream::iter(flights).boxed()))
+    }
+
+    async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
+        let command = Command::parse(&request.into_inner().cmd).map_err(to_status)?;
+        Ok(Response::new(self.info(&command).await.map_err(to_status)?))
+    }
+
+    async fn poll_flight_info(&self, _request: Request<FlightDescriptor>) -> Answer<PollInfo> {
+        Err(Status::unimplemented("nothing here takes so long: call GetFlightInfo"))
+    }
+
+    async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
+        let command = Command::parse(&request.into_inner().cmd).map_err(to_status)?;
+        let schema = self.schema_of(&command).await.map_err(to_status)?;
+        let options = arrow::ipc::writer::IpcWriteOptions::default();
+        let result = SchemaAsIpc::new(&schema, &options).try_into();
+        Ok(Response::new(result.map_err(|error: arrow::error::ArrowError| to_status(error.into()))?))
+    }
+
+    async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
+        let command = Command::parse(&request.into_inner().ticket).map_err(to_status)?;
+        let (schema, batches) = self.batches(&command).await.map_err(to_status)?;
+        let batches = batches.map_err(|error| FlightError::Tonic(Box::new(to_status(error))));
+        let encoded = FlightDataEncoderBuilder::new().with_schema(schema).build(batches).map_err(Status::from);
+        Ok(Response::new(encoded.boxed()))
+    }
+
+    async fn do_put(&self, _request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
+        Err(Status::unimplemented("pushes are not taken yet: put the events into the source's table and refresh"))
+    }
+
+    async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
+        Ok(Response::new(exchange(Arc::clone(&self.features), request.into_inner()).await?))
+    }
+
+    async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
+        let body = self.act(&request.into_inner()).await.map_err(to_status)?;
+        Ok(Response::new(stream::iter([Ok(arrow_flight::Result::new(body))]).boxed()))
+    }
+
+    async fn list_actions(&self, _request: Request<Empty>) -> Answer<Self::ListActionsStream> {
+        let actions = ACTIONS.map(|(name, description)| {
+            Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() })
+        });
+        Ok(Response::new(stream::iter(actions).boxed()))
+    }
+}

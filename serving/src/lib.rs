@@ -1,0 +1,36 @@
+//! Serving: features over Arrow Flight, predictions over the Open Inference Protocol, and the worker between them.
+//!
+//! ```text
+//! caller -> predict (gRPC) -> worker: queue -> batch -> FeatureSource -> enforce -> inputs -> model -> answer
+//!                                                        |  same process: FeatureServer
+//!                                                        |  elsewhere:    RemoteFeatures -> Flight -> FeatureServer
+//! ```
+//!
+//! The way through it:
+//!
+//! 1. [`features`] — the feature server: the store's catalog and tiers, followed as they change; the lookup.
+//! 2. [`flight`] — that server on the wire, and the client that workers use.
+//! 3. [`package`] — content-addressed model artifacts; [`model`] — what is loaded from them.
+//! 4. [`worker`] — one request's way, step by step.
+//! 5. [`predict`] — the edge: tensors to columns, columns to tensors.
+//! 6. [`app`] — builds everything, listens, drains.
+//!
+//! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
+
+pub mod app;
+pub mod features;
+pub mod flight;
+#[expect(missing_docs, clippy::all, clippy::pedantic, reason = "generated from proto/inference.proto")]
+pub mod generated {
+    //! Generated protocol code, checked in; a test regenerates it and fails on a difference.
+    pub mod inference;
+    /// The protocol's file descriptors, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
+}
+pub mod model;
+pub mod package;
+pub mod predict;
+mod status;
+pub mod worker;
+
+pub use features::{DeployedContract, FeatureServer, FeatureSource};

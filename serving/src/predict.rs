@@ -1,0 +1,19 @@
+//! The predict API: the Open Inference Protocol over gRPC.
+//!
+//! A model's name is a contract's name; its input tensors are the `REQUEST` columns, shapes `[rows]` or `[rows, 1]`.
+//! Tensors know no null: a nullable column may be left out (all rows null), or come with a `BOOL` tensor
+//! `column@null` that says which rows are null. Times are `INT64` microseconds since 1970 in UTC, or RFC 3339 in
+//! `BYTES`; dates are `INT32` days. A request with raw contents is answered with raw contents, one with typed contents
+//! with typed ones.
+//!
+//! The answer's parameters: `springhouse_contract_version`, `springhouse_package`, `springhouse_prediction_id`,
+//! `springhouse_fresh` (true when every view of every row was), and for each view that was not
+//! `springhouse_view_NAME`: its status, the rule applied, and the number of rows.
+
+mod client;
+mod grpc;
+mod tensor;
+
+pub use client::{PredictClient, Prediction, TextColumn};
+pub use grpc::PredictService;
+pub use tensor::{TensorData, columns_to_tensors, datatype, request_columns};

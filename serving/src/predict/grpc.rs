@@ -1,0 +1,214 @@
+//! The protocol's service over the contracts that this process serves.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use springhouse_featurestore::Result;
+use springhouse_featurestore::definition::Column;
+use springhouse_featurestore::time::Clock;
+use tonic::{Request, Response, Status};
+
+use super::tensor::{TensorData, columns_to_tensors, datatype, request_columns};
+use crate::flight::max_message_bytes;
+use crate::generated::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use crate::generated::inference::infer_parameter::ParameterChoice;
+use crate::generated::inference::model_infer_response::InferOutputTensor;
+use crate::generated::inference::model_metadata_response::TensorMetadata;
+use crate::generated::inference::{
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
+    ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
+    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+};
+use crate::status::to_status;
+use crate::worker::{Answer, Contracts, Question};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct PredictService {
+    contracts: Arc<Contracts>,
+    /// Tells this process's predictions from those of others: when it started.
+    incarnation: i64,
+}
+
+impl PredictService {
+    /// A service over the contracts of this process.
+    pub fn new(contracts: Arc<Contracts>, clock: &dyn Clock) -> Self {
+        Self { contracts, incarnation: clock.now().micros() }
+    }
+
+    /// As a tonic service.
+    pub fn into_service(self) -> GrpcInferenceServiceServer<Self> {
+        GrpcInferenceServiceServer::new(self)
+            .max_decoding_message_size(max_message_bytes())
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
+    }
+
+    async fn infer(&self, request: &ModelInferRequest, deadline: Option<Instant>) -> Result<ModelInferResponse> {
+        let worker = self.contracts.worker(&request.model_name, &request.model_version)?;
+        let contract = worker.contract();
+        let outputs = wanted_outputs(&contract.output, request)?;
+        let (columns, rows) = request_columns(&contract.request, request)
+            .map_err(|error| error.with("contract", contract.pinned()))?;
+        let answer = worker.ask(Question { columns, rows, deadline }).await?;
+        self.response(request, &answer, &outputs, rows)
+    }
+
+    fn response(
+        &self,
+        request: &ModelInferRequest,
+        answer: &Answer,
+        wanted: &[usize],
+        rows: usize,
+    ) -> Result<ModelInferResponse> {
+        let contract = answer.worker.contract();
+        let raw = !request.raw_input_contents.is_empty();
+        let columns: Vec<_> = wanted.iter().map(|&index| Arc::clone(&answer.columns[index])).collect();
+        let mut response = ModelInferResponse {
+            model_name: contract.name.clone(),
+            model_version: contract.version.to_string(),
+            id: request.id.clone(),
+            parameters: self.parameters(answer),
+            outputs: Vec::new(),
+            raw_output_contents: Vec::new(),
+        };
+        for (&index, data) in wanted.iter().zip(columns_to_tensors(&columns, raw)?) {
+            let column = &contract.output[index];
+            let contents = match data {
+                TensorData::Raw(bytes) => {
+                    response.raw_output_contents.push(bytes);
+                    None
+                }
+                TensorData::Typed(contents) => Some(contents),
+            };
+            response.outputs.push(InferOutputTensor {
+                name: column.name.clone(),
+                datatype: datatype(column.column_type).to_owned(),
+                shape: vec![i64::try_from(rows).unwrap_or(i64::MAX)],
+                parameters: HashMap::new(),
+                contents,
+            });
+        }
+        Ok(response)
+    }
+
+    fn parameters(&self, answer: &Answer) -> HashMap<String, InferParameter> {
+        let deployed = answer.worker.deployed();
+        let text = |value: String| InferParameter { parameter_choice: Some(ParameterChoice::StringParam(value)) };
+        let fresh = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(answer.findings.is_empty())) };
+        let mut parameters = HashMap::from([
+            ("springhouse_contract_version".to_owned(), text(deployed.contract.version.to_string())),
+            ("springhouse_package".to_owned(), text(deployed.digest.clone())),
+            ("springhouse_prediction_id".to_owned(), text(format!("{:x}-{}", self.incarnation, answer.prediction))),
+            ("springhouse_fresh".to_owned(), fresh),
+        ]);
+        let mut views: HashMap<&str, Vec<String>> = HashMap::new();
+        for finding in &answer.findings {
+            let said = format!("{} rule={} rows={}", finding.status, finding.rule, finding.rows);
+            views.entry(&finding.view).or_default().push(said);
+        }
+        parameters.extend(views.into_iter().map(|(view, said)| (format!("springhouse_view_{view}"), text(said.join("; ")))));
+        parameters
+    }
+}
+
+/// Which of the contract's outputs are asked for; all when none is named.
+fn wanted_outputs(outputs: &[Column], request: &ModelInferRequest) -> Result<Vec<usize>> {
+    if request.outputs.is_empty() {
+        return Ok((0..outputs.len()).collect());
+    }
+    let index_of = |name: &str| {
+        outputs.iter().position(|column| column.name == name).ok_or_else(|| {
+            let names: Vec<&str> = outputs.iter().map(|column| column.name.as_str()).collect();
+            springhouse_featurestore::Error::invalid("the contract has no such output")
+                .with("output", name)
+                .remedy(format!("the outputs are: {}", names.join(", ")))
+        })
+    };
+    request.outputs.iter().map(|output| index_of(&output.name)).collect()
+}
+
+/// The deadline that a caller set: gRPC's own header, `1500m` for 1.5 seconds.
+#[expect(clippy::disallowed_methods, reason = "a caller's deadline runs in real time")]
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    let span = match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    Instant::now().checked_add(span)
+}
+
+fn tensors(columns: &[Column]) -> Vec<TensorMetadata> {
+    let tensor = |column: &Column| TensorMetadata {
+        name: column.name.clone(),
+        datatype: datatype(column.column_type).to_owned(),
+        shape: vec![-1],
+    };
+    columns.iter().map(tensor).collect()
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for PredictService {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        Ok(Response::new(ServerReadyResponse { ready: !self.contracts.all().is_empty() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        let ModelReadyRequest { name, version } = request.into_inner();
+        Ok(Response::new(ModelReadyResponse { ready: self.contracts.worker(&name, &version).is_ok() }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(ServerMetadataResponse {
+            name: "springhouse".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            extensions: Vec::new(),
+        }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let ModelMetadataRequest { name, version } = request.into_inner();
+        let worker = self.contracts.worker(&name, &version).map_err(to_status)?;
+        let contract = worker.contract();
+        let counters = serde_json::to_value(worker.counters()).unwrap_or_default();
+        let mut properties: HashMap<String, String> = HashMap::from([
+            ("contract_version".to_owned(), contract.version.to_string()),
+            ("package".to_owned(), worker.deployed().digest.clone()),
+            ("tier".to_owned(), contract.tier.clone()),
+        ]);
+        for (name, count) in counters.as_object().into_iter().flatten() {
+            properties.insert(name.clone(), count.to_string());
+        }
+        Ok(Response::new(ModelMetadataResponse {
+            name: contract.name.clone(),
+            versions: vec![contract.version.to_string()],
+            platform: "springhouse".to_owned(),
+            inputs: tensors(&contract.request),
+            outputs: tensors(&contract.output),
+            properties,
+        }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let deadline = deadline(&request);
+        self.infer(request.get_ref(), deadline).await.map(Response::new).map_err(to_status)
+    }
+}

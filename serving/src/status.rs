@@ -1,0 +1,30 @@
+//! Our errors as gRPC statuses, and back: the kind becomes the code, the text stays.
+
+use springhouse_featurestore::{Error, ErrorKind};
+use tonic::{Code, Status};
+
+/// Which code says what the caller can do.
+const CODES: [(ErrorKind, Code); 9] = [
+    (ErrorKind::Invalid, Code::InvalidArgument),
+    (ErrorKind::NotFound, Code::NotFound),
+    (ErrorKind::Conflict, Code::Aborted),
+    (ErrorKind::Damaged, Code::DataLoss),
+    (ErrorKind::Busy, Code::ResourceExhausted),
+    (ErrorKind::Refused, Code::FailedPrecondition),
+    (ErrorKind::Expired, Code::DeadlineExceeded),
+    (ErrorKind::Unavailable, Code::Unavailable),
+    (ErrorKind::Internal, Code::Internal),
+];
+
+/// The status for an error.
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err's function")]
+pub(crate) fn to_status(error: Error) -> Status {
+    let code = CODES.iter().find(|(kind, _)| *kind == error.kind()).map_or(Code::Unknown, |(_, code)| *code);
+    Status::new(code, error.chain())
+}
+
+/// The error for a status.
+pub(crate) fn from_status(status: &Status) -> Error {
+    let kind = CODES.iter().find(|(_, code)| *code == status.code()).map_or(ErrorKind::Unavailable, |(kind, _)| *kind);
+    Error::new(kind, status.message())
+}

@@ -1,0 +1,74 @@
+//! The worker: one request's way, step by step.
+//!
+//! 1. *Admit*: the queue holds a bounded number of rows; beyond it a request is refused at once with a computed delay.
+//! 2. *Batch*: when the worker is free it takes what has gathered, up to a number of rows; there is no timer. Requests
+//!    whose caller has gone or whose deadline has passed are left out before any work is done for them.
+//! 3. *Look up*: the features of the whole batch, once.
+//! 4. *Enforce*: the contract's rules; a request with a row that a `FAIL` rule refuses is answered with that.
+//! 5. *Inputs*: the contract's expressions over the whole batch, the code that makes training sets.
+//! 6. *Infer*, and answer each request with its rows, findings and versions.
+
+mod batch;
+mod contracts;
+mod queue;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::ArrayRef;
+use springhouse_featurestore::enforce::Finding;
+use springhouse_featurestore::{Error, Result};
+use tokio::sync::oneshot;
+
+pub use batch::ContractWorker;
+pub use contracts::{Contracts, WorkerOptions};
+pub use queue::Counters;
+
+/// A request's columns in the order of the contract's `REQUEST`, and by when its caller wants an answer.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The columns.
+    pub columns: Vec<ArrayRef>,
+    /// Their rows.
+    pub rows: usize,
+    /// The caller's deadline.
+    pub deadline: Option<Instant>,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The columns of the contract's `OUTPUT`.
+    pub columns: Vec<ArrayRef>,
+    /// What was not fresh, and which rule was applied.
+    pub findings: Vec<Finding>,
+    /// The worker that answered: contract version and package.
+    pub worker: Arc<ContractWorker>,
+    /// A number that no other prediction of this process has.
+    pub prediction: u64,
+}
+
+/// A question on its way.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    question: Question,
+    reply: oneshot::Sender<Result<Answer>>,
+}
+
+impl Pending {
+    /// Whether anybody would still read the answer.
+    fn is_wanted(&self, now: Instant) -> bool {
+        !self.reply.is_closed() && self.question.deadline.is_none_or(|deadline| now < deadline)
+    }
+
+    fn answer(self, answer: Result<Answer>) {
+        if self.reply.send(answer).is_err() {
+            tracing::debug!("the caller went before its answer");
+        }
+    }
+
+    /// Tells a caller that still listens that its time is over.
+    fn expire(self) {
+        self.answer(Err(Error::expired("the deadline passed before the request's turn came")));
+    }
+}

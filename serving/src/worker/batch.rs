@@ -1,0 +1,280 @@
+//! A worker of one contract version and one package: from questions to answers, a batch at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::compute::concat;
+use arrow::datatypes::SchemaRef;
+use springhouse_featurestore::definition::{Column, Contract, FeatureView};
+use springhouse_featurestore::enforce::{Enforced, enforce};
+use springhouse_featurestore::lookup::LookupPlan;
+use springhouse_featurestore::{Error, Result};
+use springhouse_sql::inputs::CompiledInputs;
+use springhouse_sql::session::Session;
+use tokio::sync::{mpsc, oneshot};
+
+use super::queue::{Counters, Load, gather};
+use super::{Answer, Pending, Question, WorkerOptions};
+use crate::features::{DeployedContract, FeatureSource};
+use crate::model::Model;
+use crate::package::Package;
+
+/// A running worker; dropped when its last caller lets go of it, after its queue is empty.
+#[derive(Debug)]
+pub struct ContractWorker {
+    deployed: DeployedContract,
+    queue: mpsc::UnboundedSender<Pending>,
+    load: Arc<Load>,
+    predictions: AtomicU64,
+    most_rows: usize,
+}
+
+impl ContractWorker {
+    /// Loads a package and starts.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] when the package is not for this contract version.
+    pub fn start(
+        deployed: DeployedContract,
+        package: &Package,
+        source: Arc<dyn FeatureSource>,
+        session: &Session,
+        options: &WorkerOptions,
+    ) -> Result<Arc<Self>> {
+        let views: Vec<&FeatureView> = deployed.views.iter().collect();
+        let keys = LookupPlan::new(&deployed.contract, &deployed.views)?.keys().to_vec();
+        let steps = Steps {
+            contract: deployed.contract.clone(),
+            views: deployed.views.clone(),
+            key_indices: key_indices(&deployed.contract, &keys)?,
+            key_schema: key_schema(&keys),
+            inputs: CompiledInputs::new(session, &deployed.contract, &views)?,
+            model: crate::model::load(package, &deployed.contract)?,
+            source,
+        };
+        let (queue, questions) = mpsc::unbounded_channel();
+        let load = Load::new(options.queue_rows);
+        let worker = Arc::new(Self {
+            deployed,
+            queue,
+            load: Arc::clone(&load),
+            predictions: AtomicU64::new(0),
+            most_rows: options.batch_rows,
+        });
+        tokio::spawn(run(steps, questions, load, Arc::downgrade(&worker), options.batch_rows));
+        Ok(worker)
+    }
+
+    /// What it serves.
+    pub fn deployed(&self) -> &DeployedContract {
+        &self.deployed
+    }
+
+    /// Its contract.
+    pub fn contract(&self) -> &Contract {
+        &self.deployed.contract
+    }
+
+    /// Its counts since it started.
+    pub fn counters(&self) -> Counters {
+        self.load.counters.read()
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Busy`] when the queue is full, `Refused` by a rule, `Expired` after the
+    /// deadline, `Invalid` for more rows than a batch has.
+    pub async fn ask(&self, question: Question) -> Result<Answer> {
+        let rows = question.rows;
+        if rows > self.most_rows {
+            return Err(Error::invalid("the request has more rows than one may have")
+                .with("rows", rows)
+                .with("limit", self.most_rows)
+                .remedy("send several requests"));
+        }
+        self.load.admit(rows)?;
+        let (reply, answer) = oneshot::channel();
+        let _place = Place { load: &self.load, rows };
+        let deadline = question.deadline;
+        let gone = || Error::unavailable("the worker has stopped");
+        self.queue.send(Pending { question, reply }).map_err(|_| gone())?;
+        match deadline {
+            None => answer.await.map_err(|_| gone())?,
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
+                Ok(answered) => answered.map_err(|_| gone())?,
+                Err(_) => {
+                    self.load.counters.expired.fetch_add(1, Ordering::Relaxed);
+                    Err(Error::expired("the deadline passed before the answer was ready"))
+                }
+            },
+        }
+    }
+}
+
+/// A request's place in the queue, given back when it is answered or its caller goes.
+struct Place<'a> {
+    load: &'a Load,
+    rows: usize,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.load.leave(self.rows);
+    }
+}
+
+fn key_schema(keys: &[Column]) -> SchemaRef {
+    let nullable: Vec<Column> = keys.iter().map(|key| Column::nullable(&key.name, key.column_type)).collect();
+    Column::to_schema(&nullable)
+}
+
+fn key_indices(contract: &Contract, keys: &[Column]) -> Result<Vec<usize>> {
+    keys.iter()
+        .map(|key| {
+            contract.request.iter().position(|column| column.name == key.name).ok_or_else(|| {
+                Error::internal("a key is not a request column").with("key", &key.name)
+            })
+        })
+        .collect()
+}
+
+/// Everything a batch passes through.
+struct Steps {
+    contract: Contract,
+    views: Vec<FeatureView>,
+    key_indices: Vec<usize>,
+    key_schema: SchemaRef,
+    inputs: CompiledInputs,
+    model: Box<dyn Model>,
+    source: Arc<dyn FeatureSource>,
+}
+
+async fn run(
+    steps: Steps,
+    mut questions: mpsc::UnboundedReceiver<Pending>,
+    load: Arc<Load>,
+    worker: std::sync::Weak<ContractWorker>,
+    most_rows: usize,
+) {
+    let mut held = None;
+    while let Some(gathered) = gather(&mut questions, &mut held, most_rows).await {
+        let start = now();
+        let (wanted, gone): (Vec<Pending>, Vec<Pending>) =
+            gathered.into_iter().partition(|pending| pending.is_wanted(start));
+        gone.into_iter().for_each(Pending::expire);
+        let Some(worker) = worker.upgrade().filter(|_| !wanted.is_empty()) else { continue };
+        let rows = wanted.iter().map(|pending| pending.question.rows).sum();
+        let answers = steps.answer(&wanted, rows, &worker, &load).await;
+        load.note(rows, start.elapsed());
+        for (pending, answer) in wanted.into_iter().zip(answers) {
+            pending.answer(answer);
+        }
+    }
+}
+
+/// Deadlines are spans of real time, whatever time the project's clock shows.
+#[expect(clippy::disallowed_methods, reason = "a caller's deadline runs in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// One request's rows in the batch.
+fn ranges(wanted: &[Pending]) -> Vec<Range<usize>> {
+    let mut start = 0;
+    wanted
+        .iter()
+        .map(|pending| {
+            let range = start..start + pending.question.rows;
+            start = range.end;
+            range
+        })
+        .collect()
+}
+
+impl Steps {
+    async fn answer(
+        &self,
+        wanted: &[Pending],
+        rows: usize,
+        worker: &Arc<ContractWorker>,
+        load: &Load,
+    ) -> Vec<Result<Answer>> {
+        let ranges = ranges(wanted);
+        let scored = match self.features(wanted, rows).await {
+            Ok((request, enforced)) => self.infer(&request, &enforced, rows).map(|output| (output, enforced)),
+            Err(error) => Err(error),
+        };
+        match scored {
+            Ok((output, enforced)) => ranges
+                .iter()
+                .map(|range| self.one(&output, &enforced, range, worker, load))
+                .collect(),
+            Err(error) if wanted.len() == 1 => vec![Err(error)],
+            Err(error) => {
+                // One request's values may have failed the batch: the others are answered by themselves.
+                tracing::debug!(error = %error, requests = wanted.len(), "a batch failed; asking one by one");
+                let mut answers = Vec::with_capacity(wanted.len());
+                for pending in wanted {
+                    answers.push(self.alone(pending, worker, load).await);
+                }
+                answers
+            }
+        }
+    }
+
+    async fn alone(&self, pending: &Pending, worker: &Arc<ContractWorker>, load: &Load) -> Result<Answer> {
+        let rows = pending.question.rows;
+        let (request, enforced) = self.features(std::slice::from_ref(pending), rows).await?;
+        let output = self.infer(&request, &enforced, rows)?;
+        self.one(&output, &enforced, &(0..rows), worker, load)
+    }
+
+    /// The request columns of the whole batch, and its features under the rules.
+    async fn features(&self, wanted: &[Pending], rows: usize) -> Result<(Vec<ArrayRef>, Enforced)> {
+        let request: Vec<ArrayRef> = (0..self.contract.request.len())
+            .map(|index| {
+                let parts: Vec<&dyn arrow::array::Array> =
+                    wanted.iter().map(|pending| pending.question.columns[index].as_ref()).collect();
+                if let [_] = parts.as_slice() { Ok(Arc::clone(&wanted[0].question.columns[index])) } else { concat(&parts) }
+            })
+            .collect::<Result<_, _>>()?;
+        let keys = self.key_indices.iter().map(|&index| Arc::clone(&request[index])).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        let keys = RecordBatch::try_new_with_options(Arc::clone(&self.key_schema), keys, &options)?;
+        let answer = self.source.lookup(&self.contract.pinned(), keys).await?;
+        let views: Vec<&FeatureView> = self.views.iter().collect();
+        Ok((request, enforce(&self.contract, &views, &answer)?))
+    }
+
+    fn infer(&self, request: &[ArrayRef], enforced: &Enforced, rows: usize) -> Result<Vec<ArrayRef>> {
+        self.model.predict(&self.inputs.evaluate(request, &enforced.features, rows)?)
+    }
+
+    /// The part of a batch's answer that is one request's.
+    fn one(
+        &self,
+        output: &[ArrayRef],
+        enforced: &Enforced,
+        rows: &Range<usize>,
+        worker: &Arc<ContractWorker>,
+        load: &Load,
+    ) -> Result<Answer> {
+        if let Some(refusal) = enforced.refusal(rows) {
+            load.counters.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(refusal.with("contract", self.contract.pinned()));
+        }
+        load.counters.requests.fetch_add(1, Ordering::Relaxed);
+        load.counters.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
+        load.counters.fresh_rows.fetch_add(enforced.fresh_rows(rows) as u64, Ordering::Relaxed);
+        Ok(Answer {
+            columns: output.iter().map(|column| column.slice(rows.start, rows.len())).collect(),
+            findings: enforced.findings(rows),
+            worker: Arc::clone(worker),
+            prediction: worker.predictions.fetch_add(1, Ordering::Relaxed) + 1,
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! The queue before a worker: bounded in rows, with an honest refusal.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use springhouse_featurestore::{Error, Result};
+use tokio::sync::mpsc;
+
+use super::Pending;
+
+/// Counts of one contract since the worker's start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Requests answered.
+    pub requests: u64,
+    /// Rows answered.
+    pub rows: u64,
+    /// Rows answered with every view fresh.
+    pub fresh_rows: u64,
+    /// Requests that a `FAIL` rule refused.
+    pub refused: u64,
+    /// Requests turned away because the queue was full.
+    pub shed: u64,
+    /// Requests whose deadline passed in the queue.
+    pub expired: u64,
+}
+
+/// The same, counted by many at once.
+#[derive(Debug, Default)]
+pub(crate) struct LiveCounters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) rows: AtomicU64,
+    pub(crate) fresh_rows: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) shed: AtomicU64,
+    pub(crate) expired: AtomicU64,
+}
+
+impl LiveCounters {
+    pub(crate) fn read(&self) -> Counters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            requests: read(&self.requests),
+            rows: read(&self.rows),
+            fresh_rows: read(&self.fresh_rows),
+            refused: read(&self.refused),
+            shed: read(&self.shed),
+            expired: read(&self.expired),
+        }
+    }
+}
+
+/// What both ends of a queue see.
+#[derive(Debug)]
+pub(crate) struct Load {
+    /// Rows waiting.
+    waiting: AtomicUsize,
+    limit: usize,
+    /// Recent microseconds per row of the worker, for the delay that a refusal names.
+    row_micros: AtomicU64,
+    pub(crate) counters: LiveCounters,
+}
+
+impl Load {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            waiting: AtomicUsize::new(0),
+            limit,
+            row_micros: AtomicU64::new(0),
+            counters: LiveCounters::default(),
+        })
+    }
+
+    /// Takes place for rows, or says when to come again.
+    pub(crate) fn admit(&self, rows: usize) -> Result<()> {
+        let before = self.waiting.fetch_add(rows, Ordering::AcqRel);
+        if before + rows <= self.limit || before == 0 {
+            return Ok(());
+        }
+        self.leave(rows);
+        self.counters.shed.fetch_add(1, Ordering::Relaxed);
+        let drain = Duration::from_micros(self.row_micros.load(Ordering::Relaxed) * before as u64);
+        Err(Error::busy("the contract's queue is full")
+            .with("rows waiting", before)
+            .with("limit", self.limit)
+            .remedy(format!("try again in {} ms", drain.as_millis().max(1))))
+    }
+
+    pub(crate) fn leave(&self, rows: usize) {
+        self.waiting.fetch_sub(rows, Ordering::AcqRel);
+    }
+
+    /// Notes how long a batch took; a moving average over about eight batches.
+    pub(crate) fn note(&self, rows: usize, took: Duration) {
+        let now = u64::try_from(took.as_micros()).unwrap_or(u64::MAX) / rows.max(1) as u64;
+        let before = self.row_micros.load(Ordering::Relaxed);
+        self.row_micros.store((before * 7 + now) / 8, Ordering::Relaxed);
+    }
+}
+
+/// Takes what has gathered, up to a number of rows; waits for the first. `None` when all senders have gone.
+pub(crate) async fn gather(
+    queue: &mut mpsc::UnboundedReceiver<Pending>,
+    held: &mut Option<Pending>,
+    most_rows: usize,
+) -> Option<Vec<Pending>> {
+    let first = match held.take() {
+        Some(first) => first,
+        None => queue.recv().await?,
+    };
+    let mut rows = first.question.rows;
+    let mut batch = vec![first];
+    while let Ok(next) = queue.try_recv() {
+        if rows + next.question.rows > most_rows {
+            *held = Some(next);
+            break;
+        }
+        rows += next.question.rows;
+        batch.push(next);
+    }
+    Some(batch)
+}

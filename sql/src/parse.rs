@@ -1,0 +1,97 @@
+//! Text to statements: the definition language on top of DataFusion's tokens, expressions and queries.
+//!
+//! Every statement of a file is read on its own, so that one fault does not hide the next. The grammar is in
+//! `docs/language.md`; each statement's clauses may come in any order, each at most once.
+
+mod contract;
+mod cursor;
+mod statement;
+mod view;
+
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+
+pub use statement::{
+    ContractStatement, DropStatement, EntityStatement, InputStatement, Located, OutputColumn, RuleStatement,
+    SourceStatement, Statement, TableStatement, ViewStatement,
+};
+
+use crate::diagnostic::{Diagnostic, Position, SourceFile};
+use cursor::Cursor;
+
+/// What kinds of statement there are, for messages.
+const STATEMENTS: &str = "CREATE EXTERNAL TABLE, CREATE SOURCE, CREATE ENTITY, CREATE FEATURE VIEW, CREATE CONTRACT, DROP";
+
+/// A file's statements, and the faults of those that could not be read.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The statements that could be read.
+    pub statements: Vec<Statement>,
+    /// The faults of the others.
+    pub faults: Vec<Diagnostic>,
+}
+
+/// Reads a definition file.
+pub fn parse(file: &SourceFile) -> Parsed {
+    let mut parsed = Parsed { statements: Vec::new(), faults: Vec::new() };
+    let tokens = match Tokenizer::new(&GenericDialect {}, &file.text).tokenize_with_location() {
+        Ok(tokens) => tokens,
+        Err(error) => {
+            let at = Position { line: error.location.line, column: error.location.column };
+            parsed.faults.push(Diagnostic::new(file, at, error.message));
+            return parsed;
+        }
+    };
+    for statement in tokens.split(|token| token.token == Token::SemiColon) {
+        if statement.iter().all(|token| matches!(token.token, Token::Whitespace(_) | Token::EOF)) {
+            continue;
+        }
+        match parse_statement(file, statement) {
+            Ok(statement) => parsed.statements.push(statement),
+            Err(fault) => parsed.faults.push(*fault),
+        }
+    }
+    parsed
+}
+
+/// The result of reading a part of a statement.
+pub(crate) type Parse<T> = Result<T, Box<Diagnostic>>;
+
+fn parse_statement(file: &SourceFile, tokens: &[TokenWithSpan]) -> Parse<Statement> {
+    let mut cursor = Cursor::new(file, tokens);
+    if cursor.take_word("DROP") {
+        return statement::parse_drop(&mut cursor).map(Statement::Drop);
+    }
+    if !cursor.take_word("CREATE") {
+        return Err(cursor.unexpected("a statement").help_boxed(STATEMENTS));
+    }
+    if cursor.peek_keyword(Keyword::EXTERNAL) {
+        return statement::parse_table(file, tokens).map(Statement::Table);
+    }
+    let statement = if cursor.take_word("SOURCE") {
+        Statement::Source(statement::parse_source(&mut cursor)?)
+    } else if cursor.take_word("ENTITY") {
+        Statement::Entity(statement::parse_entity(&mut cursor)?)
+    } else if cursor.take_words(&["FEATURE", "VIEW"]) {
+        Statement::View(view::parse_view(&mut cursor)?)
+    } else if cursor.take_word("CONTRACT") {
+        Statement::Contract(contract::parse_contract(&mut cursor)?)
+    } else {
+        return Err(cursor.unexpected("what to create").help_boxed(STATEMENTS));
+    };
+    cursor.expect_end()?;
+    Ok(statement)
+}
+
+/// Adds help to a boxed fault.
+pub(crate) trait HelpBoxed {
+    /// As [`Diagnostic::help`].
+    fn help_boxed(self, help: impl Into<String>) -> Self;
+}
+
+impl HelpBoxed for Box<Diagnostic> {
+    fn help_boxed(self, help: impl Into<String>) -> Self {
+        Self::new((*self).help(help))
+    }
+}

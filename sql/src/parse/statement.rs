@@ -1,0 +1,238 @@
+//! Statements as written, with the places of their parts; and the readers of the short ones.
+
+use datafusion::sql::parser::{CreateExternalTable, DFParserBuilder, Statement as DataFusionStatement};
+use datafusion::sql::sqlparser::ast::{Expr, Query};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::TokenWithSpan;
+use springhouse_featurestore::definition::{
+    Availability, Available, ColumnType, DefinitionKind, EventTime, Latency, RuleAction,
+};
+use springhouse_featurestore::time::Span;
+
+use super::cursor::Cursor;
+use super::{HelpBoxed, Parse};
+use crate::diagnostic::{Diagnostic, Position, SourceFile};
+
+/// A part of a statement and its place. Places do not count when parts are compared.
+#[derive(Debug, Clone)]
+pub struct Located<T> {
+    /// The part.
+    pub value: T,
+    /// Its place.
+    pub at: Position,
+}
+
+impl<T: PartialEq> PartialEq for Located<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+/// One statement of a definition file.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Statement {
+    /// `CREATE EXTERNAL TABLE`
+    Table(TableStatement),
+    /// `CREATE SOURCE`
+    Source(SourceStatement),
+    /// `CREATE ENTITY`
+    Entity(EntityStatement),
+    /// `CREATE FEATURE VIEW`
+    View(Box<ViewStatement>),
+    /// `CREATE CONTRACT`
+    Contract(Box<ContractStatement>),
+    /// `DROP`
+    Drop(DropStatement),
+}
+
+/// `CREATE EXTERNAL TABLE name STORED AS format LOCATION 'place'`, and DataFusion's other clauses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableStatement {
+    /// The table's name.
+    pub name: Located<String>,
+    /// DataFusion's own statement.
+    pub create: Box<CreateExternalTable>,
+}
+
+/// `CREATE SOURCE name EVENT TIME column | STATIC ... AS query`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceStatement {
+    /// The source's name.
+    pub name: Located<String>,
+    /// When events happened.
+    pub event_time: Located<EventTime>,
+    /// When they could be known.
+    pub available: Located<Available>,
+    /// The query over tables.
+    pub query: Located<Box<Query>>,
+}
+
+/// `CREATE ENTITY name KEY (column type, ...)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EntityStatement {
+    /// The entity's name.
+    pub name: Located<String>,
+    /// The key columns.
+    pub keys: Vec<(Located<String>, ColumnType)>,
+}
+
+/// `CREATE FEATURE VIEW name ENTITY entity ... AS query`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ViewStatement {
+    /// The view's name.
+    pub name: Located<String>,
+    /// The entity's name.
+    pub entity: Located<String>,
+    /// The event-time column, where the query does not pass its source's through.
+    pub event_time: Option<Located<String>>,
+    /// How often it is to be refreshed.
+    pub refresh_every: Located<Span>,
+    /// How long a row counts.
+    pub ttl: Option<Located<Span>>,
+    /// How far back one row's value may reach.
+    pub lookback: Option<Located<Span>>,
+    /// The query over sources.
+    pub query: Located<Box<Query>>,
+}
+
+/// One view of a contract's `FEATURES`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RuleStatement {
+    /// The view's name.
+    pub view: Located<String>,
+    /// The greatest lag of a fresh value.
+    pub fresh_within: Located<Span>,
+    /// The greatest age of a value that has not expired.
+    pub max_age: Option<Located<Span>>,
+    /// `ON STALE`
+    pub on_stale: Option<Located<RuleAction>>,
+    /// `ON EXPIRED`
+    pub on_expired: Option<Located<RuleAction>>,
+    /// `ON MISSING`
+    pub on_missing: Option<Located<RuleAction>>,
+}
+
+/// One expression of a contract's `INPUTS`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputStatement {
+    /// Its name: the alias, or the column's own.
+    pub name: Located<String>,
+    /// The expression.
+    pub expression: Located<Expr>,
+}
+
+/// A column of a contract's answer, and its type.
+pub type OutputColumn = (Located<String>, ColumnType);
+
+/// `CREATE CONTRACT name ...`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContractStatement {
+    /// The contract's name.
+    pub name: Located<String>,
+    /// The tier's name.
+    pub tier: Located<String>,
+    /// Request columns: name, type, whether it may be null.
+    pub request: Vec<(Located<String>, ColumnType, bool)>,
+    /// The views and their rules.
+    pub features: Vec<RuleStatement>,
+    /// The model inputs.
+    pub inputs: Vec<InputStatement>,
+    /// The columns of an answer.
+    pub output: Vec<OutputColumn>,
+    /// The latency promise.
+    pub latency: Option<Located<Latency>>,
+    /// The availability promise.
+    pub availability: Option<Located<Availability>>,
+}
+
+/// `DROP kind name`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DropStatement {
+    /// The kind.
+    pub kind: DefinitionKind,
+    /// The name.
+    pub name: Located<String>,
+}
+
+pub(super) fn parse_drop(cursor: &mut Cursor<'_>) -> Parse<DropStatement> {
+    let kinds: [(&[&str], DefinitionKind); 6] = [
+        (&["EXTERNAL", "TABLE"], DefinitionKind::Table),
+        (&["TABLE"], DefinitionKind::Table),
+        (&["SOURCE"], DefinitionKind::Source),
+        (&["ENTITY"], DefinitionKind::Entity),
+        (&["FEATURE", "VIEW"], DefinitionKind::FeatureView),
+        (&["CONTRACT"], DefinitionKind::Contract),
+    ];
+    let kind = kinds.into_iter().find(|(words, _)| cursor.take_words(words)).map(|(_, kind)| kind);
+    let kind = kind.ok_or_else(|| cursor.unexpected("TABLE, SOURCE, ENTITY, FEATURE VIEW or CONTRACT"))?;
+    let name = cursor.name("a name")?;
+    cursor.expect_end()?;
+    Ok(DropStatement { kind, name })
+}
+
+pub(super) fn parse_table(file: &SourceFile, tokens: &[TokenWithSpan]) -> Parse<TableStatement> {
+    let at = Cursor::new(file, tokens).position();
+    let fault = |error: datafusion::error::DataFusionError| match error {
+        datafusion::error::DataFusionError::SQL(error, _) => super::cursor::sql_fault(file, at, &error),
+        other => Box::new(Diagnostic::new(file, at, other.strip_backtrace())),
+    };
+    let parsed = DFParserBuilder::new(tokens.to_vec())
+        .with_dialect(&GenericDialect {})
+        .build()
+        .and_then(|mut parser| parser.parse_statement())
+        .map_err(fault)?;
+    let DataFusionStatement::CreateExternalTable(create) = parsed else {
+        return Err(Box::new(Diagnostic::new(file, at, "expected CREATE EXTERNAL TABLE")));
+    };
+    if create.locations.len() != 1 {
+        return Err(Box::new(Diagnostic::new(file, at, "a table has exactly one LOCATION")));
+    }
+    let name = create.name.to_string().to_lowercase();
+    Ok(TableStatement { name: Located { value: name, at }, create: Box::new(create) })
+}
+
+pub(super) fn parse_entity(cursor: &mut Cursor<'_>) -> Parse<EntityStatement> {
+    let name = cursor.name("the entity's name")?;
+    cursor.expect_words(&["KEY"])?;
+    let keys = cursor.list(|cursor| {
+        let column = cursor.name("a key column")?;
+        let column_type = cursor.column_type()?;
+        Ok((column, column_type))
+    })?;
+    Ok(EntityStatement { name, keys })
+}
+
+pub(super) fn parse_source(cursor: &mut Cursor<'_>) -> Parse<SourceStatement> {
+    let name = cursor.name("the source's name")?;
+    let at = cursor.position();
+    let event_time = if cursor.take_word("STATIC") {
+        EventTime::Static
+    } else if cursor.take_words(&["EVENT", "TIME"]) {
+        let column = cursor.name("the event-time column")?.value;
+        let zone = cursor.take_words(&["AT", "TIME", "ZONE"]).then(|| cursor.text("a zone's name in quotes"));
+        EventTime::Column { column, zone: zone.transpose()?.map(|zone| zone.value) }
+    } else {
+        return Err(cursor
+            .unexpected("EVENT TIME or STATIC")
+            .help_boxed("say which column tells when an event happened, or that the rows hold at every time"));
+    };
+    let available_at = cursor.position();
+    let available = if cursor.take_words(&["AVAILABLE", "AT"]) {
+        Available::Column(cursor.name("the available-time column")?.value)
+    } else if cursor.take_word("DELAY") {
+        Available::Delay(cursor.interval()?.value)
+    } else {
+        Available::AtEventTime
+    };
+    if event_time == EventTime::Static && available != Available::AtEventTime {
+        return Err(cursor.fault(available_at, "a STATIC source holds at every time; it has no available time"));
+    }
+    cursor.expect_words(&["AS"])?;
+    let query = cursor.query()?;
+    Ok(SourceStatement {
+        name,
+        event_time: Located { value: event_time, at },
+        available: Located { value: available, at: available_at },
+        query,
+    })
+}

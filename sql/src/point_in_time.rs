@@ -1,0 +1,111 @@
+//! The point-in-time join: for each row of a spine the feature row that was known at its time.
+//!
+//! Of an entity's rows with event time <= T and available time <= T the one with the greatest event time, then the
+//! greatest available time, then the greatest values (rules T3 and T5). One pass over both sides:
+//!
+//! ```text
+//! spine rows -> by hash of key -> sorted by key, time ----------------------------+
+//!                                                                                 +-> merge -> spine rows + feature row
+//! view rows  -> by hash of key -> sorted by key, visible time, event, ..., values +
+//! ```
+//!
+//! *Visible time* is the later of event time and available time: a sweep in that order keeps one candidate per key.
+//! Sorting spills to disk beyond the session's memory; the merge itself holds a few batches.
+
+mod exec;
+mod merge;
+
+use std::sync::Arc;
+
+use arrow::compute::SortOptions;
+use datafusion::error::Result as QueryResult;
+use datafusion::functions::core::expr_fn::greatest;
+use datafusion::physical_expr::expressions::Column as PhysicalColumn;
+use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::{ExecutionPlan, Partitioning};
+use datafusion::prelude::DataFrame;
+use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::lookup::{event_time_column, feature_column};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
+use springhouse_featurestore::{Error, Result};
+
+pub use exec::PointInTimeExec;
+
+use crate::session::{exact, query_error};
+
+/// The visible-time column inside the join.
+const VISIBLE_TIME: &str = "@visible_time";
+
+/// Joins the rows of one view to a spine: adds the columns `view.feature` and `view@event_time`, null where there is no
+/// row. The spine's rows come out in no particular order.
+///
+/// `rows` has the columns of the view's data files; `spine` has the key columns and `time`, in the types of the view.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] when the spine lacks a key column.
+pub async fn join(
+    spine: Arc<dyn ExecutionPlan>,
+    time: &str,
+    rows: DataFrame,
+    view: &FeatureView,
+    partitions: usize,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let rows = visible(rows, view).map_err(query_error)?;
+    let rows = rows.create_physical_plan().await.map_err(query_error)?;
+    let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
+    let spine_order: Vec<&str> = keys.iter().copied().chain([time]).collect();
+    let feature_names: Vec<String> = view.features.iter().map(|f| feature_column(&view.name, &f.name)).collect();
+    let event = event_time_column(&view.name);
+    let row_order: Vec<&str> = keys
+        .iter()
+        .copied()
+        .chain([VISIBLE_TIME, event.as_str(), AVAILABLE_TIME])
+        .chain(feature_names.iter().map(String::as_str))
+        .collect();
+    let spine = arrange(spine, &keys, &spine_order, partitions).map_err(|error| {
+        Error::invalid("the spine lacks a column that a view needs").with("view", &view.name).source(error)
+    })?;
+    let rows = arrange(rows, &keys, &row_order, partitions).map_err(query_error)?;
+    let payload: Vec<&str> = feature_names.iter().map(String::as_str).chain([event.as_str()]).collect();
+    let join = PointInTimeExec::try_new(spine, rows, &keys, time, &event, &payload).map_err(query_error)?;
+    Ok(Arc::new(join))
+}
+
+/// Renames a view's columns to their names in the result, and adds the visible time.
+fn visible(rows: DataFrame, view: &FeatureView) -> QueryResult<DataFrame> {
+    let event = exact(EVENT_TIME).alias(event_time_column(&view.name));
+    let visible = greatest(vec![exact(EVENT_TIME), exact(AVAILABLE_TIME)]).alias(VISIBLE_TIME);
+    let keys = view.keys.iter().map(|key| exact(&key.name));
+    let features = view.features.iter().map(|f| exact(&f.name).alias(feature_column(&view.name, &f.name)));
+    let columns: Vec<_> = keys.chain(features).chain([event, exact(AVAILABLE_TIME), visible]).collect();
+    rows.select(columns)
+}
+
+/// Spreads rows by the hash of their keys and sorts each part.
+fn arrange(
+    plan: Arc<dyn ExecutionPlan>,
+    keys: &[&str],
+    order: &[&str],
+    partitions: usize,
+) -> QueryResult<Arc<dyn ExecutionPlan>> {
+    let schema = plan.schema();
+    let column = |name: &str| -> QueryResult<Arc<dyn PhysicalExpr>> {
+        Ok(Arc::new(PhysicalColumn::new_with_schema(name, &schema)?))
+    };
+    let hash: Vec<_> = keys.iter().map(|name| column(name)).collect::<QueryResult<_>>()?;
+    let sort: Vec<_> = order
+        .iter()
+        .map(|name| Ok(PhysicalSortExpr::new(column(name)?, ascending())))
+        .collect::<QueryResult<_>>()?;
+    let plan: Arc<dyn ExecutionPlan> =
+        Arc::new(RepartitionExec::try_new(plan, Partitioning::Hash(hash, partitions))?);
+    let Some(sort) = LexOrdering::new(sort) else { return Ok(plan) };
+    Ok(Arc::new(SortExec::new(sort, plan).with_preserve_partitioning(true)))
+}
+
+/// Nulls first, as the merge compares keys.
+pub(crate) fn ascending() -> SortOptions {
+    SortOptions { descending: false, nulls_first: true }
+}

@@ -1,0 +1,152 @@
+//! Statements to canonical text: one layout, one order of clauses, one spelling. Reading it back gives the same
+//! statement, and its hash is a definition's version.
+
+use std::fmt::Write;
+
+use datafusion::sql::parser::CreateExternalTable;
+use springhouse_featurestore::definition::{Available, DefinitionKind, EventTime};
+
+use crate::parse::{
+    ContractStatement, DropStatement, EntityStatement, Located, RuleStatement, SourceStatement, Statement,
+    ViewStatement,
+};
+
+/// The canonical text of a statement, without the closing semicolon.
+pub fn print(statement: &Statement) -> String {
+    match statement {
+        Statement::Table(table) => print_table(&table.create),
+        Statement::Source(source) => print_source(source),
+        Statement::Entity(entity) => print_entity(entity),
+        Statement::View(view) => print_view(view),
+        Statement::Contract(contract) => print_contract(contract),
+        Statement::Drop(DropStatement { kind, name }) => {
+            let kind = match kind {
+                DefinitionKind::Table => "EXTERNAL TABLE",
+                DefinitionKind::Source => "SOURCE",
+                DefinitionKind::Entity => "ENTITY",
+                DefinitionKind::FeatureView => "FEATURE VIEW",
+                DefinitionKind::Contract => "CONTRACT",
+            };
+            format!("DROP {kind} {}", quoted(&name.value))
+        }
+    }
+}
+
+/// DataFusion's own printer leaves columns, partitions and options out; all of them are printed here.
+fn print_table(create: &CreateExternalTable) -> String {
+    let mut text = format!("CREATE EXTERNAL TABLE {}", create.name);
+    if !create.columns.is_empty() {
+        let columns: Vec<String> = create.columns.iter().map(ToString::to_string).collect();
+        put(&mut text, format_args!(" ({})", columns.join(", ")));
+    }
+    put(&mut text, format_args!(" STORED AS {}", create.file_type));
+    if !create.table_partition_cols.is_empty() {
+        put(&mut text, format_args!(" PARTITIONED BY ({})", create.table_partition_cols.join(", ")));
+    }
+    if !create.order_exprs.is_empty() {
+        let order: Vec<String> = create.order_exprs.iter().flatten().map(ToString::to_string).collect();
+        put(&mut text, format_args!(" WITH ORDER ({})", order.join(", ")));
+    }
+    for location in &create.locations {
+        put(&mut text, format_args!(" LOCATION '{}'", location.replace('\'', "''")));
+    }
+    if !create.options.is_empty() {
+        let options = create.options.iter().map(|(name, value)| format!("'{}' {value}", name.replace('\'', "''")));
+        put(&mut text, format_args!(" OPTIONS ({})", options.collect::<Vec<_>>().join(", ")));
+    }
+    text
+}
+
+/// A name as it must be written to be read back: in quotes unless it is a plain lower-case word.
+pub fn quoted(name: &str) -> String {
+    let plain = name.chars().enumerate().all(|(index, c)| c.is_ascii_lowercase() || c == '_' || (index > 0 && c.is_ascii_digit()));
+    if plain && !name.is_empty() { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+fn put(text: &mut String, part: std::fmt::Arguments<'_>) {
+    text.write_fmt(part).expect("writing to a String cannot fail");
+}
+
+fn print_source(source: &SourceStatement) -> String {
+    let mut text = format!("CREATE SOURCE {}", quoted(&source.name.value));
+    match &source.event_time.value {
+        EventTime::Static => text.push_str(" STATIC"),
+        EventTime::Column { column, zone } => {
+            put(&mut text, format_args!(" EVENT TIME {}", quoted(column)));
+            if let Some(zone) = zone {
+                put(&mut text, format_args!(" AT TIME ZONE '{}'", zone.replace('\'', "''")));
+            }
+        }
+    }
+    match &source.available.value {
+        Available::AtEventTime => {}
+        Available::Column(column) => put(&mut text, format_args!(" AVAILABLE AT {}", quoted(column))),
+        Available::Delay(span) => put(&mut text, format_args!(" DELAY '{span}'")),
+    }
+    put(&mut text, format_args!("\n  AS {}", source.query.value));
+    text
+}
+
+fn print_entity(entity: &EntityStatement) -> String {
+    let keys: Vec<String> = entity.keys.iter().map(|(name, kind)| format!("{} {kind}", quoted(&name.value))).collect();
+    format!("CREATE ENTITY {} KEY ({})", quoted(&entity.name.value), keys.join(", "))
+}
+
+fn print_view(view: &ViewStatement) -> String {
+    let mut text =
+        format!("CREATE FEATURE VIEW {}\n  ENTITY {}", quoted(&view.name.value), quoted(&view.entity.value));
+    if let Some(column) = &view.event_time {
+        put(&mut text, format_args!("\n  EVENT TIME {}", quoted(&column.value)));
+    }
+    put(&mut text, format_args!("\n  REFRESH EVERY '{}'", view.refresh_every.value));
+    for (clause, span) in [("TTL", &view.ttl), ("LOOKBACK", &view.lookback)] {
+        if let Some(span) = span {
+            put(&mut text, format_args!("\n  {clause} '{}'", span.value));
+        }
+    }
+    put(&mut text, format_args!("\n  AS {}", view.query.value));
+    text
+}
+
+fn print_contract(contract: &ContractStatement) -> String {
+    let mut text =
+        format!("CREATE CONTRACT {}\n  TIER {}", quoted(&contract.name.value), quoted(&contract.tier.value));
+    let request = contract.request.iter().map(|(name, kind, nullable)| {
+        format!("{} {kind}{}", quoted(&name.value), if *nullable { "" } else { " NOT NULL" })
+    });
+    print_list(&mut text, "REQUEST", request);
+    if !contract.features.is_empty() {
+        print_list(&mut text, "FEATURES", contract.features.iter().map(print_rule));
+    }
+    let inputs = contract.inputs.iter().map(|input| format!("{} AS {}", input.expression.value, quoted(&input.name.value)));
+    print_list(&mut text, "INPUTS", inputs);
+    let output = contract.output.iter().map(|(name, kind)| format!("{} {kind}", quoted(&name.value)));
+    print_list(&mut text, "OUTPUT", output);
+    if let Some(Located { value, .. }) = &contract.latency {
+        put(&mut text, format_args!("\n  LATENCY '{}' AT {}", value.within, value.quantile));
+    }
+    if let Some(Located { value, .. }) = &contract.availability {
+        put(&mut text, format_args!("\n  AVAILABILITY {} OVER '{}'", value.share, value.over));
+    }
+    text
+}
+
+fn print_list(text: &mut String, clause: &str, items: impl Iterator<Item = String>) {
+    let items: Vec<String> = items.collect();
+    put(text, format_args!("\n  {clause} (\n    {})", items.join(",\n    ")));
+}
+
+fn print_rule(rule: &RuleStatement) -> String {
+    let mut text = format!("{} FRESH WITHIN '{}'", quoted(&rule.view.value), rule.fresh_within.value);
+    if let Some(span) = &rule.max_age {
+        put(&mut text, format_args!(" MAX AGE '{}'", span.value));
+    }
+    for (clause, action) in
+        [("ON STALE", &rule.on_stale), ("ON EXPIRED", &rule.on_expired), ("ON MISSING", &rule.on_missing)]
+    {
+        if let Some(action) = action {
+            put(&mut text, format_args!(" {clause} {}", action.value));
+        }
+    }
+    text
+}

@@ -1,0 +1,352 @@
+//! The DataFusion session in which a project's tables, sources and views are queries.
+//!
+//! ```text
+//! tables (files) -> sources (normalised: our types, UTC, optionally a range of events) -> views (keys, features, times)
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use datafusion::common::ScalarValue;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::{Expr, cast, col, ident, lit};
+use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
+use datafusion::sql::parser::{CreateExternalTable, DFParser, Statement};
+use springhouse_featurestore::definition::{
+    Available, Column, ColumnType, EventTime, FeatureView, RowTime, Source, Table,
+};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, ObjectStore};
+use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::{Error, Result};
+
+/// Where view data is found by DataFusion.
+const STORE_URL: &str = "springhouse://store/";
+
+/// Rows of a batch: enough to amortise per-batch work, small enough to stay in the second-level cache.
+const BATCH_ROWS: usize = 8192;
+
+/// What a session needs.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// The folder that relative locations of tables are relative to.
+    pub project: PathBuf,
+    /// Memory for sorting and grouping; beyond it DataFusion spills to disk.
+    pub memory_bytes: usize,
+    /// How many threads one query uses.
+    pub partitions: usize,
+}
+
+/// The events of sources that a query is to see: those known by `until`, and not older than `from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventRange {
+    /// The least event time; [`Timestamp::MIN`] for all.
+    pub from: Timestamp,
+    /// The greatest event time and available time (rule T3).
+    pub until: Timestamp,
+}
+
+impl EventRange {
+    /// Everything that was known by a time.
+    pub fn known_by(until: Timestamp) -> Self {
+        Self { from: Timestamp::MIN, until }
+    }
+}
+
+/// A DataFusion session over a project.
+#[derive(Clone)]
+pub struct Session {
+    context: SessionContext,
+    project: PathBuf,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("project", &self.project).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// An empty session.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Internal`] when DataFusion refuses the options.
+    pub fn new(options: &SessionOptions) -> Result<Self> {
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_bytes)))
+            .build_arc()
+            .map_err(query_error)?;
+        let config = SessionConfig::new()
+            .with_target_partitions(options.partitions.max(1))
+            .with_batch_size(BATCH_ROWS)
+            .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
+            .set_bool("datafusion.execution.parquet.pushdown_filters", true)
+            .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
+        let state =
+            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
+        Ok(Self { context: SessionContext::new_with_state(state), project: options.project.clone() })
+    }
+
+    /// The same tables and memory, with one partition: rows keep their files' order.
+    #[must_use]
+    pub fn ordered(&self) -> Self {
+        let config = self.context.copied_config().with_target_partitions(1);
+        let state = SessionStateBuilder::new_from_existing(self.context.state()).with_config(config).build();
+        Self { context: SessionContext::new_with_state(state), project: self.project.clone() }
+    }
+
+    /// DataFusion's own context.
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// Adds a table that was declared with this canonical text.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] names the file that is missing or not of its format.
+    pub async fn add_table(&self, table: &Table) -> Result<()> {
+        let parsed = DFParser::parse_sql(&table.text).map_err(query_error)?;
+        match parsed.into_iter().next() {
+            Some(Statement::CreateExternalTable(create)) => {
+                let schema = self.add_external_table(create).await?;
+                check_columns(table, &schema)
+            }
+            _ => Err(Error::damaged("a stored table definition is not CREATE EXTERNAL TABLE").with("table", &table.name)),
+        }
+    }
+
+    /// Adds a table by DataFusion's statement; a relative location is taken from the project's folder.
+    ///
+    /// # Errors
+    /// As [`Self::add_table`].
+    pub async fn add_external_table(&self, mut create: CreateExternalTable) -> Result<SchemaRef> {
+        let name = create.name.to_string();
+        let written = create.locations.first().cloned().unwrap_or_default();
+        let location = self.locate(&written);
+        let wrong = |error: DataFusionError| {
+            Error::invalid("a table's file cannot be read")
+                .with("table", &name)
+                .with("location", &location)
+                .remedy("check that it exists and is of the declared format")
+                .source(error)
+        };
+        if !location.contains("://") && !Path::new(&location).exists() {
+            return Err(Error::invalid("a table's file does not exist")
+                .with("table", &name)
+                .with("location", &location)
+                .remedy("LOCATION is relative to the project folder: correct it, or put the file there"));
+        }
+        create.locations = vec![location.clone()];
+        create.or_replace = true;
+        let statement = Statement::CreateExternalTable(create);
+        let plan = self.context.state().statement_to_plan(statement).await.map_err(wrong)?;
+        self.context.execute_logical_plan(plan).await.map_err(wrong)?;
+        let table = self.context.table(name.as_str()).await.map_err(wrong)?;
+        Ok(Arc::clone(table.schema().inner()))
+    }
+
+    /// Runs a query that people wrote and holds its whole result.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan or run.
+    pub async fn query(&self, sql: &str) -> Result<Vec<arrow::array::RecordBatch>> {
+        let frame = self.context.sql(sql).await.map_err(query_error)?;
+        frame.collect().await.map_err(query_error)
+    }
+
+    /// A table's place: absolute paths and URLs as they are, others below the project folder.
+    pub fn locate(&self, location: &str) -> String {
+        if location.contains("://") || Path::new(location).is_absolute() {
+            location.to_owned()
+        } else {
+            self.project.join(location).to_string_lossy().into_owned()
+        }
+    }
+
+    /// Adds a source under its name, with the events of a range.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] names the column that is gone or of another type.
+    pub async fn add_source(&self, source: &Source, range: Option<EventRange>) -> Result<()> {
+        let frame = self.source_frame(&source.query, &source.event_time).await.map_err(|error| {
+            Error::invalid("a source's query no longer fits its tables").with("source", &source.name).source(error)
+        })?;
+        let now = columns_of(&frame)?;
+        for column in &source.columns {
+            if !now.contains(column) {
+                return Err(Error::invalid("a source's column is gone or of another type")
+                    .with("source", &source.name)
+                    .with("expected", column)
+                    .with("found", now.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+                    .remedy("restore the table's file, or change the source and apply"));
+            }
+        }
+        let frame = match range {
+            Some(range) => limit(frame, source, range)?,
+            None => frame,
+        };
+        self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
+        Ok(())
+    }
+
+    /// A source's query with every column in one of our types, and the event time in UTC.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan, and for types that cannot be carried.
+    pub async fn source_frame(&self, query: &str, event_time: &EventTime) -> Result<DataFrame> {
+        let frame = self.context.sql(query).await.map_err(query_error)?;
+        let mut columns = Vec::new();
+        for field in frame.schema().fields() {
+            let mut expression = ident(field.name());
+            let mut data_type = field.data_type().clone();
+            if let EventTime::Column { column, zone: Some(zone) } = event_time
+                && column == field.name()
+                && matches!(data_type, DataType::Timestamp(_, None))
+            {
+                data_type = DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from(zone.as_str())));
+                expression = cast(expression, data_type.clone());
+            }
+            let wanted = ColumnType::from_arrow(&data_type)
+                .map_err(|error| error.with("column", field.name()))?
+                .to_arrow();
+            let expression = if data_type == wanted { expression } else { cast(expression, wanted) };
+            columns.push(expression.alias(field.name()));
+        }
+        frame.select(columns).map_err(query_error)
+    }
+
+    /// A view's rows as data files hold them: keys, features, `@event_time`, `@available_time`. Rows without a key or a
+    /// time are left out. Its sources must have been added.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] when the query no longer plans.
+    pub async fn view_frame(&self, view: &FeatureView) -> Result<DataFrame> {
+        let frame = self.context.sql(&view.query).await.map_err(|error| {
+            Error::invalid("a view's query does not run").with("view", &view.name).source(error)
+        })?;
+        let typed = |column: &Column| cast(ident(&column.name), column.column_type.to_arrow()).alias(&column.name);
+        let moment = |column: &str| cast(ident(column), ColumnType::Timestamp.to_arrow());
+        let (event, available) = match &view.row_time {
+            RowTime::Static => (lit(timestamp(Timestamp::MIN)), lit(timestamp(Timestamp::MIN))),
+            RowTime::Delayed { event_time, delay } => {
+                let event = moment(event_time);
+                let micros = lit(ScalarValue::new_interval_mdn(0, 0, delay.micros().saturating_mul(1_000)));
+                (event.clone(), cast(event + micros, ColumnType::Timestamp.to_arrow()))
+            }
+            RowTime::Columns { event_time, available_time } => (moment(event_time), moment(available_time)),
+        };
+        let mut columns: Vec<Expr> = view.keys.iter().chain(&view.features).map(typed).collect();
+        columns.extend([event.alias(EVENT_TIME), available.alias(AVAILABLE_TIME)]);
+        let whole = view
+            .keys
+            .iter()
+            .map(|key| ident(&key.name).is_not_null())
+            .chain([ident(EVENT_TIME).is_not_null(), ident(AVAILABLE_TIME).is_not_null()])
+            .reduce(Expr::and);
+        let frame = frame.select(columns).map_err(query_error)?;
+        match whole {
+            Some(whole) => frame.filter(whole).map_err(query_error),
+            None => Ok(frame),
+        }
+    }
+
+    /// A view's rows from committed data files.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Damaged`] when a file cannot be read.
+    pub async fn committed_frame(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        view: &FeatureView,
+        files: &[DataFile],
+    ) -> Result<DataFrame> {
+        let schema = springhouse_featurestore::tier::data_schema(view);
+        if files.is_empty() {
+            let empty = arrow::array::RecordBatch::new_empty(schema);
+            return self.context.read_batch(empty).map_err(query_error);
+        }
+        let url = ObjectStoreUrl::parse(STORE_URL).map_err(query_error)?;
+        self.context.register_object_store(url.as_ref(), Arc::clone(store));
+        let paths: Vec<String> = files.iter().map(|file| format!("{STORE_URL}{}", file.path)).collect();
+        let options = ParquetReadOptions::default().schema(&schema);
+        self.context.read_parquet(paths, options).await.map_err(|error| {
+            Error::damaged("a view's data files cannot be read").with("view", &view.name).source(error)
+        })
+    }
+}
+
+/// Keeps the events of a range. Rows without an event time never happened.
+fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFrame> {
+    let EventTime::Column { column, .. } = &source.event_time else { return Ok(frame) };
+    let event_until = match &source.available {
+        Available::Delay(delay) => range.until - *delay,
+        Available::AtEventTime | Available::Column(_) => range.until,
+    };
+    let mut wanted = ident(column).lt_eq(lit(timestamp(event_until)));
+    if range.from > Timestamp::MIN {
+        wanted = wanted.and(ident(column).gt_eq(lit(timestamp(range.from))));
+    }
+    if let Available::Column(available) = &source.available {
+        wanted = wanted.and(ident(available).lt_eq(lit(timestamp(range.until))));
+    }
+    frame.filter(wanted).map_err(query_error)
+}
+
+/// A time as a DataFusion literal.
+pub fn timestamp(at: Timestamp) -> ScalarValue {
+    ScalarValue::TimestampMicrosecond(Some(at.micros()), Some(Arc::from("UTC")))
+}
+
+/// The columns of a frame in our types.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] names the column whose type cannot be carried.
+pub fn columns_of(frame: &DataFrame) -> Result<Vec<Column>> {
+    frame
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| {
+            let column_type =
+                ColumnType::from_arrow(field.data_type()).map_err(|error| error.with("column", field.name()))?;
+            Ok(Column::nullable(field.name(), column_type))
+        })
+        .collect()
+}
+
+fn check_columns(table: &Table, schema: &SchemaRef) -> Result<()> {
+    for (name, expected) in &table.columns {
+        let found = schema.field_with_name(name).ok().map(|field| field.data_type().to_string());
+        if found.as_ref() != Some(expected) {
+            return Err(Error::invalid("a table's column is gone or of another type")
+                .with("table", &table.name)
+                .with("file", &table.location)
+                .with("column", name)
+                .with("expected", expected)
+                .with("found", found.unwrap_or_else(|| "nothing".to_owned()))
+                .remedy("restore the file, or apply the definitions again to accept its new columns"));
+        }
+    }
+    Ok(())
+}
+
+/// A DataFusion error in ours: faults of the query are the caller's, failing storage is not.
+pub fn query_error(error: DataFusionError) -> Error {
+    let message = error.strip_backtrace();
+    match error.find_root() {
+        DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => Error::unavailable(message),
+        DataFusionError::ResourcesExhausted(_) => Error::unavailable(message)
+            .remedy("give more memory: memory_bytes in springhouse.toml"),
+        DataFusionError::Internal(_) => Error::internal(message),
+        _ => Error::invalid(message),
+    }
+}
+
+/// A column by its exact name.
+pub(crate) fn exact(name: &str) -> Expr {
+    col(datafusion::common::Column::new_unqualified(name))
+}

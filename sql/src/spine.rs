@@ -1,0 +1,222 @@
+//! A spine, and the features of all views of a contract as of its times: the whole of way 5 but for the rules.
+//!
+//! ```text
+//! file or query -> our types, @row, @time -> join view 1 -> join view 2 -> ... -> sorted by @row (or @time) -> batches
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::functions_aggregate::expr_fn::max;
+use datafusion::functions_window::expr_fn::row_number;
+use datafusion::logical_expr::{Expr, cast, lit};
+use datafusion::physical_expr::expressions::Column as PhysicalColumn;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::{ExecutionPlan, displayable, execute_stream};
+use datafusion::prelude::{CsvReadOptions, DataFrame, ParquetReadOptions};
+use datafusion::scalar::ScalarValue;
+use futures::StreamExt;
+use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView};
+use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::{Error, Result};
+
+use crate::point_in_time::{self, ascending};
+use crate::session::{Session, exact, query_error};
+use crate::view_rows::RowStream;
+
+/// The position of a row in the spine, counted from 1.
+pub const ROW: &str = "@row";
+
+/// The time as of which a row's features are wanted.
+pub const TIME: &str = "@time";
+
+/// Where a spine comes from, and which of its columns is the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpineSource {
+    /// A Parquet or CSV file, or a SQL query over the project's tables and sources.
+    pub from: String,
+    /// The time column.
+    pub time: String,
+    /// Features are wanted as of the row's time less this.
+    pub lag: Span,
+}
+
+/// In what order rows come out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpineOrder {
+    /// As they stand in the spine.
+    AsGiven,
+    /// By time.
+    ByTime,
+}
+
+/// A spine in our types, ready to be joined.
+#[derive(Debug, Clone)]
+pub struct Spine {
+    frame: DataFrame,
+    session: Session,
+}
+
+impl Spine {
+    /// Opens a spine for a contract: every request column must be there. The session must hold the tables that a query
+    /// reads.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] names the file, or the column that is missing or of a type that
+    /// cannot be used.
+    pub async fn open(session: &Session, source: &SpineSource, contract: &Contract) -> Result<Self> {
+        let ordered = session.ordered();
+        let frame = read(&ordered, &source.from).await?;
+        let mut columns: Vec<Expr> = Vec::new();
+        for field in frame.schema().fields() {
+            let name = field.name();
+            if name.contains('@') {
+                return Err(Error::invalid("a spine column has '@' in its name")
+                    .with("column", name)
+                    .remedy("rename it: such names are the system's own"));
+            }
+            let wanted = contract.request.iter().find(|column| &column.name == name);
+            columns.push(typed(name, field.data_type(), wanted, &source.time)?);
+        }
+        let has = |name: &str| frame.schema().has_column_with_unqualified_name(name);
+        let missing: Vec<&str> = contract
+            .request
+            .iter()
+            .map(|column| column.name.as_str())
+            .chain([source.time.as_str()])
+            .filter(|name| !has(name))
+            .collect();
+        if !missing.is_empty() {
+            let given: Vec<&str> = frame.schema().fields().iter().map(|f| f.name().as_str()).collect();
+            return Err(Error::invalid("the spine lacks columns that the contract's requests have, or the time")
+                .with("missing", missing.join(", "))
+                .with("given", given.join(", "))
+                .remedy("select them in the spine; name the time column with --time"));
+        }
+        let frame = frame.select(columns).map_err(query_error)?;
+        let frame = frame.with_column(ROW, row_number()).map_err(query_error)?;
+        let micros = lit(ScalarValue::new_interval_mdn(0, 0, source.lag.micros().saturating_mul(1_000)));
+        let time = exact(&source.time);
+        let time = if source.lag == Span::ZERO { time } else { time - micros };
+        let frame = frame.with_column(TIME, cast(time, ColumnType::Timestamp.to_arrow())).map_err(query_error)?;
+        Ok(Self { frame, session: session.clone() })
+    }
+
+    /// The latest time; `None` for a spine without rows.
+    ///
+    /// # Errors
+    /// Those of reading the spine.
+    pub async fn latest(&self) -> Result<Option<Timestamp>> {
+        let latest = self.frame.clone().aggregate(Vec::new(), vec![max(exact(TIME))]).map_err(query_error)?;
+        let batches = latest.collect().await.map_err(query_error)?;
+        let value = batches.first().map(|batch| ScalarValue::try_from_array(batch.column(0), 0)).transpose();
+        Ok(match value.map_err(query_error)? {
+            Some(ScalarValue::TimestampMicrosecond(Some(micros), _)) => Some(Timestamp::from_micros(micros)),
+            _ => None,
+        })
+    }
+
+    /// Plans the join of all views, in order; `rows` gives the rows of each.
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub async fn join(
+        &self,
+        views: &[&FeatureView],
+        rows: Vec<DataFrame>,
+        order: SpineOrder,
+    ) -> Result<SpineFeatures> {
+        let partitions = self.session.context().copied_config().target_partitions();
+        let mut plan = self.frame.clone().create_physical_plan().await.map_err(query_error)?;
+        for (view, rows) in views.iter().zip(rows) {
+            plan = point_in_time::join(plan, TIME, rows, view, partitions).await?;
+        }
+        let order: &[&str] = match order {
+            SpineOrder::AsGiven => &[ROW],
+            SpineOrder::ByTime => &[TIME, ROW],
+        };
+        Ok(SpineFeatures { plan: sorted(plan, order)?, session: self.session.clone() })
+    }
+}
+
+/// A planned join of a spine with the views of a contract.
+#[derive(Debug, Clone)]
+pub struct SpineFeatures {
+    plan: Arc<dyn ExecutionPlan>,
+    session: Session,
+}
+
+impl SpineFeatures {
+    /// The spine's columns, `@row`, `@time`, then each view's `view.feature` columns and `view@event_time`.
+    pub fn schema(&self) -> SchemaRef {
+        self.plan.schema()
+    }
+
+    /// The plan as text.
+    pub fn explain(&self) -> String {
+        displayable(self.plan.as_ref()).indent(false).to_string()
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Those of starting; the stream gives those of running.
+    pub fn execute(&self) -> Result<RowStream> {
+        let batches = execute_stream(Arc::clone(&self.plan), self.session.context().task_ctx()).map_err(query_error)?;
+        Ok(batches.map(|batch| batch.map_err(query_error)).boxed())
+    }
+}
+
+async fn read(session: &Session, from: &str) -> Result<DataFrame> {
+    let context = session.context();
+    let trimmed = from.trim_start().to_lowercase();
+    if trimmed.starts_with("select") || trimmed.starts_with("with") || trimmed.starts_with('(') {
+        return context.sql(from).await.map_err(|error| query_error(error).with("spine", from));
+    }
+    let place = session.locate(from);
+    if !Path::new(&place).exists() && !place.contains("://") {
+        return Err(Error::invalid("the spine's file does not exist")
+            .with("file", place)
+            .remedy("give a Parquet or CSV file, or a SELECT"));
+    }
+    let csv = Path::new(&place).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    let frame = if csv {
+        context.read_csv(place.as_str(), CsvReadOptions::default()).await
+    } else {
+        context.read_parquet(place.as_str(), ParquetReadOptions::default().file_extension("")).await
+    };
+    frame.map_err(|error| query_error(error).with("spine", place))
+}
+
+/// A spine column in the type that the contract's request, or the time, wants; others as they are.
+fn typed(name: &str, data_type: &DataType, wanted: Option<&Column>, time: &str) -> Result<Expr> {
+    let zoned = |error: Error| error.with("spine column", name);
+    let target = match wanted {
+        Some(column) => column.column_type.to_arrow(),
+        None if name == time => ColumnType::Timestamp.to_arrow(),
+        None => match ColumnType::from_arrow(data_type) {
+            Ok(known) => known.to_arrow(),
+            Err(_) => data_type.clone(),
+        },
+    };
+    if matches!(target, DataType::Timestamp(..)) && matches!(data_type, DataType::Timestamp(_, None)) {
+        ColumnType::from_arrow(data_type).map_err(zoned)?;
+    }
+    let expression = exact(name);
+    Ok(if *data_type == target { expression } else { cast(expression, target).alias(name) })
+}
+
+fn sorted(plan: Arc<dyn ExecutionPlan>, order: &[&str]) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = plan.schema();
+    let sort = order
+        .iter()
+        .map(|name| Ok(PhysicalSortExpr::new(Arc::new(PhysicalColumn::new_with_schema(name, &schema)?), ascending())))
+        .collect::<Result<Vec<_>, datafusion::error::DataFusionError>>()
+        .map_err(query_error)?;
+    let Some(sort) = LexOrdering::new(sort) else { return Ok(plan) };
+    let parts = SortExec::new(sort.clone(), plan).with_preserve_partitioning(true);
+    Ok(Arc::new(SortPreservingMergeExec::new(sort, Arc::new(parts))))
+}

@@ -1,0 +1,175 @@
+//! The rows of a view that became visible in a stretch of time: what a refresh commits.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::row::{OwnedRow, RowConverter, SortField};
+use datafusion::functions::core::expr_fn::greatest;
+use datafusion::logical_expr::lit;
+use datafusion::prelude::DataFrame;
+use futures::stream::{BoxStream, StreamExt};
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::{FeatureView, RowTime};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
+use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::{Error, Result};
+
+use crate::session::{EventRange, Session, exact, query_error, timestamp};
+
+/// Batches as they are computed.
+pub type RowStream = BoxStream<'static, Result<RecordBatch>>;
+
+/// The rows of `view` that became visible after `since` (all, where it is `None`) and by `until`, with the columns of
+/// its data files, sorted by key, event time and available time. Of rows that are equal in all three, which one query
+/// over one state of the sources can yield, the one with the greatest values stands for all (rule T5).
+///
+/// Sources are read no further back than the view's `LOOKBACK` asks.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] names the file or column that is wrong.
+pub async fn view_rows(
+    session: &Session,
+    catalog: &CatalogState,
+    view: &FeatureView,
+    since: Option<Timestamp>,
+    until: Timestamp,
+) -> Result<RowStream> {
+    let range = EventRange { from: read_from(view, since), until };
+    add_sources(session, catalog, view, range).await?;
+    let frame = unique_order(visible_in(session.view_frame(view).await?, view, since, until)?, view)?;
+    let keys = view.keys.len();
+    let schema = springhouse_featurestore::tier::data_schema(view);
+    let batches = frame.execute_stream().await.map_err(query_error)?;
+    let mut last = LastOfEqual::new(&schema, keys)?;
+    let rows = batches.map(Some).chain(futures::stream::once(async { None })).filter_map(move |batch| {
+        let kept = match batch {
+            Some(Ok(batch)) => last.next(conform(&batch, &schema)),
+            Some(Err(error)) => Err(query_error(error)),
+            None => Ok(last.end()),
+        };
+        std::future::ready(kept.transpose())
+    });
+    Ok(rows.boxed())
+}
+
+/// Adds a view's sources (and their tables) to a session, with the events of a range.
+///
+/// # Errors
+/// As [`Session::add_table`] and [`Session::add_source`].
+pub async fn add_sources(
+    session: &Session,
+    catalog: &CatalogState,
+    view: &FeatureView,
+    range: EventRange,
+) -> Result<()> {
+    for pinned in &view.sources {
+        let source = catalog.source(pinned)?;
+        for table in &source.tables {
+            session.add_table(catalog.table(table)?).await?;
+        }
+        session.add_source(source, Some(range)).await?;
+    }
+    Ok(())
+}
+
+/// The least event time that the rows visible after `since` can depend on.
+fn read_from(view: &FeatureView, since: Option<Timestamp>) -> Timestamp {
+    match (since, &view.row_time, view.lookback) {
+        (Some(since), RowTime::Delayed { delay, .. }, Some(lookback)) => since - *delay - lookback,
+        // A late row may be of any time; without LOOKBACK a value may reach back to the first event.
+        _ => Timestamp::MIN,
+    }
+}
+
+fn visible_in(frame: DataFrame, view: &FeatureView, since: Option<Timestamp>, until: Timestamp) -> Result<DataFrame> {
+    if view.is_static() {
+        return Ok(frame);
+    }
+    let (event, available) = (exact(EVENT_TIME), exact(AVAILABLE_TIME));
+    let known = lit(timestamp(until));
+    let mut wanted = event.clone().lt_eq(known.clone()).and(available.clone().lt_eq(known));
+    if let Some(since) = since {
+        let since = lit(timestamp(since));
+        wanted = wanted.and(event.gt(since.clone()).or(available.gt(since)));
+    }
+    frame.filter(wanted).map_err(query_error)
+}
+
+fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataFrame> {
+    let keys = view.keys.iter().map(|key| exact(&key.name));
+    let times = [EVENT_TIME, AVAILABLE_TIME].map(exact);
+    let values = view.features.iter().map(|feature| exact(&feature.name));
+    let order = keys.chain(times).chain(values).map(|column| column.sort(true, true)).collect();
+    frame.sort(order).map_err(query_error)
+}
+
+/// DataFusion's nullability and metadata differ from the data files'; the columns do not.
+fn conform(batch: &RecordBatch, schema: &arrow::datatypes::SchemaRef) -> Result<RecordBatch> {
+    Ok(RecordBatch::try_new(Arc::clone(schema), batch.columns().to_vec())?)
+}
+
+/// Keeps the last of each run of rows with equal key and times, across batches.
+struct LastOfEqual {
+    converter: RowConverter,
+    columns: Vec<usize>,
+    /// The last row seen, which the next batch may continue.
+    held: Option<(RecordBatch, OwnedRow)>,
+}
+
+impl LastOfEqual {
+    fn new(schema: &arrow::datatypes::SchemaRef, keys: usize) -> Result<Self> {
+        let times = schema.fields().len() - 2..schema.fields().len();
+        let columns: Vec<usize> = (0..keys).chain(times).collect();
+        let fields = columns.iter().map(|&index| SortField::new(schema.field(index).data_type().clone())).collect();
+        Ok(Self { converter: RowConverter::new(fields)?, columns, held: None })
+    }
+
+    fn next(&mut self, batch: Result<RecordBatch>) -> Result<Option<RecordBatch>> {
+        let batch = batch?;
+        let rows = batch.num_rows();
+        if rows == 0 {
+            return Ok(None);
+        }
+        let columns: Vec<ArrayRef> = self.columns.iter().map(|&index| Arc::clone(batch.column(index))).collect();
+        let identity = self.converter.convert_columns(&columns)?;
+        let before = self.held.take().filter(|(_, held)| held.row() != identity.row(0)).map(|(row, _)| row);
+        self.held = Some((batch.slice(rows - 1, 1), identity.row(rows - 1).owned()));
+        let last: BooleanArray =
+            (0..rows).map(|row| Some(row + 1 < rows && identity.row(row) != identity.row(row + 1))).collect();
+        let kept = filter_record_batch(&batch, &last)?;
+        let parts: Vec<RecordBatch> = before.into_iter().chain([kept]).collect();
+        let kept = arrow::compute::concat_batches(&batch.schema(), &parts)?;
+        Ok((kept.num_rows() > 0).then_some(kept))
+    }
+
+    fn end(&mut self) -> Option<RecordBatch> {
+        self.held.take().map(|(row, _)| row)
+    }
+}
+
+/// Committed rows of a view in the order in which they became visible.
+///
+/// # Errors
+/// Those of planning; the stream gives those of reading.
+pub async fn by_visible_time(rows: DataFrame, view: &FeatureView) -> Result<RowStream> {
+    let visible = greatest(vec![exact(EVENT_TIME), exact(AVAILABLE_TIME)]);
+    let sorted = rows.sort(vec![visible.sort(true, true)]).map_err(query_error)?;
+    let schema = springhouse_featurestore::tier::data_schema(view);
+    let batches = sorted.execute_stream().await.map_err(query_error)?;
+    Ok(batches.map(move |batch| conform(&batch.map_err(query_error)?, &schema)).boxed())
+}
+
+/// The times of a data-file batch in microseconds: event and available.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Internal`] when the batch is not one.
+pub fn times_of(batch: &RecordBatch) -> Result<[arrow::array::TimestampMicrosecondArray; 2]> {
+    let column = |name: &str| {
+        batch
+            .column_by_name(name)
+            .and_then(|array| array.as_primitive_opt().cloned())
+            .ok_or_else(|| Error::internal("a batch of view rows lacks its times").with("column", name))
+    };
+    Ok([column(EVENT_TIME)?, column(AVAILABLE_TIME)?])
+}
