@@ -193,7 +193,9 @@ impl fmt::Display for ChangePlan {
             if item.action != Action::Create || item.kind == DefinitionKind::Contract {
                 item.diff.iter().try_for_each(|line| writeln!(f, "      {line}"))?;
             }
-            if !item.contracts.is_empty() && item.kind != DefinitionKind::Contract {
+            // What is new reaches nothing that exists.
+            let reaches = item.action != Action::Create && item.kind != DefinitionKind::Contract;
+            if reaches && !item.contracts.is_empty() {
                 writeln!(f, "      reaches contract {}", item.contracts.join(", "))?;
             }
             for digest in &item.packages {

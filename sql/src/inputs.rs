@@ -12,7 +12,9 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::PhysicalExpr;
 use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView};
 use springhouse_featurestore::lookup::feature_column;
@@ -69,6 +71,10 @@ impl Scope {
         let state = session.context().state();
         let expression = state.create_logical_expr(expression, &self.logical)?;
         refuse_volatile(&expression)?;
+        // Some functions (coalesce among them) exist only until they are simplified.
+        let context = SimplifyContext::builder().with_schema(Arc::new(self.logical.clone())).build();
+        let simplifier = ExprSimplifier::new(context);
+        let expression = simplifier.simplify(simplifier.coerce(expression, &self.logical)?)?;
         let compiled = state.create_physical_expr(expression, &self.logical)?;
         let data_type = compiled.data_type(&self.physical)?;
         let column_type = ColumnType::from_arrow(&data_type).map_err(|error| DataFusionError::Plan(error.to_string()))?;

@@ -94,7 +94,9 @@ impl Session {
     /// The same tables and memory, with one partition: rows keep their files' order.
     #[must_use]
     pub fn ordered(&self) -> Self {
-        let config = self.context.copied_config().with_target_partitions(1);
+        // The catalog is shared: building a default one would hide the tables.
+        let config =
+            self.context.copied_config().with_target_partitions(1).with_create_default_catalog_and_schema(false);
         let state = SessionStateBuilder::new_from_existing(self.context.state()).with_config(config).build();
         Self { context: SessionContext::new_with_state(state), project: self.project.clone() }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::SchemaRef;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
@@ -98,12 +99,14 @@ impl RemoteFeatures {
         })
     }
 
-    async fn open(&self, contract: &Pinned) -> Result<Exchange> {
+    /// Opens an exchange. The schema goes out at once: a server answers an exchange only after its first message.
+    async fn open(&self, contract: &Pinned, keys: SchemaRef) -> Result<Exchange> {
         let (questions, asked) = mpsc::channel(1);
         let descriptor = FlightDescriptor::new_cmd(Command::lookup(contract.to_string()).to_bytes());
         let encoded = FlightDataEncoderBuilder::new()
             .with_max_flight_data_size(usize::MAX)
             .with_flight_descriptor(Some(descriptor))
+            .with_schema(keys)
             .build(ReceiverStream::new(asked));
         let answers = self.client().do_exchange(encoded).await.map_err(|error| self.failed(error))?;
         Ok(Exchange { questions, answers })
@@ -152,7 +155,7 @@ impl FeatureSource for RemoteFeatures {
                 answered => return answered,
             }
         }
-        let exchange = self.open(contract).await?;
+        let exchange = self.open(contract, keys.schema()).await?;
         self.ask(contract, exchange, keys).await
     }
 }
