@@ -31,3 +31,5 @@ pub mod tier;
 pub mod time;
 
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "test-util")]
+pub use object_store as object_storage;

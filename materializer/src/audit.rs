@@ -23,7 +23,7 @@ use springhouse_sql::view_rows::{RowStream, by_visible_time, times_of};
 
 use crate::Jobs;
 use crate::jobs::views_of;
-use crate::training_set::{RowsFrom, TrainingSetRequest};
+use crate::training_set::{RowsFrom, TrainingSetRequest, refuse_unprocessed};
 
 /// Memory of the audit's own cache: small, so that both tiers are exercised.
 const MEMORY_BYTES: u64 = 4 << 20;
@@ -71,6 +71,9 @@ impl Jobs {
         };
         let views: Vec<FeatureView> = views_of(catalog, contract)?.into_iter().cloned().collect();
         let offline = self.training_set(catalog, contract, &request).await?;
+        for view in &views {
+            refuse_unprocessed(view, self.log(view).state().await?.watermark, offline.latest())?;
+        }
         let mut batches = offline.execute()?;
         let mut replay = Replay::new(self, contract, &views).await?;
         let mut report = AuditReport::default();

@@ -55,6 +55,7 @@ pub struct TrainingSetRequest {
 /// A planned training set.
 pub struct TrainingSet {
     features: SpineFeatures,
+    latest: Option<Timestamp>,
     shaper: Arc<Shaper>,
     metadata: BTreeMap<String, String>,
 }
@@ -95,12 +96,12 @@ impl Jobs {
         let features = spine.join(&views, rows, request.order).await?;
         let inputs = CompiledInputs::new(&session, contract, &views)?;
         let shaper = Arc::new(Shaper::new(&features.schema(), contract, &views, inputs, request.with_features)?);
-        Ok(TrainingSet { features, shaper, metadata: metadata(catalog, contract, request) })
+        Ok(TrainingSet { features, latest, shaper, metadata: metadata(catalog, contract, request) })
     }
 }
 
 /// A training row must not rest on a view that has not seen all events up to the row's time.
-fn refuse_unprocessed(view: &FeatureView, watermark: Option<Timestamp>, latest: Option<Timestamp>) -> Result<()> {
+pub(crate) fn refuse_unprocessed(view: &FeatureView, watermark: Option<Timestamp>, latest: Option<Timestamp>) -> Result<()> {
     let Some(latest) = latest else { return Ok(()) };
     if view.is_static() && watermark.is_some() || watermark.is_some_and(|mark| mark >= latest) {
         return Ok(());
@@ -140,6 +141,11 @@ impl TrainingSet {
     /// What a file of it says about itself.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// The latest time of the spine; `None` for a spine without rows.
+    pub fn latest(&self) -> Option<Timestamp> {
+        self.latest
     }
 
     /// Its plan as text.

@@ -7,7 +7,7 @@
 //! with typed ones.
 //!
 //! The answer's parameters: `springhouse_contract_version`, `springhouse_package`, `springhouse_prediction_id`,
-//! `springhouse_fresh` (true when every view of every row was), and for each view that was not
+//! `springhouse_fresh_rows` (how many rows had every view fresh), and for each view that was not
 //! `springhouse_view_NAME`: its status, the rule applied, and the number of rows.
 
 mod client;

@@ -42,6 +42,8 @@ pub struct Answer {
     pub columns: Vec<ArrayRef>,
     /// What was not fresh, and which rule was applied.
     pub findings: Vec<Finding>,
+    /// How many rows had every view fresh.
+    pub fresh_rows: usize,
     /// The worker that answered: contract version and package.
     pub worker: Arc<ContractWorker>,
     /// A number that no other prediction of this process has.

@@ -95,12 +95,13 @@ impl PredictService {
     fn parameters(&self, answer: &Answer) -> HashMap<String, InferParameter> {
         let deployed = answer.worker.deployed();
         let text = |value: String| InferParameter { parameter_choice: Some(ParameterChoice::StringParam(value)) };
-        let fresh = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(answer.findings.is_empty())) };
+        let fresh = ParameterChoice::Int64Param(i64::try_from(answer.fresh_rows).unwrap_or(i64::MAX));
+        let fresh = InferParameter { parameter_choice: Some(fresh) };
         let mut parameters = HashMap::from([
             ("springhouse_contract_version".to_owned(), text(deployed.contract.version.to_string())),
             ("springhouse_package".to_owned(), text(deployed.digest.clone())),
             ("springhouse_prediction_id".to_owned(), text(format!("{:x}-{}", self.incarnation, answer.prediction))),
-            ("springhouse_fresh".to_owned(), fresh),
+            ("springhouse_fresh_rows".to_owned(), fresh),
         ]);
         let mut views: HashMap<&str, Vec<String>> = HashMap::new();
         for finding in &answer.findings {

@@ -269,8 +269,10 @@ impl Steps {
         }
         load.counters.requests.fetch_add(1, Ordering::Relaxed);
         load.counters.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        load.counters.fresh_rows.fetch_add(enforced.fresh_rows(rows) as u64, Ordering::Relaxed);
+        let fresh_rows = enforced.fresh_rows(rows);
+        load.counters.fresh_rows.fetch_add(fresh_rows as u64, Ordering::Relaxed);
         Ok(Answer {
+            fresh_rows,
             columns: output.iter().map(|column| column.slice(rows.start, rows.len())).collect(),
             findings: enforced.findings(rows),
             worker: Arc::clone(worker),

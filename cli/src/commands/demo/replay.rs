@@ -108,7 +108,11 @@ impl<'a> Replay<'a> {
                 self.show(now);
             }
         }
-        self.set_clock(end).await
+        self.set_clock(end).await?;
+        for view in self.state.live_views() {
+            self.jobs.refresh(&self.state, view).await?;
+        }
+        self.store.act("follow", "").await.map(|_| ())
     }
 
     async fn set_clock(&self, now: Timestamp) -> Result<()> {
@@ -181,17 +185,16 @@ impl Seen {
                 self.labels.push(f32::from(u8::from(late)));
             }
         }
-        let mut not_fresh = 0;
         for (name, value) in &prediction.parameters {
             let Some(view) = name.strip_prefix("springhouse_view_") else { continue };
             for part in value.split("; ") {
                 let rows = part.split("rows=").nth(1).and_then(|rows| rows.parse().ok()).unwrap_or(0);
-                not_fresh = rows.max(not_fresh);
                 let what = part.split(" rows=").next().unwrap_or(part).replace("rule=", "");
                 *self.said.entry(format!("{view} {what}")).or_default() += rows;
             }
         }
-        self.fresh += flights.len() - not_fresh.min(flights.len());
+        let fresh = prediction.parameters.get("springhouse_fresh_rows").and_then(|rows| rows.parse().ok());
+        self.fresh += fresh.unwrap_or(0_usize);
         Ok(())
     }
 }

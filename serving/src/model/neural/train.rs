@@ -140,7 +140,7 @@ impl Fit {
         let picked: Vec<f32> = rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect();
         let wanted: Vec<f32> = rows.iter().map(|row| labels[*row]).collect();
         let logits = self.network.logits(&Tensor::from_vec(picked, (rows.len(), width), &device)?)?;
-        let loss = candle_nn::loss::binary_cross_entropy_with_logit(&logits, &Tensor::new(wanted, &device)?)?;
+        let loss = cross_entropy(&logits, &Tensor::new(wanted, &device)?)?;
         let share = f64_of(self.done) / f64_of(steps);
         self.optimiser.set_learning_rate(options.learning_rate * (1.0 - 0.9 * share));
         self.optimiser.backward_step(&loss)?;
@@ -161,6 +161,13 @@ impl Fit {
         safetensors::serialize(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None::<HashMap<_, _>>)
             .map_err(candle_core::Error::wrap)
     }
+}
+
+/// Mean binary cross-entropy of logits, `max(z, 0) - z y + ln(1 + e^-|z|)`: unlike the logarithm of a sigmoid it stays
+/// finite however sure the model is.
+fn cross_entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
+    let tail = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
+    ((logits.relu()? - (logits * labels)?)? + tail)?.mean_all()
 }
 
 /// Mean and deviation of each column, nulls (NaN) left out. A constant column has deviation 1.
@@ -232,12 +239,30 @@ mod tests {
     }
 
     #[test]
+    fn a_network_of_one_input_is_the_sum_that_it_says() {
+        let device = candle_core::Device::Cpu;
+        let tensor = |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, &device).expect("shape");
+        let network = Network {
+            mean: tensor(vec![0.0], &[1]),
+            deviation: tensor(vec![1.0], &[1]),
+            layers: vec![
+                (tensor(vec![1.0, -2.0], &[2, 1]), tensor(vec![0.5, 0.0], &[2])),
+                (tensor(vec![3.0, 1.0], &[1, 2]), tensor(vec![0.25], &[1])),
+            ],
+        };
+        let logits = network.logits(&tensor(vec![1.0, -1.0, 2.0], &[3, 1])).expect("runs");
+        // relu(x + 0.5) * 3 + relu(-2 x) + 0.25
+        assert_eq!(logits.to_vec1::<f32>().expect("one column"), [4.75, 2.25, 7.75]);
+    }
+
+    #[test]
     fn the_same_data_and_seed_give_the_same_bytes() {
         let x: ArrayRef = Arc::new(Float32Array::from_iter((0..400_u16).map(|i| Some(f32::from(i % 20)))));
         let labels: Vec<f32> = (0..400).map(|i| if i % 20 > 9 { 1.0 } else { 0.0 }).collect();
-        let inputs = RecordBatch::try_from_iter([("x", x)]).expect("one column");
+        let noise: ArrayRef = Arc::new(Float32Array::from_iter((0..400_u16).map(|i| Some(f32::from(i % 13)))));
+        let inputs = RecordBatch::try_from_iter([("x", x), ("noise", noise)]).expect("two columns");
         let options = TrainOptions { epochs: 40, batch_rows: 64, ..TrainOptions::default() };
-        let run = || train(&inputs, &["x".to_owned()], &labels, &options, |_, _| {}).expect("two classes");
+        let run = || train(&inputs, &["x".to_owned(), "noise".to_owned()], &labels, &options, |_, _| {}).expect("two classes");
         let (one, other) = (run(), run());
         assert_eq!(one.weights, other.weights);
         assert!(one.metrics["train_auc"] > 0.99, "{:?}", one.metrics);

@@ -1,0 +1,68 @@
+"""pyarrow's Flight client against a running store: lookups, packages, actions, and malformed commands."""
+
+import json
+import sys
+
+import pyarrow as pa
+from pyarrow import flight
+
+address, socket, digest = sys.argv[1:]
+
+
+def command(value):
+    return flight.FlightDescriptor.for_command(json.dumps(value).encode())
+
+
+def lookup(client, batches):
+    writer, reader = client.do_exchange(command({"lookup": {"contract": "fraud"}}))
+    answers = []
+    with writer:
+        writer.begin(batches[0].schema)
+        for batch in batches:
+            writer.write_batch(batch)
+            answers.append(reader.read_chunk().data)
+        writer.done_writing()
+    return answers
+
+
+def fails(call, *expected):
+    try:
+        call()
+    except (pa.ArrowInvalid, pa.ArrowKeyError, flight.FlightError, NotImplementedError, pa.ArrowException) as error:
+        for part in expected:
+            assert part in str(error), (part, str(error))
+        return
+    raise AssertionError(f"no error, expected {expected}")
+
+
+for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
+    client = flight.connect(place)
+    keys = pa.record_batch({"user_name": ["ann", "nobody", None, "bob", "ann"]})
+    first, second = lookup(client, [keys, keys.slice(3)])
+    assert first["last_payment.amount"].to_pylist() == [70.0, None, None, 2.0, 70.0], first
+    assert first["last_payment@status"].to_pylist() == ["fresh", "missing", "missing", "fresh", "fresh"], first
+    assert first["last_payment@event_time"].to_pylist()[0].timestamp() == 10
+    assert first["last_payment@as_of"].to_pylist()[1].timestamp() == 60
+    assert second["last_payment.amount"].to_pylist() == [2.0, 70.0], second
+
+    info = client.get_flight_info(command({"lookup": {"contract": "fraud"}}))
+    assert info.schema.names[0] == "last_payment.amount", info.schema
+    files = client.do_get(flight.Ticket(json.dumps({"package": digest}).encode())).read_all()
+    assert sorted(files["name"].to_pylist()) == ["manifest.json", "weights.safetensors"]
+    flights = [json.loads(f.descriptor.command) for f in client.list_flights()]
+    assert {"lookup": {"contract": "fraud"}} in flights and {"package": digest} in flights, flights
+    contracts = json.loads(next(iter(client.do_action("contracts"))).body.to_pybytes())
+    assert contracts[0]["contract"]["name"] == "fraud" and contracts[0]["digest"] == digest
+    status = json.loads(next(iter(client.do_action("status"))).body.to_pybytes())
+    assert status["views"][0]["watermark"] == "1970-01-01T00:01:00Z", status
+
+    # Bad input: a precise message, and the server lives on.
+    fails(lambda: client.get_flight_info(flight.FlightDescriptor.for_command(b"hello")), "not a command", '{"lookup"')
+    fails(lambda: client.do_get(flight.Ticket(b"\xff\x00")).read_all(), "not a command")
+    fails(lambda: client.do_get(flight.Ticket(b'{"package": "sha256:12"}')).read_all(), "not a package digest")
+    fails(lambda: client.do_get(flight.Ticket(b'{"lookup": {"contract": "fraud"}}')).read_all(), "DoExchange")
+    fails(lambda: client.get_flight_info(command({"lookup": {"contract": "nothing"}})), "no such contract", "fraud")
+    fails(lambda: lookup(client, [pa.record_batch({"user": ["ann"]})]), "a key column is missing", "user_name")
+    fails(lambda: list(client.do_action("explode")), "no such action", "status")
+    assert lookup(client, [keys])[0].num_rows == 5
+print("flight: fine")

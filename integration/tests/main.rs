@@ -1,0 +1,13 @@
+//! The one binary of the whole-system tests.
+
+mod architecture;
+mod bad_definitions;
+mod crash;
+mod generated_code;
+mod language;
+mod flights;
+mod project;
+mod s3;
+mod seeded;
+mod time_rules;
+mod wire;
