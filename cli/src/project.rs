@@ -34,7 +34,9 @@ impl Project {
         })?;
         let settings = Settings::read(&folder)?;
         let driven = clock.map(|start| Arc::new(DrivenClock::moving(start)));
-        let clock = driven.as_ref().map_or_else(|| Arc::new(SystemClock) as Arc<dyn Clock>, |driven| Arc::clone(driven) as Arc<dyn Clock>);
+        let clock = driven
+            .as_ref()
+            .map_or_else(|| Arc::new(SystemClock) as Arc<dyn Clock>, |driven| Arc::clone(driven) as Arc<dyn Clock>);
         Ok(Self { folder, settings, clock, driven })
     }
 
@@ -62,7 +64,11 @@ impl Project {
     /// Object storage.
     pub fn store(&self) -> Result<Arc<dyn ObjectStore>> {
         let store = &self.settings.store;
-        if store.contains("://") { open_store(store, []) } else { open_store(&self.folder.join(store).to_string_lossy(), []) }
+        if store.contains("://") {
+            open_store(store, [])
+        } else {
+            open_store(&self.folder.join(store).to_string_lossy(), [])
+        }
     }
 
     /// Everything that jobs need.

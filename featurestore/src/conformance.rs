@@ -53,7 +53,10 @@ pub fn a_view_that_was_never_written_reads_as_nothing(tier: &dyn OnlineTier) {
 pub fn the_greatest_row_holds_in_any_order(tier: &dyn OnlineTier) {
     let name = view("v");
     tier.apply(&name, rows(&[("a", "2"), ("b", "5"), ("a", "1")]), mark(1)).expect("writable");
-    assert_eq!(read(tier, &name, &["a", "b", "c", "a"]).0, [Some("2"), Some("5"), None, Some("2")].map(|r| r.map(str::to_owned)));
+    assert_eq!(
+        read(tier, &name, &["a", "b", "c", "a"]).0,
+        [Some("2"), Some("5"), None, Some("2")].map(|r| r.map(str::to_owned))
+    );
     tier.apply(&name, rows(&[("b", "4"), ("c", "0"), ("a", "3")]), mark(2)).expect("writable");
     let expected = [Some("3"), Some("5"), Some("0")].map(|row| row.map(str::to_owned)).to_vec();
     assert_eq!(read(tier, &name, &["a", "b", "c"]), (expected.clone(), mark(2)));

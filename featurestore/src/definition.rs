@@ -15,12 +15,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use column::timestamp_type;
 pub use column::{Column, ColumnType};
 pub use contract::{Availability, Contract, FeatureRule, Input, Latency, RuleAction};
 pub use entity::Entity;
 pub use feature_view::{FeatureView, RowTime};
 pub use source::{Available, EventTime, Source, Table, TableColumn};
-pub(crate) use column::timestamp_type;
 pub(crate) use version::hex;
 pub use version::{Pinned, Version};
 

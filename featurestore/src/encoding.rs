@@ -4,7 +4,7 @@ mod key;
 mod row;
 
 pub use key::{EncodedKeys, KeyCodec};
-pub use row::{RowHeader, RowLayout, ROW_HEADER_BYTES};
+pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout};
 
 /// A signed number as eight bytes whose order is the number's.
 pub(crate) fn ordered(value: i64) -> [u8; 8] {

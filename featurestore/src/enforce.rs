@@ -52,7 +52,9 @@ impl std::fmt::Display for Finding {
 /// [`crate::ErrorKind::Internal`] when a column is not there.
 pub fn enforce(contract: &Contract, views: &[&FeatureView], answer: &RecordBatch) -> Result<Enforced> {
     let column = |name: &str| {
-        answer.column_by_name(name).ok_or_else(|| Error::internal("a lookup's answer lacks a column").with("column", name))
+        answer
+            .column_by_name(name)
+            .ok_or_else(|| Error::internal("a lookup's answer lacks a column").with("column", name))
     };
     let mut enforced = Enforced { features: Vec::new(), views: Vec::with_capacity(views.len()) };
     for (rule, view) in contract.features.iter().zip(views) {

@@ -25,11 +25,11 @@ use serde::{Deserialize, Serialize};
 pub use disk::DiskTier;
 pub use load::{Packer, Progress, catch_up};
 pub use memory::MemoryTier;
-pub use object_store::ObjectStore;
 pub use object::{
     AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, data_schema,
     get_object, list_objects, open_store, put_object,
 };
+pub use object_store::ObjectStore;
 pub use reference::ReferenceTier;
 
 use crate::Result;

@@ -59,7 +59,7 @@ VIEWS = {
         ["origin"], None, ["temp", "wind_speed", "precip", "visib"]),
 }
 
-rows = db.sql(f"SELECT count(*) FROM '{ours}'").fetchone()[0]
+rows = db.execute(f"SELECT count(*) FROM '{ours}'").fetchone()[0]
 assert rows == 336_776, rows
 compared = 0
 for view, (sql, keys, ttl, features) in VIEWS.items():

@@ -74,7 +74,8 @@ fn the_arrows_of_the_house_point_one_way() {
 fn confined_crates_stay_in_their_folders() {
     for (folder, names) in dependencies() {
         for (name, allowed) in CONFINED {
-            let confined = !names.contains(name) || allowed.contains(&folder.as_str()) || OUTSIDE.contains(&folder.as_str());
+            let confined =
+                !names.contains(name) || allowed.contains(&folder.as_str()) || OUTSIDE.contains(&folder.as_str());
             assert!(confined, "{folder} must not depend on {name}: only {allowed:?} may");
         }
     }

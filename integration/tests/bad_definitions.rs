@@ -4,7 +4,11 @@ use crate::project::{DEFINITIONS, TestProject};
 
 /// What is changed in good definitions, and what the error must then say.
 const FAULTS: [(&str, &str, &str); 24] = [
-    ("SELECT user_name, paid_at, known_at, amount FROM payments", "SELECT user_nam, paid_at, known_at, amount FROM payments", "did you mean 'user_name'?"),
+    (
+        "SELECT user_name, paid_at, known_at, amount FROM payments",
+        "SELECT user_nam, paid_at, known_at, amount FROM payments",
+        "did you mean 'user_name'?",
+    ),
     ("FROM payments", "FROM payment", "did you mean 'payments'?"),
     ("LOCATION 'payments.parquet'", "LOCATION 'nowhere.parquet'", "does not exist"),
     ("EVENT TIME paid_at", "EVENT TIME payed_at", "did you mean 'paid_at'?"),
@@ -13,12 +17,32 @@ const FAULTS: [(&str, &str, &str); 24] = [
     ("KEY (user_name VARCHAR)", "KEY (user_name DOUBLE)", "cannot be DOUBLE"),
     ("KEY (user_name VARCHAR)", "KEY (user_name BIGINT)", "entity user_account says BIGINT"),
     ("ENTITY user_account REFRESH", "ENTITY user_acount REFRESH", "did you mean 'user_account'?"),
-    ("AS SELECT user_name, paid_at, known_at, amount FROM paid", "AS SELECT paid_at, known_at, amount FROM paid", "does not yield the key column 'user_name'"),
-    ("AS SELECT user_name, paid_at, known_at, amount FROM paid", "AS SELECT user_name, amount FROM paid", "no event time"),
-    ("AS SELECT user_name, paid_at, known_at, amount FROM paid", "AS SELECT user_name, paid_at, known_at FROM paid", "yields no features"),
-    ("AS SELECT user_name, paid_at, known_at, amount FROM paid", "AS SELECT user_name, paid_at, amount FROM paid", "available-time column 'known_at'"),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM paid",
+        "AS SELECT paid_at, known_at, amount FROM paid",
+        "does not yield the key column 'user_name'",
+    ),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM paid",
+        "AS SELECT user_name, amount FROM paid",
+        "no event time",
+    ),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM paid",
+        "AS SELECT user_name, paid_at, known_at FROM paid",
+        "yields no features",
+    ),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM paid",
+        "AS SELECT user_name, paid_at, amount FROM paid",
+        "available-time column 'known_at'",
+    ),
     ("known_at, amount FROM paid", "known_at, random() AS amount FROM paid", "random() gives another value"),
-    ("known_at, amount FROM paid", "known_at, sum(amount) OVER (PARTITION BY user_name ORDER BY paid_at) AS amount FROM paid", "must take each row by itself"),
+    (
+        "known_at, amount FROM paid",
+        "known_at, sum(amount) OVER (PARTITION BY user_name ORDER BY paid_at) AS amount FROM paid",
+        "must take each row by itself",
+    ),
     ("REFRESH EVERY '1 minute'", "REFRESH EVERY '0 minutes'", "is not positive"),
     ("REFRESH EVERY '1 minute'", "REFRESH EVERY 'soon'", "not an interval"),
     ("REFRESH EVERY '1 minute'", "WINDOWS ('2 hours') REFRESH EVERY '1 minute'", "WINDOWS is not yet supported"),

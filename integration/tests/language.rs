@@ -43,9 +43,18 @@ fn view(random: &mut Seeded) -> String {
     let mut clauses = vec![
         format!("ENTITY {}", name(random)),
         format!("REFRESH EVERY {}", span(random)),
-        { let clause = format!("TTL {}", span(random)); optional(random, clause) },
-        { let clause = format!("LOOKBACK {}", span(random)); optional(random, clause) },
-        { let clause = format!("EVENT TIME {}", name(random)); optional(random, clause) },
+        {
+            let clause = format!("TTL {}", span(random));
+            optional(random, clause)
+        },
+        {
+            let clause = format!("LOOKBACK {}", span(random));
+            optional(random, clause)
+        },
+        {
+            let clause = format!("EVENT TIME {}", name(random));
+            optional(random, clause)
+        },
     ];
     random.shuffle(&mut clauses);
     format!("CREATE FEATURE VIEW {} {} AS {}", name(random), clauses.join(" "), query(random))
@@ -62,18 +71,33 @@ fn source(random: &mut Seeded) -> String {
 
 fn contract(random: &mut Seeded) -> String {
     let rule = |random: &mut Seeded| {
-        let age = { let clause = format!("MAX AGE {}", span(random)); optional(random, clause) };
-        let missing = { let clause = "ON MISSING DEFAULT".to_owned(); optional(random, clause) };
+        let age = {
+            let clause = format!("MAX AGE {}", span(random));
+            optional(random, clause)
+        };
+        let missing = {
+            let clause = "ON MISSING DEFAULT".to_owned();
+            optional(random, clause)
+        };
         format!("{} {missing} FRESH WITHIN {} {age} ON STALE serve", name(random), span(random))
     };
     let mut clauses = vec![
         "TIER interactive".to_owned(),
         format!("REQUEST ({} {} NOT NULL, b {})", name(random), types(random), types(random)),
-        { let clause = format!("FEATURES ({}, {})", rule(random), rule(random)); optional(random, clause) },
+        {
+            let clause = format!("FEATURES ({}, {})", rule(random), rule(random));
+            optional(random, clause)
+        },
         format!("INPUTS (b, coalesce(v.x, 0) + 1 AS {}, v.y)", name(random)),
         "OUTPUT (score FLOAT)".to_owned(),
-        { let clause = format!("LATENCY {} AT 0.99", span(random)); optional(random, clause) },
-        { let clause = format!("AVAILABILITY 0.999 OVER {}", span(random)); optional(random, clause) },
+        {
+            let clause = format!("LATENCY {} AT 0.99", span(random));
+            optional(random, clause)
+        },
+        {
+            let clause = format!("AVAILABILITY 0.999 OVER {}", span(random));
+            optional(random, clause)
+        },
     ];
     random.shuffle(&mut clauses);
     format!("CREATE CONTRACT {} {}", name(random), clauses.join("\n"))
@@ -85,8 +109,13 @@ fn statement(random: &mut Seeded) -> String {
         1 => source(random),
         2 => contract(random),
         3 => format!("CREATE ENTITY {} KEY ({} {}, b {})", name(random), name(random), types(random), types(random)),
-        4 => format!("DROP {} {}", random.pick(&["TABLE", "SOURCE", "ENTITY", "FEATURE VIEW", "CONTRACT"]), name(random)),
-        _ => format!("CREATE EXTERNAL TABLE t{} STORED AS CSV LOCATION 'it''s/here.csv' OPTIONS ('format.has_header' 'true')", random.below(9)),
+        4 => {
+            format!("DROP {} {}", random.pick(&["TABLE", "SOURCE", "ENTITY", "FEATURE VIEW", "CONTRACT"]), name(random))
+        }
+        _ => format!(
+            "CREATE EXTERNAL TABLE t{} STORED AS CSV LOCATION 'it''s/here.csv' OPTIONS ('format.has_header' 'true')",
+            random.below(9)
+        ),
     }
 }
 

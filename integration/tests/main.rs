@@ -3,9 +3,9 @@
 mod architecture;
 mod bad_definitions;
 mod crash;
+mod flights;
 mod generated_code;
 mod language;
-mod flights;
 mod project;
 mod s3;
 mod seeded;

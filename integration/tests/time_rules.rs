@@ -27,7 +27,11 @@ fn history(random: &mut Seeded) -> Vec<Event> {
         .map(|_| {
             let event = i64::try_from(random.below(6000)).expect("small");
             let late = if random.below(3) == 0 { random.below(3000) } else { 0 };
-            let amount = if random.below(8) == 0 { None } else { Some(f64::from(u32::try_from(random.below(50)).expect("small"))) };
+            let amount = if random.below(8) == 0 {
+                None
+            } else {
+                Some(f64::from(u32::try_from(random.below(50)).expect("small")))
+            };
             (random.pick(&USERS[..3]), event, event + i64::try_from(late).expect("small"), amount)
         })
         .collect()
@@ -64,7 +68,9 @@ async fn online_values_are_those_of_the_oracle_at_every_refresh_and_between() {
         let plan = LookupPlan::new(contract, std::slice::from_ref(&view)).expect("its view");
         let disk = DiskTier::open(&project.folder.path().join("disk")).expect("a folder");
         let tier = MemoryTier::new(disk, if case % 2 == 0 { 1 << 20 } else { 0 });
-        let keys: Vec<ArrayRef> = vec![Arc::new(StringArray::from(USERS.map(Some).into_iter().chain([None, Some("ann")]).collect::<Vec<_>>()))];
+        let keys: Vec<ArrayRef> = vec![Arc::new(StringArray::from(
+            USERS.map(Some).into_iter().chain([None, Some("ann")]).collect::<Vec<_>>(),
+        ))];
         let mut watermark = 0;
         while watermark < 9000 {
             watermark += 1 + i64::try_from(random.below(1500)).expect("small");
@@ -81,8 +87,16 @@ async fn online_values_are_those_of_the_oracle_at_every_refresh_and_between() {
                     let expected = user.and_then(|user| oracle(&events, user, watermark, now));
                     let place = format!("case {case}, {user:?} at {now}, watermark {watermark}");
                     assert_eq!(statuses.value(row), expected_status(expected, now, watermark), "{place}");
-                    assert_eq!(amounts.is_valid(row).then(|| amounts.value(row)), expected.and_then(|row| row.1), "{place}");
-                    assert_eq!(times.is_valid(row).then(|| times.value(row)), expected.map(|row| row.0 * 1_000_000), "{place}");
+                    assert_eq!(
+                        amounts.is_valid(row).then(|| amounts.value(row)),
+                        expected.and_then(|row| row.1),
+                        "{place}"
+                    );
+                    assert_eq!(
+                        times.is_valid(row).then(|| times.value(row)),
+                        expected.map(|row| row.0 * 1_000_000),
+                        "{place}"
+                    );
                 }
             }
         }
@@ -122,12 +136,17 @@ async fn training_sets_are_those_of_the_oracle_from_commits_and_from_sources() {
             let batches: Vec<_> = set.execute().expect("starts").try_collect().await.expect("runs");
             let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
             assert_eq!(all.num_rows(), spine.len());
-            let (amounts, inputs) = (all["last_payment.amount"].as_primitive::<Float64Type>(), all["amount"].as_primitive::<Float64Type>());
+            let (amounts, inputs) =
+                (all["last_payment.amount"].as_primitive::<Float64Type>(), all["amount"].as_primitive::<Float64Type>());
             let statuses = all["last_payment@status"].as_string::<i32>();
             for (row, (user, now, ..)) in spine.iter().enumerate() {
                 let expected = oracle(&events, user, *now, *now);
                 let place = format!("case {case}, {rows:?}, {user} at {now}");
-                assert_eq!(amounts.is_valid(row).then(|| amounts.value(row)), expected.and_then(|row| row.1), "{place}");
+                assert_eq!(
+                    amounts.is_valid(row).then(|| amounts.value(row)),
+                    expected.and_then(|row| row.1),
+                    "{place}"
+                );
                 let status = expected_status(expected, *now, *now);
                 assert_eq!(statuses.value(row), status, "{place}");
                 let input = expected.filter(|_| status == "fresh").and_then(|row| row.1).unwrap_or(-1.0);

@@ -21,7 +21,8 @@ use crate::project::{DEFINITIONS, TestProject, at};
 
 /// The interpreter of the test environment, which `make test` prepares.
 pub fn python() -> String {
-    std::env::var("SPRINGHOUSE_PYTHON").expect("SPRINGHOUSE_PYTHON is not set: run the tests with `make test`, which prepares it")
+    std::env::var("SPRINGHOUSE_PYTHON")
+        .expect("SPRINGHOUSE_PYTHON is not set: run the tests with `make test`, which prepares it")
 }
 
 /// Runs a client script; its output is shown when it fails.
@@ -57,7 +58,13 @@ fn package(contract: &springhouse_featurestore::definition::Contract) -> Package
         inputs: names,
         model: ModelKind::MultiLayerPerceptron { hidden: options.hidden },
         weights: "weights.safetensors".to_owned(),
-        training: Training { training_set: String::new(), rows: 100, label: "late".to_owned(), seed: 1, metrics: trained.metrics },
+        training: Training {
+            training_set: String::new(),
+            rows: 100,
+            label: "late".to_owned(),
+            seed: 1,
+            metrics: trained.metrics,
+        },
     };
     let manifest = serde_json::to_vec(&manifest).expect("JSON");
     let files = BTreeMap::from([

@@ -54,8 +54,7 @@ impl Jobs {
     async fn try_refresh(&self, catalog: &CatalogState, view: &FeatureView, log: &ViewLog) -> Result<Refreshed> {
         let mut state = log.state().await?;
         let (since, now) = (state.watermark, self.clock().now());
-        let mut done =
-            Refreshed { view: view.pinned().to_string(), rows: 0, since, watermark: now, committed: false };
+        let mut done = Refreshed { view: view.pinned().to_string(), rows: 0, since, watermark: now, committed: false };
         if let Some(watermark) = since.filter(|mark| *mark >= now) {
             done.watermark = watermark;
             return Ok(done);

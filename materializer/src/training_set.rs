@@ -101,7 +101,11 @@ impl Jobs {
 }
 
 /// A training row must not rest on a view that has not seen all events up to the row's time.
-pub(crate) fn refuse_unprocessed(view: &FeatureView, watermark: Option<Timestamp>, latest: Option<Timestamp>) -> Result<()> {
+pub(crate) fn refuse_unprocessed(
+    view: &FeatureView,
+    watermark: Option<Timestamp>,
+    latest: Option<Timestamp>,
+) -> Result<()> {
     let Some(latest) = latest else { return Ok(()) };
     if view.is_static() && watermark.is_some() || watermark.is_some_and(|mark| mark >= latest) {
         return Ok(());
@@ -114,14 +118,11 @@ pub(crate) fn refuse_unprocessed(view: &FeatureView, watermark: Option<Timestamp
         .remedy(format!("refresh the view (springhouse refresh {}), or end the spine earlier", view.name)))
 }
 
-fn metadata(
-    catalog: &CatalogState,
-    contract: &Contract,
-    request: &TrainingSetRequest,
-) -> BTreeMap<String, String> {
+fn metadata(catalog: &CatalogState, contract: &Contract, request: &TrainingSetRequest) -> BTreeMap<String, String> {
     let views: Vec<String> = contract.features.iter().map(|rule| rule.view.to_string()).collect();
     let spine = format!("{}\0{}\0{}", request.spine.from, request.spine.time, request.spine.lag);
-    let digest = Sha256::digest(spine.as_bytes()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let digest =
+        Sha256::digest(spine.as_bytes()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     BTreeMap::from([
         ("springhouse.contract".to_owned(), contract.pinned().to_string()),
         ("springhouse.views".to_owned(), views.join(",")),
@@ -271,7 +272,11 @@ fn answer_columns(
     columns.push(Arc::new(statuses.finish()));
     let always: BooleanArray = events.iter().map(|event| Some(event == Some(i64::MIN))).collect();
     let hidden = arrow::compute::or(&gone, &always)?;
-    columns.push(if is_null(&event_column)?.false_count() == 0 { event_column } else { nullif(&event_column, &hidden)? });
+    columns.push(if is_null(&event_column)?.false_count() == 0 {
+        event_column
+    } else {
+        nullif(&event_column, &hidden)?
+    });
     Ok(())
 }
 

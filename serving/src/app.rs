@@ -106,9 +106,10 @@ impl App {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| Error::internal("reflection cannot be built").source(error))?;
-        let predict = self.worker.as_ref().map(|part| {
-            PredictService::new(Arc::clone(&part.contracts), part.clock.as_ref()).into_service()
-        });
+        let predict = self
+            .worker
+            .as_ref()
+            .map(|part| PredictService::new(Arc::clone(&part.contracts), part.clock.as_ref()).into_service());
         if predict.is_some() {
             health.set_serving::<GrpcInferenceServiceServer<PredictService>>().await;
         }

@@ -199,7 +199,9 @@ impl FeatureServer {
         Ok(FeatureStatus {
             now,
             catalog_commit: state.number(),
-            deployments: deployments.map(|(contract, digest)| (contract.pinned().to_string(), digest.to_owned())).collect(),
+            deployments: deployments
+                .map(|(contract, digest)| (contract.pinned().to_string(), digest.to_owned()))
+                .collect(),
             contracts: state.contracts().map(|contract| contract.pinned().to_string()).collect(),
             views,
             memory_hits,

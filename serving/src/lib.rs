@@ -23,6 +23,7 @@ pub mod flight;
 #[expect(missing_docs, clippy::all, clippy::pedantic, reason = "generated from proto/inference.proto")]
 pub mod generated {
     //! Generated protocol code, checked in; a test regenerates it and fails on a difference.
+    #[rustfmt::skip]
     pub mod inference;
     /// The protocol's file descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");

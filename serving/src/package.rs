@@ -119,9 +119,9 @@ impl Package {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] when it is not there.
     pub fn file(&self, name: &str) -> Result<&Bytes> {
-        self.files.get(name).ok_or_else(|| {
-            Error::invalid("the package lacks a file").with("package", &self.digest).with("file", name)
-        })
+        self.files
+            .get(name)
+            .ok_or_else(|| Error::invalid("the package lacks a file").with("package", &self.digest).with("file", name))
     }
 
     /// What it is.
@@ -193,9 +193,9 @@ fn digest_of(files: &BTreeMap<String, Bytes>) -> String {
 }
 
 fn folder_of(digest: &str) -> Result<String> {
-    let digits = digest.strip_prefix("sha256:").filter(|digits| {
-        digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-    });
+    let digits = digest
+        .strip_prefix("sha256:")
+        .filter(|digits| digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let digits = digits.ok_or_else(|| {
         Error::invalid("not a package digest").with("digest", digest).remedy("write sha256: and 64 hexadecimal digits")
     })?;

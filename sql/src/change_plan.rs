@@ -75,7 +75,10 @@ impl ChangePlan {
                 new_version: None,
                 diff: diff(old.map_or("", Definition::text), ""),
                 contracts: Vec::new(),
-                packages: packages(catalog, std::iter::once(name.as_str()).filter(|_| *kind == DefinitionKind::Contract)),
+                packages: packages(
+                    catalog,
+                    std::iter::once(name.as_str()).filter(|_| *kind == DefinitionKind::Contract),
+                ),
             });
         }
         plan
@@ -109,7 +112,11 @@ fn item(definition: &Definition, old: Option<&Definition>, checked: &Checked, ca
         name: definition.name().to_owned(),
         old_version: old.map(|old| old.version().to_string()),
         new_version: Some(definition.version().to_string()),
-        diff: if action == Action::Repin { Vec::new() } else { diff(old.map_or("", Definition::text), definition.text()) },
+        diff: if action == Action::Repin {
+            Vec::new()
+        } else {
+            diff(old.map_or("", Definition::text), definition.text())
+        },
         packages: packages(catalog, contracts.iter().map(String::as_str)),
         contracts,
     }

@@ -47,13 +47,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A fault at a place of a file.
     pub fn new(file: &SourceFile, at: Position, message: impl Into<String>) -> Self {
-        Self {
-            file: file.name.clone(),
-            at,
-            line: file.line(at.line).to_owned(),
-            message: message.into(),
-            help: None,
-        }
+        Self { file: file.name.clone(), at, line: file.line(at.line).to_owned(), message: message.into(), help: None }
     }
 
     /// Adds what would be accepted.

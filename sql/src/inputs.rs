@@ -77,7 +77,8 @@ impl Scope {
         let expression = simplifier.simplify(simplifier.coerce(expression, &self.logical)?)?;
         let compiled = state.create_physical_expr(expression, &self.logical)?;
         let data_type = compiled.data_type(&self.physical)?;
-        let column_type = ColumnType::from_arrow(&data_type).map_err(|error| DataFusionError::Plan(error.to_string()))?;
+        let column_type =
+            ColumnType::from_arrow(&data_type).map_err(|error| DataFusionError::Plan(error.to_string()))?;
         Ok((compiled, column_type))
     }
 }
@@ -117,9 +118,9 @@ impl CompiledInputs {
         let scope = Scope::new(&contract.request, views)?;
         let mut expressions = Vec::with_capacity(contract.inputs.len());
         for input in &contract.inputs {
-            let (compiled, _) = scope.compile(session, &input.expression).map_err(|error| {
-                query_error(error).with("contract", contract.pinned()).with("input", &input.name)
-            })?;
+            let (compiled, _) = scope
+                .compile(session, &input.expression)
+                .map_err(|error| query_error(error).with("contract", contract.pinned()).with("input", &input.name))?;
             expressions.push(compiled);
         }
         let schema = Column::to_schema(contract.inputs.iter().map(|input| &input.column));

@@ -21,7 +21,8 @@ use crate::diagnostic::{Diagnostic, Position, SourceFile};
 use cursor::Cursor;
 
 /// What kinds of statement there are, for messages.
-const STATEMENTS: &str = "CREATE EXTERNAL TABLE, CREATE SOURCE, CREATE ENTITY, CREATE FEATURE VIEW, CREATE CONTRACT, DROP";
+const STATEMENTS: &str =
+    "CREATE EXTERNAL TABLE, CREATE SOURCE, CREATE ENTITY, CREATE FEATURE VIEW, CREATE CONTRACT, DROP";
 
 /// A file's statements, and the faults of those that could not be read.
 #[derive(Debug)]

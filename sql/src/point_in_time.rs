@@ -95,12 +95,9 @@ fn arrange(
         Ok(Arc::new(PhysicalColumn::new_with_schema(name, &schema)?))
     };
     let hash: Vec<_> = keys.iter().map(|name| column(name)).collect::<QueryResult<_>>()?;
-    let sort: Vec<_> = order
-        .iter()
-        .map(|name| Ok(PhysicalSortExpr::new(column(name)?, ascending())))
-        .collect::<QueryResult<_>>()?;
-    let plan: Arc<dyn ExecutionPlan> =
-        Arc::new(RepartitionExec::try_new(plan, Partitioning::Hash(hash, partitions))?);
+    let sort: Vec<_> =
+        order.iter().map(|name| Ok(PhysicalSortExpr::new(column(name)?, ascending()))).collect::<QueryResult<_>>()?;
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(RepartitionExec::try_new(plan, Partitioning::Hash(hash, partitions))?);
     let Some(sort) = LexOrdering::new(sort) else { return Ok(plan) };
     Ok(Arc::new(SortExec::new(sort, plan).with_preserve_partitioning(true)))
 }

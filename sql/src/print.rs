@@ -59,7 +59,10 @@ fn print_table(create: &CreateExternalTable) -> String {
 
 /// A name as it must be written to be read back: in quotes unless it is a plain lower-case word.
 pub fn quoted(name: &str) -> String {
-    let plain = name.chars().enumerate().all(|(index, c)| c.is_ascii_lowercase() || c == '_' || (index > 0 && c.is_ascii_digit()));
+    let plain = name
+        .chars()
+        .enumerate()
+        .all(|(index, c)| c.is_ascii_lowercase() || c == '_' || (index > 0 && c.is_ascii_digit()));
     if plain && !name.is_empty() { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
@@ -93,8 +96,7 @@ fn print_entity(entity: &EntityStatement) -> String {
 }
 
 fn print_view(view: &ViewStatement) -> String {
-    let mut text =
-        format!("CREATE FEATURE VIEW {}\n  ENTITY {}", quoted(&view.name.value), quoted(&view.entity.value));
+    let mut text = format!("CREATE FEATURE VIEW {}\n  ENTITY {}", quoted(&view.name.value), quoted(&view.entity.value));
     if let Some(column) = &view.event_time {
         put(&mut text, format_args!("\n  EVENT TIME {}", quoted(&column.value)));
     }
@@ -109,8 +111,7 @@ fn print_view(view: &ViewStatement) -> String {
 }
 
 fn print_contract(contract: &ContractStatement) -> String {
-    let mut text =
-        format!("CREATE CONTRACT {}\n  TIER {}", quoted(&contract.name.value), quoted(&contract.tier.value));
+    let mut text = format!("CREATE CONTRACT {}\n  TIER {}", quoted(&contract.name.value), quoted(&contract.tier.value));
     let request = contract.request.iter().map(|(name, kind, nullable)| {
         format!("{} {kind}{}", quoted(&name.value), if *nullable { "" } else { " NOT NULL" })
     });
@@ -118,7 +119,8 @@ fn print_contract(contract: &ContractStatement) -> String {
     if !contract.features.is_empty() {
         print_list(&mut text, "FEATURES", contract.features.iter().map(print_rule));
     }
-    let inputs = contract.inputs.iter().map(|input| format!("{} AS {}", input.expression.value, quoted(&input.name.value)));
+    let inputs =
+        contract.inputs.iter().map(|input| format!("{} AS {}", input.expression.value, quoted(&input.name.value)));
     print_list(&mut text, "INPUTS", inputs);
     let output = contract.output.iter().map(|(name, kind)| format!("{} {kind}", quoted(&name.value)));
     print_list(&mut text, "OUTPUT", output);

@@ -117,7 +117,9 @@ impl Session {
                 let schema = self.add_external_table(create).await?;
                 check_columns(table, &schema)
             }
-            _ => Err(Error::damaged("a stored table definition is not CREATE EXTERNAL TABLE").with("table", &table.name)),
+            _ => {
+                Err(Error::damaged("a stored table definition is not CREATE EXTERNAL TABLE").with("table", &table.name))
+            }
         }
     }
 
@@ -212,9 +214,8 @@ impl Session {
                 data_type = DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from(zone.as_str())));
                 expression = cast(expression, data_type.clone());
             }
-            let wanted = ColumnType::from_arrow(&data_type)
-                .map_err(|error| error.with("column", field.name()))?
-                .to_arrow();
+            let wanted =
+                ColumnType::from_arrow(&data_type).map_err(|error| error.with("column", field.name()))?.to_arrow();
             let expression = if data_type == wanted { expression } else { cast(expression, wanted) };
             columns.push(expression.alias(field.name()));
         }
@@ -227,9 +228,10 @@ impl Session {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] when the query no longer plans.
     pub async fn view_frame(&self, view: &FeatureView) -> Result<DataFrame> {
-        let frame = self.context.sql(&view.query).await.map_err(|error| {
-            Error::invalid("a view's query does not run").with("view", &view.name).source(error)
-        })?;
+        let frame =
+            self.context.sql(&view.query).await.map_err(|error| {
+                Error::invalid("a view's query does not run").with("view", &view.name).source(error)
+            })?;
         let typed = |column: &Column| cast(ident(&column.name), column.column_type.to_arrow()).alias(&column.name);
         let moment = |column: &str| cast(ident(column), ColumnType::Timestamp.to_arrow());
         let (event, available) = match &view.row_time {
@@ -341,8 +343,9 @@ pub fn query_error(error: DataFusionError) -> Error {
     let message = error.strip_backtrace();
     match error.find_root() {
         DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => Error::unavailable(message),
-        DataFusionError::ResourcesExhausted(_) => Error::unavailable(message)
-            .remedy("give more memory: memory_bytes in springhouse.toml"),
+        DataFusionError::ResourcesExhausted(_) => {
+            Error::unavailable(message).remedy("give more memory: memory_bytes in springhouse.toml")
+        }
         DataFusionError::Internal(_) => Error::internal(message),
         _ => Error::invalid(message),
     }

@@ -123,12 +123,7 @@ impl Spine {
     ///
     /// # Errors
     /// Those of planning.
-    pub async fn join(
-        &self,
-        views: &[&FeatureView],
-        rows: Vec<DataFrame>,
-        order: SpineOrder,
-    ) -> Result<SpineFeatures> {
+    pub async fn join(&self, views: &[&FeatureView], rows: Vec<DataFrame>, order: SpineOrder) -> Result<SpineFeatures> {
         let partitions = self.session.context().copied_config().target_partitions();
         let mut plan = self.frame.clone().create_physical_plan().await.map_err(query_error)?;
         for (view, rows) in views.iter().zip(rows) {

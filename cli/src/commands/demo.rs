@@ -57,11 +57,7 @@ fn spine(from: &str, until: &str) -> SpineSource {
         "SELECT origin, dest, carrier, tailnum, distance, scheduled_at, arr_delay >= 15 AS {LABEL} FROM flights \
          WHERE scheduled_at >= TIMESTAMP '{from}' AND scheduled_at < TIMESTAMP '{until}'"
     );
-    SpineSource {
-        from: from_sql,
-        time: "scheduled_at".to_owned(),
-        lag: springhouse_featurestore::time::Span::ZERO,
-    }
+    SpineSource { from: from_sql, time: "scheduled_at".to_owned(), lag: springhouse_featurestore::time::Span::ZERO }
 }
 
 impl Demo {
@@ -72,7 +68,8 @@ impl Demo {
         let folder = match &self.folder {
             Some(folder) => folder.clone(),
             None => {
-                temporary = tempfile::tempdir().map_err(|error| Error::unavailable("no temporary folder").source(error))?;
+                temporary =
+                    tempfile::tempdir().map_err(|error| Error::unavailable("no temporary folder").source(error))?;
                 temporary.path().to_owned()
             }
         };
@@ -88,8 +85,10 @@ impl Demo {
 
         steps.begin("Training set: every flight from January to October, as of its scheduled time");
         let (october, november) = (folder.join("january-october.parquet"), folder.join("november.parquet"));
-        let rows = training_set::write(&project, CONTRACT, &request(spine("2013-01-01", "2013-11-01")), &october).await?;
-        let held_out = training_set::write(&project, CONTRACT, &request(spine("2013-11-01", "2013-12-01")), &november).await?;
+        let rows =
+            training_set::write(&project, CONTRACT, &request(spine("2013-01-01", "2013-11-01")), &october).await?;
+        let held_out =
+            training_set::write(&project, CONTRACT, &request(spine("2013-11-01", "2013-12-01")), &november).await?;
         say(&format!("{rows} rows to train on, {held_out} of November held out"));
 
         steps.begin("Train, and measure on November");
@@ -156,7 +155,11 @@ impl Steps {
     }
 
     fn end(&self) {
-        say(&format!("   ({:.1} s)\n\nThe whole chain took {:.0} s.", self.step.elapsed().as_secs_f64(), self.began.elapsed().as_secs_f64()));
+        say(&format!(
+            "   ({:.1} s)\n\nThe whole chain took {:.0} s.",
+            self.step.elapsed().as_secs_f64(),
+            self.began.elapsed().as_secs_f64()
+        ));
     }
 }
 
@@ -209,7 +212,8 @@ async fn train_and_compare(project: &Project, october: &Path, november: &Path) -
     let (inputs, labels) = training::read_labelled(november, &names, LABEL, Some(&contract.pinned()))?;
     let with_features = area_under_curve(&scores(&*model::load(&package, contract)?, &inputs)?, &labels);
 
-    let is_feature = |expression: &str| contract.features.iter().any(|rule| expression.contains(&format!("{}.", rule.view.name)));
+    let is_feature =
+        |expression: &str| contract.features.iter().any(|rule| expression.contains(&format!("{}.", rule.view.name)));
     let mut alone = contract.clone();
     alone.inputs.retain(|input| !is_feature(&input.expression));
     let names: Vec<String> = alone.inputs.iter().map(|input| input.name.clone()).collect();

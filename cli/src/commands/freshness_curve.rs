@@ -107,8 +107,12 @@ async fn curve(
     for &lag in lags {
         let mut source = spine.source();
         source.lag = lag;
-        let request =
-            TrainingSetRequest { spine: source, rows: RowsFrom::Committed, with_features: false, order: SpineOrder::AsGiven };
+        let request = TrainingSetRequest {
+            spine: source,
+            rows: RowsFrom::Committed,
+            with_features: false,
+            order: SpineOrder::AsGiven,
+        };
         training_set::write(project, contract, &request, &file).await?;
         let names = package.manifest()?.inputs;
         let (inputs, labels) = train::read_labelled(&file, &names, label, Some(&pinned.pinned()))?;

@@ -46,9 +46,9 @@ impl Lookup {
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let keys = pairs(&self.keys)?;
-        let columns = keys.iter().map(|(name, value)| {
-            (name.as_str(), Arc::new(StringArray::from(vec![value.as_str()])) as ArrayRef)
-        });
+        let columns = keys
+            .iter()
+            .map(|(name, value)| (name.as_str(), Arc::new(StringArray::from(vec![value.as_str()])) as ArrayRef));
         let batch = RecordBatch::try_from_iter(columns)?;
         let remote = RemoteFeatures::new(&store_address(project, self.store.as_ref()))?;
         let (_, state) = project.catalog().await?;

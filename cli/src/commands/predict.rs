@@ -24,8 +24,7 @@ pub struct Predict {
 impl Predict {
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
-        let address =
-            self.worker.clone().unwrap_or_else(|| format!("http://{}", project.settings().worker_listen));
+        let address = self.worker.clone().unwrap_or_else(|| format!("http://{}", project.settings().worker_listen));
         let client = PredictClient::new(&address)?;
         let metadata = client.metadata(&self.contract).await?;
         let columns: Vec<TextColumn> =
@@ -33,7 +32,8 @@ impl Predict {
         let prediction = client.infer(&metadata, &columns).await?;
         show(json, &prediction, || {
             let outputs = prediction.outputs.iter().map(|(name, values)| format!("{name} = {}", values[0]));
-            let mut said: Vec<String> = prediction.parameters.iter().map(|(name, value)| format!("  {name}: {value}")).collect();
+            let mut said: Vec<String> =
+                prediction.parameters.iter().map(|(name, value)| format!("  {name}: {value}")).collect();
             said.sort();
             outputs.chain(said).collect::<Vec<_>>().join("\n")
         })

@@ -111,10 +111,14 @@ pub fn shown(report: &Report) -> String {
         .map(|contract| {
             let name = contract.split('@').next().unwrap_or(contract);
             let counts = report.workers.get(name);
-            let count = |what: &str| counts.and_then(|counts| counts.get(what)).cloned().unwrap_or_else(|| "-".to_owned());
+            let count =
+                |what: &str| counts.and_then(|counts| counts.get(what)).cloned().unwrap_or_else(|| "-".to_owned());
             vec![
                 contract.clone(),
-                features.deployments.get(contract).map_or_else(|| "not deployed".to_owned(), |digest| digest[..19].to_owned()),
+                features
+                    .deployments
+                    .get(contract)
+                    .map_or_else(|| "not deployed".to_owned(), |digest| digest[..19].to_owned()),
                 count("requests"),
                 count("rows"),
                 not_fresh_share(counts),

@@ -72,9 +72,11 @@ impl Train {
 pub fn train_package(contract: &Contract, file: &Path, label: &str, options: &TrainOptions) -> Result<Package> {
     let names: Vec<String> = contract.inputs.iter().map(|input| input.name.clone()).collect();
     let (inputs, labels) = read_labelled(file, &names, label, Some(&contract.pinned()))?;
-    let trained = train(&inputs, &names, &labels, options, |epoch, loss| note(&format!("epoch {epoch}: loss {loss:.4}")))?;
-    let bytes = std::fs::read(file)
-        .map_err(|error| Error::unavailable("the training set cannot be read").with("file", file.display()).source(error))?;
+    let trained =
+        train(&inputs, &names, &labels, options, |epoch, loss| note(&format!("epoch {epoch}: loss {loss:.4}")))?;
+    let bytes = std::fs::read(file).map_err(|error| {
+        Error::unavailable("the training set cannot be read").with("file", file.display()).source(error)
+    })?;
     let manifest = Manifest {
         contract: contract.pinned(),
         views: contract.features.iter().map(|rule| rule.view.clone()).collect(),

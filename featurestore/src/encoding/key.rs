@@ -105,7 +105,8 @@ impl KeyCodec {
     pub fn encode(&self, arrays: &[ArrayRef]) -> Result<EncodedKeys> {
         let rows = arrays.first().map_or(0, |array| array.len());
         let parts = self.parts(arrays)?;
-        let mut keys = EncodedKeys { bytes: Vec::with_capacity(rows * 8 * parts.len()), ends: Vec::with_capacity(rows) };
+        let mut keys =
+            EncodedKeys { bytes: Vec::with_capacity(rows * 8 * parts.len()), ends: Vec::with_capacity(rows) };
         for row in 0..rows {
             let start = keys.bytes.len();
             if !parts.iter().all(|part| part.write(row, &mut keys.bytes)) {
@@ -304,7 +305,8 @@ mod tests {
     #[test]
     fn a_key_with_a_null_part_is_absent() {
         let codec = KeyCodec::new(&[Column::required("id", ColumnType::Int32)]).expect("valid");
-        let keys = codec.encode(&[Arc::new(Int32Array::from(vec![Some(-1), None, Some(1)])) as ArrayRef]).expect("typed");
+        let keys =
+            codec.encode(&[Arc::new(Int32Array::from(vec![Some(-1), None, Some(1)])) as ArrayRef]).expect("typed");
         assert!(keys.get(0).is_some() && keys.get(1).is_none() && keys.get(2).is_some());
         assert!(keys.get(0) < keys.get(2));
     }

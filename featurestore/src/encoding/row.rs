@@ -233,8 +233,8 @@ impl RowLayout {
         number: impl Fn([u8; N]) -> T::Native,
     ) -> ArrayRef {
         let at = self.offsets[index];
-        let mut builder = PrimitiveBuilder::<T>::with_capacity(rows.len())
-            .with_data_type(self.columns[index].column_type.to_arrow());
+        let mut builder =
+            PrimitiveBuilder::<T>::with_capacity(rows.len()).with_data_type(self.columns[index].column_type.to_arrow());
         for row in rows {
             let value = self.value_of(index, row.as_ref());
             builder.append_option(value.map(|row| number(row[at..at + N].try_into().expect("N bytes"))));
@@ -355,9 +355,8 @@ mod tests {
     #[test]
     fn bytes_of_another_schema_are_named_as_damage() {
         let other = RowLayout::new(&[Column::nullable("x", ColumnType::Float64)]);
-        let rows = other
-            .encode(&[header(0, 0, 0)], &[Arc::new(Float64Array::from(vec![1.0])) as ArrayRef])
-            .expect("typed");
+        let rows =
+            other.encode(&[header(0, 0, 0)], &[Arc::new(Float64Array::from(vec![1.0])) as ArrayRef]).expect("typed");
         let error = layout().decode(&[Some(&rows[0])]).expect_err("another schema");
         assert_eq!(error.kind(), crate::ErrorKind::Damaged);
     }

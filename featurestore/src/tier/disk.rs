@@ -70,10 +70,9 @@ impl DiskTier {
         } else {
             vec![DEFAULT_COLUMN_FAMILY_NAME.to_owned()]
         };
-        let descriptors =
-            families.iter().map(|name| ColumnFamilyDescriptor::new(name, tuning::view(&cache)));
-        let database = Database::open_cf_descriptors(&options, folder, descriptors)
-            .map_err(|error| open_error(folder, error))?;
+        let descriptors = families.iter().map(|name| ColumnFamilyDescriptor::new(name, tuning::view(&cache)));
+        let database =
+            Database::open_cf_descriptors(&options, folder, descriptors).map_err(|error| open_error(folder, error))?;
         let tier = Self {
             database,
             folder: folder.to_owned(),

@@ -64,10 +64,12 @@ pub async fn catch_up(
     for (number, commit) in commits {
         let mut newest = Newest::default();
         for file in &commit.files {
-            packer.read(log, number, file, |rows| {
-                newest.add(rows);
-                Ok(())
-            }).await?;
+            packer
+                .read(log, number, file, |rows| {
+                    newest.add(rows);
+                    Ok(())
+                })
+                .await?;
         }
         reached = Mark { commit: number, watermark: Some(commit.watermark) };
         tier.apply(log.view(), newest.rows(), reached)?;
@@ -75,20 +77,17 @@ pub async fn catch_up(
     Ok(reached)
 }
 
-async fn load_anew(
-    tier: &dyn OnlineTier,
-    log: &ViewLog,
-    packer: &Packer,
-    progress: &dyn Progress,
-) -> Result<Mark> {
+async fn load_anew(tier: &dyn OnlineTier, log: &ViewLog, packer: &Packer, progress: &dyn Progress) -> Result<Mark> {
     let ViewLogState { number, watermark, files } = log.state().await?;
     progress.begin(&format!("loading {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
     let mut batches = tier.begin_generation(log.view())?;
     for (number, file) in &files {
-        packer.read(log, *number, file, |rows| {
-            progress.advance(rows.len() as u64);
-            batches.add(rows)
-        }).await?;
+        packer
+            .read(log, *number, file, |rows| {
+                progress.advance(rows.len() as u64);
+                batches.add(rows)
+            })
+            .await?;
     }
     let mark = Mark { commit: number, watermark };
     batches.finish(mark)?;
@@ -100,9 +99,9 @@ impl ViewLog {
     /// Whether the log has the commit that a tier says it is at.
     async fn has(&self, mark: Mark) -> Result<bool> {
         let found = self.commits_after(mark.commit - 1).await?;
-        Ok(found.first().is_some_and(|(number, commit)| {
-            *number == mark.commit && Some(commit.watermark) == mark.watermark
-        }))
+        Ok(found
+            .first()
+            .is_some_and(|(number, commit)| *number == mark.commit && Some(commit.watermark) == mark.watermark))
     }
 }
 
@@ -180,7 +179,8 @@ impl Packer {
             })
             .collect();
         let rows = self.layout.encode(&headers, &columns(self.layout.columns())?)?;
-        let keyed = keys.iter().zip(rows).filter_map(|(key, row)| Some((Bytes::copy_from_slice(key?), Bytes::from(row))));
+        let keyed =
+            keys.iter().zip(rows).filter_map(|(key, row)| Some((Bytes::copy_from_slice(key?), Bytes::from(row))));
         Ok(keyed.collect())
     }
 }

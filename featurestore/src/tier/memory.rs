@@ -151,11 +151,7 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
 
     fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
         let below = self.below.begin_generation(view)?;
-        Ok(Box::new(MemoryGeneration {
-            slot: self.slot(view)?,
-            incarnation: self.incarnation(),
-            below,
-        }))
+        Ok(Box::new(MemoryGeneration { slot: self.slot(view)?, incarnation: self.incarnation(), below }))
     }
 
     fn forget(&self, view: &Pinned) -> Result<()> {

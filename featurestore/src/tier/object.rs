@@ -15,10 +15,10 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::async_writer::AsyncArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
@@ -190,8 +190,7 @@ impl ViewLog {
         let path = self.prefix.clone().join("data").join(format!("{number:012}-{attempt:x}.parquet"));
         let schema = data_schema(view);
         let object = BufWriter::new(Arc::clone(&self.store), path.clone());
-        let properties =
-            WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
         let writer = AsyncArrowWriter::try_new(object, schema, Some(properties))
             .map_err(|error| Error::internal("a data file cannot be begun").with("path", &path).source(error))?;
         Ok(ViewWriter { writer, path, rows: 0 })

@@ -71,9 +71,9 @@ impl RemoteFeatures {
     fn failed(&self, error: FlightError) -> Error {
         match error {
             FlightError::Tonic(status) => from_status(&status).with("feature server", &self.address),
-            other => Error::unavailable("the feature server cannot be reached")
-                .with("address", &self.address)
-                .source(other),
+            other => {
+                Error::unavailable("the feature server cannot be reached").with("address", &self.address).source(other)
+            }
         }
     }
 
@@ -159,4 +159,3 @@ impl FeatureSource for RemoteFeatures {
         self.ask(contract, exchange, keys).await
     }
 }
-

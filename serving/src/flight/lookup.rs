@@ -57,6 +57,8 @@ fn plan_for(server: &FeatureServer, descriptor: &FlightDescriptor) -> Result<Arc
 fn malformed(error: &FlightError) -> FlightError {
     match error {
         FlightError::Tonic(status) => FlightError::Tonic(status.clone()),
-        other => FlightError::Tonic(Box::new(Status::invalid_argument(format!("the keys are not a record batch: {other}")))),
+        other => {
+            FlightError::Tonic(Box::new(Status::invalid_argument(format!("the keys are not a record batch: {other}"))))
+        }
     }
 }

@@ -78,7 +78,8 @@ impl FlightServer {
             }
             "clock" => {
                 let clock = self.driven.as_ref().ok_or_else(|| {
-                    Error::invalid("this server runs at the machine's time").remedy("start it with --clock TIME to drive it")
+                    Error::invalid("this server runs at the machine's time")
+                        .remedy("start it with --clock TIME to drive it")
                 })?;
                 clock.set(Timestamp::parse(&String::from_utf8_lossy(&action.body))?);
                 json(&self.features.clock().now())
@@ -126,10 +127,7 @@ impl FlightServer {
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 fn package_schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("name", DataType::Utf8, false),
-        Field::new("bytes", DataType::Binary, false),
-    ]))
+    Arc::new(Schema::new(vec![Field::new("name", DataType::Utf8, false), Field::new("bytes", DataType::Binary, false)]))
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
@@ -203,9 +201,8 @@ impl FlightService for FlightServer {
     }
 
     async fn list_actions(&self, _request: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        let actions = ACTIONS.map(|(name, description)| {
-            Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() })
-        });
+        let actions = ACTIONS
+            .map(|(name, description)| Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() }));
         Ok(Response::new(stream::iter(actions).boxed()))
     }
 }

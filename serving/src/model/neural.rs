@@ -127,9 +127,9 @@ pub(crate) fn matrix(inputs: &RecordBatch, names: &[String], filling: &[f32]) ->
     let rows = inputs.num_rows();
     let mut values = vec![0.0; rows * names.len()];
     for (index, name) in names.iter().enumerate() {
-        let column = inputs.column_by_name(name).ok_or_else(|| {
-            Error::invalid("an input of the model is missing").with("input", name)
-        })?;
+        let column = inputs
+            .column_by_name(name)
+            .ok_or_else(|| Error::invalid("an input of the model is missing").with("input", name))?;
         let column = cast(column, &DataType::Float32)?;
         let column = column.as_primitive::<Float32Type>();
         for row in 0..rows {

@@ -9,7 +9,9 @@ use crate::flight::max_message_bytes;
 use crate::generated::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use crate::generated::inference::infer_parameter::ParameterChoice;
 use crate::generated::inference::model_infer_request::InferInputTensor;
-use crate::generated::inference::{InferTensorContents, ModelInferRequest, ModelMetadataRequest, ModelMetadataResponse};
+use crate::generated::inference::{
+    InferTensorContents, ModelInferRequest, ModelMetadataRequest, ModelMetadataResponse,
+};
 use crate::status::from_status;
 
 /// A connection to a worker.
@@ -72,7 +74,8 @@ impl PredictClient {
         let request = ModelInferRequest { model_name: metadata.name.clone(), inputs, ..ModelInferRequest::default() };
         let answer = self.client.clone().model_infer(request).await;
         let answer = answer.map_err(|status| from_status(&status).with("worker", &self.address))?.into_inner();
-        let outputs = answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(tensor.contents.unwrap_or_default())));
+        let outputs =
+            answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(tensor.contents.unwrap_or_default())));
         let parameters = answer.parameters.into_iter().map(|(name, value)| (name, text(value.parameter_choice)));
         Ok(Prediction { outputs: outputs.collect(), parameters: parameters.collect() })
     }
@@ -123,14 +126,17 @@ fn contents(name: &str, datatype: &str, values: &[Option<String>]) -> Result<Inf
         "UINT64" => contents.uint64_contents = parsed(name, datatype, values)?,
         "FP32" => contents.fp32_contents = parsed(name, datatype, values)?,
         "FP64" => contents.fp64_contents = parsed(name, datatype, values)?,
-        _ => contents.bytes_contents = values.iter().map(|v| v.clone().unwrap_or_default().into_bytes().into()).collect(),
+        _ => {
+            contents.bytes_contents = values.iter().map(|v| v.clone().unwrap_or_default().into_bytes().into()).collect()
+        }
     }
     Ok(contents)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "answers are shown to people")]
 fn numbers(contents: InferTensorContents) -> Vec<f64> {
-    let InferTensorContents { bool_contents, int_contents, int64_contents, uint_contents, uint64_contents, .. } = &contents;
+    let InferTensorContents { bool_contents, int_contents, int64_contents, uint_contents, uint64_contents, .. } =
+        &contents;
     let whole = int_contents.iter().map(|v| f64::from(*v)).chain(uint_contents.iter().map(|v| f64::from(*v)));
     let long = int64_contents.iter().map(|v| *v as f64).chain(uint64_contents.iter().map(|v| *v as f64));
     let flags = bool_contents.iter().map(|v| f64::from(u8::from(*v)));

@@ -48,8 +48,8 @@ impl PredictService {
         let worker = self.contracts.worker(&request.model_name, &request.model_version)?;
         let contract = worker.contract();
         let outputs = wanted_outputs(&contract.output, request)?;
-        let (columns, rows) = request_columns(&contract.request, request)
-            .map_err(|error| error.with("contract", contract.pinned()))?;
+        let (columns, rows) =
+            request_columns(&contract.request, request).map_err(|error| error.with("contract", contract.pinned()))?;
         let answer = worker.ask(Question { columns, rows, deadline }).await?;
         self.response(request, &answer, &outputs, rows)
     }
@@ -108,7 +108,8 @@ impl PredictService {
             let said = format!("{} rule={} rows={}", finding.status, finding.rule, finding.rows);
             views.entry(&finding.view).or_default().push(said);
         }
-        parameters.extend(views.into_iter().map(|(view, said)| (format!("springhouse_view_{view}"), text(said.join("; ")))));
+        parameters
+            .extend(views.into_iter().map(|(view, said)| (format!("springhouse_view_{view}"), text(said.join("; ")))));
         parameters
     }
 }

@@ -63,9 +63,11 @@ pub fn request_columns(columns: &[Column], request: &ModelInferRequest) -> Resul
             Some((tensor, data)) => read(column, tensor, data, rows)?,
             None if column.nullable => new_null_array(&column.column_type.to_arrow(), rows),
             None => {
-                return Err(Error::invalid("a request column is missing")
-                    .with("column", column)
-                    .remedy(format!("send a tensor {} of datatype {}", column.name, datatype(column.column_type))));
+                return Err(Error::invalid("a request column is missing").with("column", column).remedy(format!(
+                    "send a tensor {} of datatype {}",
+                    column.name,
+                    datatype(column.column_type)
+                )));
             }
         };
         arrays.push(match nulls {
@@ -101,7 +103,8 @@ fn tensors_by_name<'a>(columns: &[Column], request: &'a ModelInferRequest) -> Re
     }
     let mut tensors = Tensors::new();
     for (index, tensor) in request.inputs.iter().enumerate() {
-        let of_column = columns.iter().any(|column| column.name == tensor.name || null_tensor(&column.name) == tensor.name);
+        let of_column =
+            columns.iter().any(|column| column.name == tensor.name || null_tensor(&column.name) == tensor.name);
         if !of_column {
             let names: Vec<String> = columns.iter().map(Column::to_string).collect();
             return Err(Error::invalid("the contract has no such request column")
@@ -181,7 +184,9 @@ fn read_raw(
         ($array:ty, $number:ty) => {{
             const WIDTH: usize = size_of::<$number>();
             check_size(tensor, bytes, rows * WIDTH)?;
-            let values = bytes.chunks_exact(WIDTH).map(|chunk| <$number>::from_le_bytes(chunk.try_into().expect("exact chunks")));
+            let values = bytes
+                .chunks_exact(WIDTH)
+                .map(|chunk| <$number>::from_le_bytes(chunk.try_into().expect("exact chunks")));
             Arc::new(<$array>::from_iter_values(values)) as ArrayRef
         }};
     }
@@ -226,9 +231,9 @@ fn split_raw<'a>(tensor: &InferInputTensor, bytes: &'a [u8]) -> Result<Vec<&'a [
     let mut elements = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
-        let element = rest.split_first_chunk::<4>().and_then(|(length, after)| {
-            after.split_at_checked(u32::from_le_bytes(*length) as usize)
-        });
+        let element = rest
+            .split_first_chunk::<4>()
+            .and_then(|(length, after)| after.split_at_checked(u32::from_le_bytes(*length) as usize));
         let (element, after) = element.ok_or_else(|| {
             Error::invalid("a raw BYTES tensor is cut off")
                 .with("tensor", &tensor.name)
@@ -245,13 +250,16 @@ fn texts<'a>(tensor: &InferInputTensor, values: impl Iterator<Item = &'a [u8]>, 
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>, row: usize| {
         Error::invalid("a text value cannot be read").with("tensor", &tensor.name).with("row", row).source(error)
     };
-    let texts = values.enumerate().map(|(row, bytes)| std::str::from_utf8(bytes).map_err(|error| wrong(error.into(), row)));
+    let texts =
+        values.enumerate().map(|(row, bytes)| std::str::from_utf8(bytes).map_err(|error| wrong(error.into(), row)));
     if !as_times {
         return Ok(Arc::new(StringArray::from_iter_values(texts.collect::<Result<Vec<_>>>()?)));
     }
     let times = texts
         .enumerate()
-        .map(|(row, text)| Ok(Timestamp::parse(text?).map_err(|error| error.with("tensor", &tensor.name).with("row", row))?.micros()))
+        .map(|(row, text)| {
+            Ok(Timestamp::parse(text?).map_err(|error| error.with("tensor", &tensor.name).with("row", row))?.micros())
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")))
 }
@@ -294,7 +302,14 @@ fn read_typed(
 /// # Errors
 /// [`springhouse_featurestore::ErrorKind::Internal`] for a column that no output may have.
 pub fn columns_to_tensors(columns: &[ArrayRef], raw: bool) -> Result<Vec<TensorData>> {
-    columns.iter().map(|column| if raw { write_raw(column).map(TensorData::Raw) } else { write_typed(column).map(TensorData::Typed) }).collect()
+    columns
+        .iter()
+        .map(
+            |column| {
+                if raw { write_raw(column).map(TensorData::Raw) } else { write_typed(column).map(TensorData::Typed) }
+            },
+        )
+        .collect()
 }
 
 fn write_raw(column: &ArrayRef) -> Result<Bytes> {

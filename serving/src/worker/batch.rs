@@ -135,9 +135,11 @@ fn key_schema(keys: &[Column]) -> SchemaRef {
 fn key_indices(contract: &Contract, keys: &[Column]) -> Result<Vec<usize>> {
     keys.iter()
         .map(|key| {
-            contract.request.iter().position(|column| column.name == key.name).ok_or_else(|| {
-                Error::internal("a key is not a request column").with("key", &key.name)
-            })
+            contract
+                .request
+                .iter()
+                .position(|column| column.name == key.name)
+                .ok_or_else(|| Error::internal("a key is not a request column").with("key", &key.name))
         })
         .collect()
 }
@@ -209,10 +211,9 @@ impl Steps {
             Err(error) => Err(error),
         };
         match scored {
-            Ok((output, enforced)) => ranges
-                .iter()
-                .map(|range| self.one(&output, &enforced, range, worker, load))
-                .collect(),
+            Ok((output, enforced)) => {
+                ranges.iter().map(|range| self.one(&output, &enforced, range, worker, load)).collect()
+            }
             Err(error) if wanted.len() == 1 => vec![Err(error)],
             Err(error) => {
                 // One request's values may have failed the batch: the others are answered by themselves.
@@ -239,7 +240,11 @@ impl Steps {
             .map(|index| {
                 let parts: Vec<&dyn arrow::array::Array> =
                     wanted.iter().map(|pending| pending.question.columns[index].as_ref()).collect();
-                if let [_] = parts.as_slice() { Ok(Arc::clone(&wanted[0].question.columns[index])) } else { concat(&parts) }
+                if let [_] = parts.as_slice() {
+                    Ok(Arc::clone(&wanted[0].question.columns[index]))
+                } else {
+                    concat(&parts)
+                }
             })
             .collect::<Result<_, _>>()?;
         let keys = self.key_indices.iter().map(|&index| Arc::clone(&request[index])).collect();

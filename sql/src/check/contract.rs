@@ -143,7 +143,8 @@ impl Checker<'_> {
             match scope.compile(self.session, &expression) {
                 Err(error) => self.query_fault(file, input.expression.at, &error),
                 Ok((_, column_type)) if !column_type.is_numeric() => {
-                    let message = format!("the input '{}' is {column_type}, which a model cannot read", input.name.value);
+                    let message =
+                        format!("the input '{}' is {column_type}, which a model cannot read", input.name.value);
                     let help = Some("make it a number or a BOOLEAN".to_owned());
                     self.fault(file, input.expression.at, message, help);
                 }

@@ -31,9 +31,10 @@ impl Checker<'_> {
                 .filter(|view| view.sources.iter().any(|source| source.name == name))
                 .map(|view| format!("feature view {}", view.name))
                 .collect(),
-            DefinitionKind::Entity => {
-                views.filter(|view| view.entity.name == name).map(|view| format!("feature view {}", view.name)).collect()
-            }
+            DefinitionKind::Entity => views
+                .filter(|view| view.entity.name == name)
+                .map(|view| format!("feature view {}", view.name))
+                .collect(),
             DefinitionKind::FeatureView => self
                 .contracts()
                 .filter(|contract| contract.features.iter().any(|rule| rule.view.name == name))

@@ -123,7 +123,9 @@ impl Checker<'_> {
                 self.fault(file, name.at, format!("the key column '{}' is given twice", name.value), None);
             }
             if matches!(kind, ColumnType::Float32 | ColumnType::Float64) {
-                let help = Some("use an integer, VARCHAR, DATE or TIMESTAMP: equal floats are not always one number".to_owned());
+                let help = Some(
+                    "use an integer, VARCHAR, DATE or TIMESTAMP: equal floats are not always one number".to_owned(),
+                );
                 self.fault(file, name.at, format!("the key column '{}' cannot be {kind}", name.value), help);
             }
         }

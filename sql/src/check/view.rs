@@ -84,7 +84,8 @@ impl Checker<'_> {
         for key in &entity.keys {
             match columns.iter().find(|column| column.name == key.name) {
                 None => {
-                    let message = format!("the query does not yield the key column '{}' of entity {}", key.name, entity.name);
+                    let message =
+                        format!("the query does not yield the key column '{}' of entity {}", key.name, entity.name);
                     let help = suggest(&key.name, columns.iter().map(|column| column.name.as_str()));
                     self.fault(file, view.query.at, message, help);
                 }
@@ -141,7 +142,8 @@ impl Checker<'_> {
             return None;
         }
         if !columns.iter().any(|column| &&column.name == available_time) {
-            let message = format!("the query does not pass its source's available-time column '{available_time}' through");
+            let message =
+                format!("the query does not pass its source's available-time column '{available_time}' through");
             self.fault(file, view.query.at, message, Some(format!("add {available_time} to its SELECT")));
             return None;
         }

@@ -22,6 +22,9 @@ pub(super) fn parse_contract(cursor: &mut Cursor<'_>) -> Parse<Box<ContractState
     let name = cursor.name("the contract's name")?;
     let mut clauses = Clauses::default();
     while parse_clause(cursor, &mut clauses)? {}
+    if !cursor.is_at_end() {
+        return Err(cursor.unexpected("TIER, REQUEST, FEATURES, INPUTS, OUTPUT, LATENCY, AVAILABILITY or ';'"));
+    }
     let missing = |clause: &str, example: &str| {
         Err(cursor.fault(name.at, format!("the contract has no {clause}")).help_boxed(format!("add {example}")))
     };
@@ -78,7 +81,9 @@ fn parse_clause(cursor: &mut Cursor<'_>, clauses: &mut Clauses) -> Parse<bool> {
 fn share(cursor: &mut Cursor<'_>) -> Parse<f64> {
     let number = cursor.number("a number between 0 and 1, such as 0.99")?;
     if number.value <= 0.0 || number.value >= 1.0 {
-        return Err(cursor.fault(number.at, format!("{} is not between 0 and 1", number.value)).help_boxed("such as 0.99"));
+        return Err(cursor
+            .fault(number.at, format!("{} is not between 0 and 1", number.value))
+            .help_boxed("such as 0.99"));
     }
     Ok(number.value)
 }

@@ -43,10 +43,8 @@ const DIALECT: GenericDialect = GenericDialect {};
 impl<'a> Cursor<'a> {
     pub(super) fn new(file: &'a SourceFile, tokens: &[TokenWithSpan]) -> Self {
         let end = tokens.iter().rev().find(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
-        let end = end.map_or(Position::default(), |token| Position {
-            line: token.span.end.line,
-            column: token.span.end.column,
-        });
+        let end = end
+            .map_or(Position::default(), |token| Position { line: token.span.end.line, column: token.span.end.column });
         Self { file, parser: Parser::new(&DIALECT).with_tokens_with_locations(tokens.to_vec()), end }
     }
 
@@ -107,12 +105,12 @@ impl<'a> Cursor<'a> {
         if self.take(token) { Ok(()) } else { Err(self.unexpected(&format!("'{token}'"))) }
     }
 
+    pub(super) fn is_at_end(&self) -> bool {
+        self.parser.peek_token_ref().token == Token::EOF
+    }
+
     pub(super) fn expect_end(&mut self) -> Parse<()> {
-        if self.parser.peek_token_ref().token == Token::EOF {
-            Ok(())
-        } else {
-            Err(self.unexpected("a clause of this statement or ';'"))
-        }
+        if self.is_at_end() { Ok(()) } else { Err(self.unexpected("a clause of this statement or ';'")) }
     }
 
     /// A name; without quotes its letters are lower-cased, as DataFusion does.

@@ -147,7 +147,8 @@ impl<'a> Replay<'a> {
 
     fn show(&mut self, now: Timestamp) {
         let seen = &mut self.seen;
-        let said: Vec<String> = std::mem::take(&mut seen.said).into_iter().map(|(what, rows)| format!("{what}: {rows}")).collect();
+        let said: Vec<String> =
+            std::mem::take(&mut seen.said).into_iter().map(|(what, rows)| format!("{what}: {rows}")).collect();
         #[expect(clippy::cast_precision_loss, reason = "a few thousand flights")]
         let share = 100.0 * seen.fresh as f64 / seen.predicted.max(1) as f64;
         let auc = area_under_curve(&seen.scores, &seen.labels);
@@ -208,10 +209,8 @@ async fn read_flights(session: &Session) -> Result<BTreeMap<Timestamp, Vec<Fligh
         let times = cast(named(&batch, "scheduled_at")?, &DataType::Int64)?;
         let times = times.as_primitive::<Int64Type>();
         for row in 0..batch.num_rows() {
-            let values = texts
-                .iter()
-                .map(|column| column.is_valid(row).then(|| column.value(row).to_owned()))
-                .collect();
+            let values =
+                texts.iter().map(|column| column.is_valid(row).then(|| column.value(row).to_owned())).collect();
             let late = late.is_valid(row).then(|| late.value(row));
             flights.entry(Timestamp::from_micros(times.value(row))).or_default().push(Flight { values, late });
         }

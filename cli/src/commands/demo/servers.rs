@@ -34,7 +34,10 @@ impl Servers {
         let socket_text = socket.to_string_lossy().into_owned();
         let store_listen = format!("127.0.0.1:{store_port}");
         let worker_listen = format!("127.0.0.1:{worker_port}");
-        let store = spawn(folder, &["--clock", clock, "serve", "--role", "store", "--listen", &store_listen, "--socket", &socket_text])?;
+        let store = spawn(
+            folder,
+            &["--clock", clock, "serve", "--role", "store", "--listen", &store_listen, "--socket", &socket_text],
+        )?;
         let mut servers = Self {
             store: format!("http://{store_listen}"),
             worker: format!("http://{worker_listen}"),
@@ -43,7 +46,9 @@ impl Servers {
         let remote = RemoteFeatures::new(&servers.store)?;
         wait_for("store", async || remote.act("status", "").await.map(|_| ())).await?;
         let from = format!("unix://{socket_text}");
-        servers.processes.push(spawn(folder, &["serve", "--role", "worker", "--listen", &worker_listen, "--store", &from])?);
+        servers
+            .processes
+            .push(spawn(folder, &["serve", "--role", "worker", "--listen", &worker_listen, "--store", &from])?);
         let client = PredictClient::new(&servers.worker)?;
         wait_for("worker", async || client.metadata(CONTRACT).await.map(|_| ())).await?;
         Ok(servers)

@@ -262,7 +262,9 @@ mod tests {
         let noise: ArrayRef = Arc::new(Float32Array::from_iter((0..400_u16).map(|i| Some(f32::from(i % 13)))));
         let inputs = RecordBatch::try_from_iter([("x", x), ("noise", noise)]).expect("two columns");
         let options = TrainOptions { epochs: 40, batch_rows: 64, ..TrainOptions::default() };
-        let run = || train(&inputs, &["x".to_owned(), "noise".to_owned()], &labels, &options, |_, _| {}).expect("two classes");
+        let run = || {
+            train(&inputs, &["x".to_owned(), "noise".to_owned()], &labels, &options, |_, _| {}).expect("two classes")
+        };
         let (one, other) = (run(), run());
         assert_eq!(one.weights, other.weights);
         assert!(one.metrics["train_auc"] > 0.99, "{:?}", one.metrics);
