@@ -1,0 +1,38 @@
+//! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
+//! alternating. Prints Markdown.
+
+mod echo;
+mod house;
+mod jobs;
+mod load;
+mod lookups;
+mod predictions;
+
+use std::process::ExitCode;
+
+use springhouse_featurestore::Result;
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let measured = match runtime {
+        Ok(runtime) => runtime.block_on(measure()),
+        Err(error) => Err(springhouse_featurestore::Error::internal("no runtime").source(error)),
+    };
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            load::note(&error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure() -> Result<()> {
+    let house = house::House::build().await?;
+    load::say("| measurement | ours | peer | ratio (median, spread) | p50 / p99 at half load |");
+    load::say("|---|---|---|---|---|");
+    lookups::measure(&house, house::Memory::Warm).await?;
+    lookups::measure(&house, house::Memory::Off).await?;
+    predictions::measure(&house).await?;
+    jobs::measure(&house).await
+}
