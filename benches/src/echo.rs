@@ -18,8 +18,8 @@ use springhouse_serving::generated::inference as api;
 use springhouse_serving::generated::inference::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Answers each batch of an exchange with the same batch.
@@ -28,17 +28,17 @@ struct FlightEcho(RecordBatch);
 /// Answers each inference with the same response.
 struct InferEcho(api::ModelInferResponse);
 
-async fn listen() -> Result<(SocketAddr, TcpListenerStream)> {
+async fn listen() -> Result<(SocketAddr, TcpIncoming)> {
     let failed = |error: std::io::Error| Error::unavailable("no free port").source(error);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
-    Ok((listener.local_addr().map_err(failed)?, TcpListenerStream::new(listener)))
+    Ok((listener.local_addr().map_err(failed)?, TcpIncoming::from(listener).with_nodelay(Some(true))))
 }
 
 /// Starts a Flight echo.
 pub async fn flight(answer: RecordBatch) -> Result<SocketAddr> {
     let (address, incoming) = listen().await?;
     let service = FlightServiceServer::new(FlightEcho(answer));
-    tokio::spawn(Server::builder().tcp_nodelay(true).add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
     Ok(address)
 }
 
@@ -46,7 +46,7 @@ pub async fn flight(answer: RecordBatch) -> Result<SocketAddr> {
 pub async fn infer(answer: api::ModelInferResponse) -> Result<SocketAddr> {
     let (address, incoming) = listen().await?;
     let service = GrpcInferenceServiceServer::new(InferEcho(answer));
-    tokio::spawn(Server::builder().tcp_nodelay(true).add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
     Ok(address)
 }
 

@@ -13,9 +13,9 @@ use springhouse_featurestore::{Error, Result};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tonic::transport::server::Router;
+use tonic::transport::server::{Router, TcpIncoming};
 
 use crate::features::{FeatureServer, FeatureSource};
 use crate::flight::FlightServer;
@@ -91,7 +91,8 @@ impl App {
             tasks.spawn(follow_deployments(Arc::clone(contracts), stop.clone()));
         }
         let router = self.router().await?;
-        let incoming = TcpListenerStream::new(self.listener);
+        // Without this an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let served = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
         drain(served, stop).await?;
         tasks.shutdown().await;
@@ -115,7 +116,6 @@ impl App {
         }
         let flight = self.store.as_ref().map(|part| part.flight.clone().into_service());
         Ok(Server::builder()
-            .tcp_nodelay(true)
             .add_service(health_service)
             .add_service(reflection)
             .add_optional_service(predict)
