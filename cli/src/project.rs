@@ -45,10 +45,6 @@ impl Project {
         Self { clock: Arc::clone(&driven) as Arc<dyn Clock>, driven: Some(driven), ..self.clone() }
     }
 
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     pub fn settings(&self) -> &Settings {
         &self.settings
     }

@@ -70,10 +70,13 @@ impl RemoteFeatures {
 
     fn failed(&self, error: FlightError) -> Error {
         match error {
-            FlightError::Tonic(status) => from_status(&status).with("feature server", &self.address),
-            other => {
-                Error::unavailable("the feature server cannot be reached").with("address", &self.address).source(other)
+            FlightError::Tonic(status) if status.code() != tonic::Code::Unavailable => {
+                from_status(&status).with("feature server", &self.address)
             }
+            other => Error::unavailable("the feature server cannot be reached")
+                .with("address", &self.address)
+                .remedy("start one: springhouse serve")
+                .source(other),
         }
     }
 

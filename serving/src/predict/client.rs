@@ -50,6 +50,12 @@ impl PredictClient {
         Ok(Self { client, address: address.to_owned() })
     }
 
+    fn failed(&self, status: &tonic::Status) -> Error {
+        let error = from_status(status).with("worker", &self.address);
+        let unreachable = status.code() == tonic::Code::Unavailable;
+        if unreachable { error.remedy("start one: springhouse serve") } else { error }
+    }
+
     /// A contract's columns and counts.
     ///
     /// # Errors
@@ -57,7 +63,7 @@ impl PredictClient {
     pub async fn metadata(&self, contract: &str) -> Result<ModelMetadataResponse> {
         let request = ModelMetadataRequest { name: contract.to_owned(), version: String::new() };
         let answer = self.client.clone().model_metadata(request).await;
-        Ok(answer.map_err(|status| from_status(&status).with("worker", &self.address))?.into_inner())
+        Ok(answer.map_err(|status| self.failed(&status))?.into_inner())
     }
 
     /// Predicts for rows given as text columns.
@@ -73,7 +79,7 @@ impl PredictClient {
         }
         let request = ModelInferRequest { model_name: metadata.name.clone(), inputs, ..ModelInferRequest::default() };
         let answer = self.client.clone().model_infer(request).await;
-        let answer = answer.map_err(|status| from_status(&status).with("worker", &self.address))?.into_inner();
+        let answer = answer.map_err(|status| self.failed(&status))?.into_inner();
         let outputs =
             answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(tensor.contents.unwrap_or_default())));
         let parameters = answer.parameters.into_iter().map(|(name, value)| (name, text(value.parameter_choice)));
