@@ -21,8 +21,9 @@ fn encoding(criterion: &mut Criterion) {
     });
     let features: Vec<Column> = (0..10).map(|i| Column::nullable(format!("f{i}"), ColumnType::Float64)).collect();
     let layout = RowLayout::new(&features);
-    let values: Vec<ArrayRef> =
-        (0..10).map(|i| Arc::new(Float64Array::from_iter_values((0..100).map(|j| f64::from(i * j)))) as ArrayRef).collect();
+    let values: Vec<ArrayRef> = (0..10)
+        .map(|i| Arc::new(Float64Array::from_iter_values((0..100).map(|j| f64::from(i * j)))) as ArrayRef)
+        .collect();
     let time = Timestamp::from_micros(1);
     let headers = vec![RowHeader { event_time: time, available_time: time, sequence: 1 }; 100];
     let packed = layout.encode(&headers, &values).expect("typed");

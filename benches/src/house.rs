@@ -1,6 +1,5 @@
 //! What is measured: the flights example, refreshed through November, with a store and a worker on loopback.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +7,6 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches, filter_record_batch, is_not_null};
 use arrow::datatypes::{DataType, Float32Type};
-use async_trait::async_trait;
 use futures::TryStreamExt;
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change, PackageRecord};
 use springhouse_featurestore::definition::Contract;
@@ -19,10 +17,9 @@ use springhouse_materializer::Jobs;
 use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
 use springhouse_serving::FeatureServer;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
-use springhouse_serving::flight::{Batches, FlightServer, TrainingSetCommand, TrainingSets};
-use springhouse_serving::model::ModelKind;
+use springhouse_serving::flight::FlightServer;
 use springhouse_serving::model::neural::{TrainOptions, train};
-use springhouse_serving::package::{MANIFEST, Manifest, Package, Training};
+use springhouse_serving::package::{Package, Training};
 use springhouse_serving::worker::{Contracts, WorkerOptions};
 use springhouse_sql::change_plan::changes;
 use springhouse_sql::check::check;
@@ -52,16 +49,6 @@ pub struct House {
     pub clock: Arc<DrivenClock>,
     pub state: CatalogState,
     pub contract: Contract,
-}
-
-#[derive(Debug)]
-struct NoTrainingSets;
-
-#[async_trait]
-impl TrainingSets for NoTrainingSets {
-    async fn training_set(&self, _: &TrainingSetCommand) -> Result<Batches> {
-        Err(Error::invalid("no training sets here"))
-    }
 }
 
 impl House {
@@ -104,9 +91,9 @@ impl House {
         contracts.follow().await?;
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let address = listener.local_addr().map_err(|error| Error::internal("no address").source(error))?;
-        let flight = FlightServer::new(Arc::clone(&features), Arc::new(NoTrainingSets), None);
+        let flight = FlightServer::new(Arc::clone(&features), Arc::new(self.jobs()), None);
         let app = App {
-            listener,
+            listeners: vec![listener],
             store: Some(StorePart { features, flight, socket: None }),
             worker: Some(WorkerPart { contracts, clock: self.clock.clone() }),
         };
@@ -138,12 +125,7 @@ pub fn spine() -> SpineSource {
 
 /// The training set of these flights.
 pub fn training_set() -> TrainingSetRequest {
-    TrainingSetRequest {
-        spine: spine(),
-        rows: RowsFrom::Committed,
-        with_features: false,
-        order: SpineOrder::AsGiven,
-    }
+    TrainingSetRequest { spine: spine(), rows: RowsFrom::Committed, with_features: false, order: SpineOrder::AsGiven }
 }
 
 fn jobs(store: &Arc<dyn ObjectStore>, clock: &Arc<DrivenClock>) -> Jobs {
@@ -163,12 +145,7 @@ fn definitions() -> Result<Vec<SourceFile>> {
         .collect()
 }
 
-async fn commit(
-    catalog: &Catalog,
-    state: &mut CatalogState,
-    clock: &dyn Clock,
-    changes: Vec<Change>,
-) -> Result<()> {
+async fn commit(catalog: &Catalog, state: &mut CatalogState, clock: &dyn Clock, changes: Vec<Change>) -> Result<()> {
     let commit = CatalogCommit { at: clock.now(), who: "bench".to_owned(), why: "bench".to_owned(), changes };
     catalog.commit(state, commit).await.map(|_| ())
 }
@@ -183,29 +160,14 @@ async fn package(jobs: &Jobs, state: &CatalogState, contract: &Contract) -> Resu
     let names: Vec<String> = contract.inputs.iter().map(|input| input.name.clone()).collect();
     let options = TrainOptions { epochs: 1, ..TrainOptions::default() };
     let trained = train(&all, &names, &labels, &options, |_, _| {})?;
-    let manifest = Manifest {
-        contract: contract.pinned(),
-        views: contract.features.iter().map(|rule| rule.view.clone()).collect(),
-        inputs: names,
-        model: ModelKind::MultiLayerPerceptron { hidden: options.hidden },
-        weights: "weights.safetensors".to_owned(),
-        training: Training {
-            training_set: "bench".to_owned(),
-            rows: labels.len(),
-            label: "late".to_owned(),
-            seed: 1,
-            metrics: trained.metrics,
-        },
+    let training = Training {
+        training_set: "bench".to_owned(),
+        rows: labels.len(),
+        label: "late".to_owned(),
+        seed: options.seed,
+        metrics: trained.metrics,
     };
-    let manifest = serde_json_text(&manifest)?;
-    Package::new(BTreeMap::from([
-        (MANIFEST.to_owned(), manifest.into()),
-        ("weights.safetensors".to_owned(), trained.weights.into()),
-    ]))
-}
-
-fn serde_json_text(manifest: &Manifest) -> Result<String> {
-    serde_json::to_string(manifest).map_err(|error| Error::internal("no JSON").source(error))
+    Package::of_perceptron(contract, names, options.hidden, trained.weights, training)
 }
 
 /// A session over the example's own tables, for peers that run plain queries.

@@ -46,12 +46,17 @@ async fn refresh(house: &House) -> Result<()> {
         // The same input rows: DataFusion keeps duplicates in time that a refresh folds into one.
         rounds.push((ours, rate(done.rows, start)));
     }
-    say(&Compared::of(&rounds).row("refresh of carrier_landings, peer: DataFusion writing its query to Parquet", "rows/s", &[]));
+    say(&Compared::of(&rounds).row(
+        "refresh of carrier_landings, peer: DataFusion writing its query to Parquet",
+        "rows/s",
+        &[],
+    ));
     Ok(())
 }
 
 async fn training(house: &House) -> Result<()> {
-    let python = std::env::var("SPRINGHOUSE_PYTHON").map_err(|_| Error::invalid("run make bench, which prepares DuckDB"))?;
+    let python =
+        std::env::var("SPRINGHOUSE_PYTHON").map_err(|_| Error::invalid("run make bench, which prepares DuckDB"))?;
     let script = format!("{}/duckdb_training_set.py", env!("CARGO_MANIFEST_DIR"));
     let mut rounds = Vec::new();
     for round in 0..JOB_ROUNDS {
@@ -65,16 +70,26 @@ async fn training(house: &House) -> Result<()> {
         }
         let rows = file.finish()?;
         let ours = rate(rows, start);
-        let arguments = [script.clone(), example().to_string_lossy().into_owned(), house.folder.path().to_string_lossy().into_owned()];
+        let arguments = [
+            script.clone(),
+            example().to_string_lossy().into_owned(),
+            house.folder.path().to_string_lossy().into_owned(),
+        ];
         let output = Command::new(&python).args(arguments).output();
         let output = output.map_err(|error| Error::unavailable("DuckDB's side does not run").source(error))?;
         let seconds: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|error| {
-            Error::unavailable("DuckDB's side failed").with("said", String::from_utf8_lossy(&output.stderr)).source(error)
+            Error::unavailable("DuckDB's side failed")
+                .with("said", String::from_utf8_lossy(&output.stderr))
+                .source(error)
         })?;
         #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^52")]
         rounds.push((ours, rows as f64 / seconds));
     }
-    say(&Compared::of(&rounds).row("training set of 281,297 flights x 6 views, peer: DuckDB's ASOF joins of the same rows", "rows/s", &[]));
+    say(&Compared::of(&rounds).row(
+        "training set of 281,297 flights x 6 views, peer: DuckDB's ASOF joins of the same rows",
+        "rows/s",
+        &[],
+    ));
     Ok(())
 }
 

@@ -90,4 +90,3 @@ pub async fn measure(house: &House, memory: Memory) -> Result<()> {
     }
     Ok(())
 }
-

@@ -26,8 +26,12 @@ async fn request(house: &House, rows: usize) -> Result<ModelInferRequest> {
     let mut request = ModelInferRequest { model_name: CONTRACT.to_owned(), ..ModelInferRequest::default() };
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let (datatype, bytes): (&str, Vec<u8>) = match field.name().as_str() {
-            "distance" => ("INT32", column.as_primitive::<Int32Type>().values().iter().flat_map(|v| v.to_le_bytes()).collect()),
-            "scheduled_at" => ("INT64", column.as_primitive::<Int64Type>().values().iter().flat_map(|v| v.to_le_bytes()).collect()),
+            "distance" => {
+                ("INT32", column.as_primitive::<Int32Type>().values().iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
+            "scheduled_at" => {
+                ("INT64", column.as_primitive::<Int64Type>().values().iter().flat_map(|v| v.to_le_bytes()).collect())
+            }
             _ => {
                 let texts = column.as_string::<i32>();
                 let element = |row: usize| {
@@ -50,7 +54,10 @@ async fn request(house: &House, rows: usize) -> Result<ModelInferRequest> {
     Ok(request)
 }
 
-async fn ask(client: &mut GrpcInferenceServiceClient<Channel>, request: &ModelInferRequest) -> Result<ModelInferResponse> {
+async fn ask(
+    client: &mut GrpcInferenceServiceClient<Channel>,
+    request: &ModelInferRequest,
+) -> Result<ModelInferResponse> {
     let answer = client.model_infer(request.clone()).await;
     Ok(answer.map_err(|status| Error::unavailable(status.message().to_owned()))?.into_inner())
 }

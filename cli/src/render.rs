@@ -10,7 +10,6 @@ use springhouse_featurestore::tier::Progress;
 use springhouse_featurestore::{Error, Result};
 
 /// Writes a line of data. A reader that has gone (`| head`) is no error.
-#[expect(clippy::disallowed_macros, reason = "the one place that writes to stdout")]
 pub fn say(line: &str) {
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(0);

@@ -143,7 +143,7 @@ impl LookupPlan {
     /// # Errors
     /// Those of the tier.
     pub fn lookup(&self, tier: &dyn OnlineTier, keys: &[ArrayRef], now: Timestamp) -> Result<RecordBatch> {
-        let rows = keys.first().map_or(0, |array| array.len());
+        let rows = keys.first().map_or(0, Array::len);
         let mut columns = Vec::with_capacity(self.schema.fields().len());
         for view in &self.views {
             view.lookup(tier, keys, now, &mut columns)?;

@@ -52,6 +52,12 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     assert info.schema.names[0] == "last_payment.amount", info.schema
     files = client.do_get(flight.Ticket(json.dumps({"package": digest}).encode())).read_all()
     assert sorted(files["name"].to_pylist()) == ["manifest.json", "weights.safetensors"]
+    order = {"training_set": {"contract": "fraud", "time": "t", "spine":
+        "SELECT 'ann' AS user_name, 'NL' AS country, TIMESTAMP '1970-01-01T00:00:09Z' AS t UNION ALL "
+        "SELECT 'ann', 'NL', TIMESTAMP '1970-01-01T00:00:10Z'"}}
+    training = client.do_get(flight.Ticket(json.dumps(order).encode())).read_all()
+    assert training["amount"].to_pylist() == [-1.0, 70.0] and training["domestic"].to_pylist() == [True, True], training
+    assert client.get_flight_info(command(order)).schema == training.schema
     flights = [json.loads(f.descriptor.command) for f in client.list_flights()]
     assert {"lookup": {"contract": "fraud"}} in flights and {"package": digest} in flights, flights
     contracts = json.loads(next(iter(client.do_action("contracts"))).body.to_pybytes())
@@ -66,6 +72,8 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     fails(lambda: client.do_get(flight.Ticket(b'{"lookup": {"contract": "fraud"}}')).read_all(), "DoExchange")
     fails(lambda: client.get_flight_info(command({"lookup": {"contract": "nothing"}})), "no such contract", "fraud")
     fails(lambda: lookup(client, [pa.record_batch({"user": ["ann"]})]), "a key column is missing", "user_name")
+    order["training_set"]["spine"] = "SELECT 1 AS t"
+    fails(lambda: client.do_get(flight.Ticket(json.dumps(order).encode())).read_all(), "user_name")
     fails(lambda: list(client.do_action("explode")), "no such action", "status")
     assert lookup(client, [keys])[0].num_rows == 5
 print("flight: fine")

@@ -62,7 +62,7 @@ async fn every_fault_is_named_with_its_place_and_what_would_be_accepted() {
         assert!(DEFINITIONS.contains(good), "{good}");
         let error = project.check(&DEFINITIONS.replacen(good, bad, 1)).await.expect_err(bad).to_string();
         assert!(error.contains(expected), "{bad}\n{error}");
-        assert!(error.contains("--> definitions.sql:") && error.contains("^"), "{error}");
+        assert!(error.contains("--> definitions.sql:") && error.contains('^'), "{error}");
     }
 }
 

@@ -1,18 +1,15 @@
 //! The wire: a running server, foreign clients (pyarrow's Flight, tritonclient), and everything that is wrong to send.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, Change, PackageRecord};
 use springhouse_featurestore::tier::DiskTier;
-use springhouse_featurestore::{Error, Result};
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
-use springhouse_serving::flight::{Batches, FlightServer, TrainingSetCommand, TrainingSets};
-use springhouse_serving::model::ModelKind;
+use springhouse_serving::flight::FlightServer;
 use springhouse_serving::model::neural::{TrainOptions, train};
-use springhouse_serving::package::{MANIFEST, Manifest, Package, Training};
+use springhouse_serving::package::{Package, Training};
 use springhouse_serving::worker::{Contracts, WorkerOptions};
 use springhouse_serving::{FeatureServer, FeatureSource};
 use tokio::sync::watch;
@@ -34,16 +31,6 @@ pub async fn run_client(script: &str, arguments: Vec<String>) {
     assert!(output.status.success(), "{script}\n{out}\n{err}");
 }
 
-#[derive(Debug)]
-struct NoTrainingSets;
-
-#[async_trait::async_trait]
-impl TrainingSets for NoTrainingSets {
-    async fn training_set(&self, _command: &TrainingSetCommand) -> Result<Batches> {
-        Err(Error::invalid("no training sets here"))
-    }
-}
-
 fn package(contract: &springhouse_featurestore::definition::Contract) -> Package {
     let amounts: ArrayRef = Arc::new(Float64Array::from_iter_values((0..100).map(f64::from)));
     let domestic: ArrayRef = Arc::new(arrow::array::BooleanArray::from_iter((0..100).map(|i| Some(i % 3 == 0))));
@@ -52,26 +39,14 @@ fn package(contract: &springhouse_featurestore::definition::Contract) -> Package
     let names = vec!["amount".to_owned(), "domestic".to_owned()];
     let options = TrainOptions { hidden: vec![4], epochs: 3, ..TrainOptions::default() };
     let trained = train(&inputs, &names, &labels, &options, |_, _| {}).expect("two classes");
-    let manifest = Manifest {
-        contract: contract.pinned(),
-        views: contract.features.iter().map(|rule| rule.view.clone()).collect(),
-        inputs: names,
-        model: ModelKind::MultiLayerPerceptron { hidden: options.hidden },
-        weights: "weights.safetensors".to_owned(),
-        training: Training {
-            training_set: String::new(),
-            rows: 100,
-            label: "late".to_owned(),
-            seed: 1,
-            metrics: trained.metrics,
-        },
+    let training = Training {
+        training_set: String::new(),
+        rows: 100,
+        label: "late".to_owned(),
+        seed: options.seed,
+        metrics: trained.metrics,
     };
-    let manifest = serde_json::to_vec(&manifest).expect("JSON");
-    let files = BTreeMap::from([
-        (MANIFEST.to_owned(), manifest.into()),
-        ("weights.safetensors".to_owned(), trained.weights.into()),
-    ]);
-    Package::new(files).expect("whole")
+    Package::of_perceptron(contract, names, options.hidden, trained.weights, training).expect("whole")
 }
 
 /// A project with a deployed package, refreshed at second 60.
@@ -108,9 +83,9 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let socket = project.folder.path().join("store.sock");
-    let flight = FlightServer::new(Arc::clone(&features), Arc::new(NoTrainingSets), Some(Arc::clone(&project.clock)));
+    let flight = FlightServer::new(Arc::clone(&features), Arc::new(project.jobs()), Some(Arc::clone(&project.clock)));
     let app = App {
-        listener,
+        listeners: vec![listener],
         store: Some(StorePart { features, flight, socket: Some(socket.clone()) }),
         worker: Some(WorkerPart { contracts, clock: project.clock.clone() }),
     };

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringBuilder};
 use arrow::compute::{is_null, nullif};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use async_trait::async_trait;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -20,6 +21,7 @@ use springhouse_featurestore::freshness::{alive, status};
 use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
 use springhouse_featurestore::tier::DataFile;
 use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::session::EventRange;
@@ -97,6 +99,19 @@ impl Jobs {
         let inputs = CompiledInputs::new(&session, contract, &views)?;
         let shaper = Arc::new(Shaper::new(&features.schema(), contract, &views, inputs, request.with_features)?);
         Ok(TrainingSet { features, latest, shaper, metadata: metadata(catalog, contract, request) })
+    }
+}
+
+#[async_trait]
+impl TrainingSets for Jobs {
+    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches> {
+        let state = self.catalog().state().await?;
+        let contract = state.current_contract(&command.contract)?;
+        let spine = SpineSource { from: command.spine.clone(), time: command.time.clone(), lag: Span::ZERO };
+        let request =
+            TrainingSetRequest { spine, rows: RowsFrom::Committed, with_features: false, order: SpineOrder::AsGiven };
+        let set = Jobs::training_set(self, &state, contract, &request).await?;
+        Ok((Arc::clone(set.schema()), set.execute()?))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Builds everything, listens, drains.
 //!
-//! A process is a store (Flight), a worker (predict), or both in one with direct calls between them. Each listens on
-//! one port; a store also on a Unix socket for workers on the same host.
+//! A process is a store (Flight), a worker (predict), or both in one with direct calls between them. Each port that it
+//! listens on carries all of its services; a store also listens on a Unix socket for workers on the same host.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -53,8 +53,8 @@ pub struct WorkerPart {
 /// A process that serves.
 #[derive(Debug)]
 pub struct App {
-    /// The port's listener, bound.
-    pub listener: TcpListener,
+    /// The ports' listeners, bound; each carries all services of the process.
+    pub listeners: Vec<TcpListener>,
     /// Its store, if it has one.
     pub store: Option<StorePart>,
     /// Its worker, if it has one.
@@ -91,10 +91,12 @@ impl App {
             tasks.spawn(follow_deployments(Arc::clone(contracts), stop.clone()));
         }
         let router = self.router().await?;
-        // Without this an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let served = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
-        drain(served, stop).await?;
+        let served = self.listeners.into_iter().map(|listener| {
+            // Without this an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            drain(router.clone().serve_with_incoming_shutdown(incoming, stopped(stop.clone())), stop.clone())
+        });
+        futures::future::try_join_all(served).await?;
         tasks.shutdown().await;
         Ok(())
     }

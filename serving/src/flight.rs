@@ -16,8 +16,8 @@ mod lookup;
 mod server;
 
 pub use client::RemoteFeatures;
-pub use command::{Command, TrainingSetCommand};
-pub use server::{Batches, FlightServer, TrainingSets};
+pub use command::Command;
+pub use server::FlightServer;
 
 /// The largest message taken on any service.
 pub(crate) const fn max_message_bytes() -> usize {

@@ -20,7 +20,7 @@
 pub mod app;
 pub mod features;
 pub mod flight;
-#[expect(missing_docs, unused_qualifications, clippy::all, clippy::pedantic, reason = "generated from proto/inference.proto")]
+#[expect(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated from proto/inference.proto")]
 pub mod generated {
     //! Generated protocol code, checked in; a test regenerates it and fails on a difference.
     #[rustfmt::skip]

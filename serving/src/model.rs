@@ -14,7 +14,7 @@ use neural::NeuralModel;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ModelKind {
-    /// A multi-layer perceptron over standardised inputs, ReLU between layers, a sigmoid at the end.
+    /// A multi-layer perceptron over standardised inputs, `ReLU` between layers, a sigmoid at the end.
     MultiLayerPerceptron {
         /// The widths of the hidden layers.
         hidden: Vec<usize>,

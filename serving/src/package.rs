@@ -11,12 +11,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use springhouse_featurestore::definition::Pinned;
+use springhouse_featurestore::definition::{Contract, Pinned};
 use springhouse_featurestore::tier::{ObjectStore, get_object, list_objects, put_object};
 use springhouse_featurestore::{Error, Result};
 
 /// The file that describes the package.
 pub const MANIFEST: &str = "manifest.json";
+
+/// The file of a network's weights.
+const WEIGHTS: &str = "weights.safetensors";
 
 /// What a package is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +71,31 @@ impl Package {
         let manifest = package.manifest()?;
         package.file(&manifest.weights)?;
         Ok(package)
+    }
+
+    /// A package of a trained perceptron for a contract, with the manifest that describes it; `inputs` are in the order
+    /// in which the network reads them.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_perceptron(
+        contract: &Contract,
+        inputs: Vec<String>,
+        hidden: Vec<usize>,
+        weights: Vec<u8>,
+        training: Training,
+    ) -> Result<Self> {
+        let manifest = Manifest {
+            contract: contract.pinned(),
+            views: contract.features.iter().map(|rule| rule.view.clone()).collect(),
+            inputs,
+            model: crate::model::ModelKind::MultiLayerPerceptron { hidden },
+            weights: WEIGHTS.to_owned(),
+            training,
+        };
+        let manifest = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| Error::internal("the manifest cannot be written").source(error))?;
+        Self::new(BTreeMap::from([(WEIGHTS.to_owned(), weights.into()), (MANIFEST.to_owned(), manifest.into())]))
     }
 
     /// Reads a package from a folder.
@@ -188,7 +216,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 fn digest_of(files: &BTreeMap<String, Bytes>) -> String {
-    let list: String = files.iter().map(|(name, bytes)| format!("{} {name}\n", sha256(bytes))).collect();
+    let list = files.iter().fold(String::new(), |list, (name, bytes)| list + &sha256(bytes) + " " + name + "\n");
     sha256(list.as_bytes())
 }
 

@@ -11,6 +11,8 @@
 mod batch;
 mod contracts;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;

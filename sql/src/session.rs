@@ -339,12 +339,13 @@ fn check_columns(table: &Table, schema: &SchemaRef) -> Result<()> {
 }
 
 /// A DataFusion error in ours: faults of the query are the caller's, failing storage is not.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 pub fn query_error(error: DataFusionError) -> Error {
     let message = error.strip_backtrace();
     match error.find_root() {
         DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => Error::unavailable(message),
         DataFusionError::ResourcesExhausted(_) => {
-            Error::unavailable(message).remedy("give more memory: memory_bytes in springhouse.toml")
+            Error::unavailable(message).remedy("give more memory: query_bytes in springhouse.toml")
         }
         DataFusionError::Internal(_) => Error::internal(message),
         _ => Error::invalid(message),

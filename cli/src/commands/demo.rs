@@ -1,10 +1,16 @@
 //! `demo`: the whole chain on the flights example, in one command, with real processes and no stand-ins.
 //!
-//! 1. Apply the definitions. 2. Refresh through November. 3. Training set of January to October. 4. Train; AUC on
-//! November with features and with the request's columns alone. 5. Package and deploy. 6. The freshness curve.
-//! 7. Start a store and a worker as two processes. 8. Replay two December days at their own time: refresh what is due,
-//! predict every flight over gRPC when it is scheduled; on the second day the weather's refreshes stop for some hours.
-//! 9. Audit the two days. 10. Status.
+//! 1. Apply the definitions.
+//! 2. Refresh through November.
+//! 3. Training set of January to October.
+//! 4. Train; AUC on November with features and with the request's columns alone.
+//! 5. Package and deploy.
+//! 6. The freshness curve.
+//! 7. Start a store and a worker as two processes.
+//! 8. Replay two December days at their own time: refresh what is due, predict every flight over gRPC when it is
+//!    scheduled; on the second day the weather's refreshes stop for some hours.
+//! 9. Audit the two days.
+//! 10. Status.
 
 mod replay;
 mod servers;

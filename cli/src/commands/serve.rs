@@ -4,16 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use clap::{Args, ValueEnum};
 use springhouse_featurestore::{Error, Result};
-use springhouse_materializer::Jobs;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
 use springhouse_serving::FeatureSource;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
-use springhouse_serving::flight::{Batches, FlightServer, RemoteFeatures, TrainingSetCommand, TrainingSets};
+use springhouse_serving::flight::{FlightServer, RemoteFeatures};
 use springhouse_serving::worker::{Contracts, WorkerOptions};
-use springhouse_sql::spine::{SpineOrder, SpineSource};
 use tokio::sync::watch;
 
 use super::parse_span;
@@ -37,13 +33,13 @@ pub struct Serve {
     /// What this process serves
     #[arg(long, value_enum, default_value_t = Role::Both)]
     role: Role,
-    /// Where it listens; the settings' address of its role when it is not given
+    /// Where it listens; the settings' addresses of its roles when it is not given
     #[arg(long)]
     listen: Option<SocketAddr>,
     /// A Unix socket for workers on this host (store)
     #[arg(long)]
     socket: Option<PathBuf>,
-    /// The store to get features from: http://host:port or unix:///path (worker)
+    /// The store to get features from: `http://host:port` or `unix:///path` (worker)
     #[arg(long)]
     store: Option<String>,
     /// Stop by itself after this long
@@ -54,10 +50,14 @@ pub struct Serve {
 impl Serve {
     /// Runs it until it is told to stop.
     pub async fn run(&self, project: &Project) -> Result<()> {
-        let settings = project.settings();
-        let default = if self.role == Role::Store { settings.store_listen } else { settings.worker_listen };
-        let listener = bind(self.listen.unwrap_or(default)).await?;
-        let address = listener.local_addr().map_err(|error| Error::internal("no local address").source(error))?;
+        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
+        for address in self.addresses(project) {
+            let listener = bind(address).await?;
+            let address = listener.local_addr().map_err(|error| Error::internal("no local address").source(error))?;
+            bound.push(address.to_string());
+            listeners.push(listener);
+        }
         let store = if self.role == Role::Worker { None } else { Some(self.store_part(project).await?) };
         let worker = match (&store, self.role) {
             (_, Role::Store) => None,
@@ -67,16 +67,32 @@ impl Serve {
                 Some(worker_part(project, Arc::new(remote)).await?)
             }
         };
-        note(&format!("serving {:?} on {address}", self.role).to_lowercase());
+        let what = match self.role {
+            Role::Both => "features and predictions",
+            Role::Store => "features",
+            Role::Worker => "predictions",
+        };
+        note(&format!("serving {what} on {}", bound.join(" and ")));
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(wait_for_stop(stop, self.stop_after));
-        App { listener, store, worker }.run(stopping).await
+        App { listeners, store, worker }.run(stopping).await
+    }
+
+    /// A process of both roles answers at both addresses, so that nobody needs to know how many processes there are.
+    fn addresses(&self, project: &Project) -> Vec<SocketAddr> {
+        let settings = project.settings();
+        match (self.listen, self.role) {
+            (Some(given), _) => vec![given],
+            (None, Role::Store) => vec![settings.store_listen],
+            (None, Role::Worker) => vec![settings.worker_listen],
+            (None, Role::Both) => vec![settings.store_listen, settings.worker_listen],
+        }
     }
 
     async fn store_part(&self, project: &Project) -> Result<StorePart> {
         let features = Arc::new(project.feature_server()?);
         features.follow(&Bar::default()).await?;
-        let training_sets = Arc::new(FromJobs(project.jobs()?));
+        let training_sets = Arc::new(project.jobs()?);
         let flight = FlightServer::new(Arc::clone(&features), training_sets, project.driven().cloned());
         Ok(StorePart { features, flight, socket: self.socket.clone() })
     }
@@ -107,7 +123,7 @@ async fn wait_for_stop(stop: watch::Sender<bool>, after: Option<springhouse_feat
             }
             Err(error) => {
                 tracing::warn!(error = %error, "SIGTERM cannot be waited for");
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     };
@@ -119,28 +135,4 @@ async fn wait_for_stop(stop: watch::Sender<bool>, after: Option<springhouse_feat
     stop.send_replace(true);
     // Keep the sender until everyone has seen it.
     stop.closed().await;
-}
-
-/// Training sets over Flight are the materializer's.
-#[derive(Debug)]
-struct FromJobs(Jobs);
-
-#[async_trait]
-impl TrainingSets for FromJobs {
-    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches> {
-        let state = self.0.catalog().state().await?;
-        let contract = state.current_contract(&command.contract)?;
-        let request = TrainingSetRequest {
-            spine: SpineSource {
-                from: command.spine.clone(),
-                time: command.time.clone(),
-                lag: springhouse_featurestore::time::Span::ZERO,
-            },
-            rows: RowsFrom::Committed,
-            with_features: false,
-            order: SpineOrder::AsGiven,
-        };
-        let set = self.0.training_set(&state, contract, &request).await?;
-        Ok((set.schema().clone(), set.execute()?))
-    }
 }

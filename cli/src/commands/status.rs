@@ -126,7 +126,9 @@ pub fn shown(report: &Report) -> String {
             ]
         })
         .collect();
-    text += &format!("\n{}\n", table(&["contract", "package", "requests", "rows", "not fresh", "refused"], &contracts));
+    text += "\n";
+    text += &table(&["contract", "package", "requests", "rows", "not fresh", "refused"], &contracts);
+    text += "\n";
     let views: Vec<Vec<String>> = features
         .views
         .iter()

@@ -1,6 +1,5 @@
 //! `train`: a small neural network on a training set, as a package folder.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
@@ -11,15 +10,11 @@ use serde::Serialize;
 use springhouse_featurestore::definition::{Contract, Pinned};
 use springhouse_featurestore::parquet_file::ParquetFileReader;
 use springhouse_featurestore::{Error, Result};
-use springhouse_serving::model::ModelKind;
 use springhouse_serving::model::neural::{TrainOptions, train};
-use springhouse_serving::package::{MANIFEST, Manifest, Package, Training, sha256};
+use springhouse_serving::package::{Package, Training, sha256};
 
 use crate::project::Project;
 use crate::render::{note, show};
-
-/// The file of weights in a package.
-const WEIGHTS: &str = "weights.safetensors";
 
 /// Train a small neural network on a training set.
 #[derive(Debug, Args)]
@@ -77,23 +72,14 @@ pub fn train_package(contract: &Contract, file: &Path, label: &str, options: &Tr
     let bytes = std::fs::read(file).map_err(|error| {
         Error::unavailable("the training set cannot be read").with("file", file.display()).source(error)
     })?;
-    let manifest = Manifest {
-        contract: contract.pinned(),
-        views: contract.features.iter().map(|rule| rule.view.clone()).collect(),
-        inputs: names,
-        model: ModelKind::MultiLayerPerceptron { hidden: options.hidden.clone() },
-        weights: WEIGHTS.to_owned(),
-        training: Training {
-            training_set: sha256(&bytes),
-            rows: labels.len(),
-            label: label.to_owned(),
-            seed: options.seed,
-            metrics: trained.metrics,
-        },
+    let training = Training {
+        training_set: sha256(&bytes),
+        rows: labels.len(),
+        label: label.to_owned(),
+        seed: options.seed,
+        metrics: trained.metrics,
     };
-    let manifest = serde_json::to_vec_pretty(&manifest)
-        .map_err(|error| Error::internal("the manifest cannot be written").source(error))?;
-    Package::new(BTreeMap::from([(WEIGHTS.to_owned(), trained.weights.into()), (MANIFEST.to_owned(), manifest.into())]))
+    Package::of_perceptron(contract, names, options.hidden.clone(), trained.weights, training)
 }
 
 /// The inputs and labels of a training set's rows that have a label.

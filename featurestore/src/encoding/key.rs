@@ -103,7 +103,7 @@ impl KeyCodec {
     /// # Errors
     /// [`crate::ErrorKind::Invalid`] when a column is missing or of another type.
     pub fn encode(&self, arrays: &[ArrayRef]) -> Result<EncodedKeys> {
-        let rows = arrays.first().map_or(0, |array| array.len());
+        let rows = arrays.first().map_or(0, Array::len);
         let parts = self.parts(arrays)?;
         let mut keys =
             EncodedKeys { bytes: Vec::with_capacity(rows * 8 * parts.len()), ends: Vec::with_capacity(rows) };

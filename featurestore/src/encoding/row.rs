@@ -132,7 +132,7 @@ impl RowLayout {
         match self.columns[index].column_type {
             ColumnType::Boolean => {
                 let values = array.as_boolean();
-                self.put_valid(index, array, rows, |row, out| out[at] = u8::from(values.value(row)));
+                put_valid(index, array, rows, |row, out| out[at] = u8::from(values.value(row)));
             }
             ColumnType::Int8 => self.put_numbers(index, array.as_primitive::<Int8Type>(), rows, i8::to_le_bytes),
             ColumnType::Int16 => self.put_numbers(index, array.as_primitive::<Int16Type>(), rows, i16::to_le_bytes),
@@ -152,16 +152,6 @@ impl RowLayout {
         }
     }
 
-    fn put_valid(&self, index: usize, array: &dyn Array, rows: &mut [Vec<u8>], put: impl Fn(usize, &mut Vec<u8>)) {
-        for (row, out) in rows.iter_mut().enumerate() {
-            if array.is_null(row) {
-                out[ROW_HEADER_BYTES + index / 8] |= 1 << (index % 8);
-            } else {
-                put(row, out);
-            }
-        }
-    }
-
     fn put_numbers<T: ArrowPrimitiveType, const N: usize>(
         &self,
         index: usize,
@@ -170,13 +160,13 @@ impl RowLayout {
         bytes: impl Fn(T::Native) -> [u8; N],
     ) {
         let at = self.offsets[index];
-        self.put_valid(index, array, rows, |row, out| out[at..at + N].copy_from_slice(&bytes(array.value(row))));
+        put_valid(index, array, rows, |row, out| out[at..at + N].copy_from_slice(&bytes(array.value(row))));
     }
 
     fn put_text(&self, index: usize, array: &ArrayRef, rows: &mut [Vec<u8>]) {
         let at = self.offsets[index];
         let values = array.as_string::<i32>();
-        self.put_valid(index, array, rows, |row, out| out.extend_from_slice(values.value(row).as_bytes()));
+        put_valid(index, array, rows, |row, out| out.extend_from_slice(values.value(row).as_bytes()));
         for row in rows {
             // A row's text is far below 4 GiB: Arrow's own offsets for a whole column are 31 bits.
             let end = u32::try_from(row.len() - self.text_start).unwrap_or(u32::MAX);
@@ -221,11 +211,6 @@ impl RowLayout {
         })
     }
 
-    fn value_of<'a, R: AsRef<[u8]>>(&self, index: usize, row: Option<&'a R>) -> Option<&'a [u8]> {
-        let row = row?.as_ref();
-        (row[ROW_HEADER_BYTES + index / 8] >> (index % 8) & 1 == 0).then_some(row)
-    }
-
     fn take_numbers<T: ArrowPrimitiveType, R: AsRef<[u8]>, const N: usize>(
         &self,
         index: usize,
@@ -236,7 +221,7 @@ impl RowLayout {
         let mut builder =
             PrimitiveBuilder::<T>::with_capacity(rows.len()).with_data_type(self.columns[index].column_type.to_arrow());
         for row in rows {
-            let value = self.value_of(index, row.as_ref());
+            let value = value_of(index, row.as_ref());
             builder.append_option(value.map(|row| number(row[at..at + N].try_into().expect("N bytes"))));
         }
         Arc::new(builder.finish())
@@ -246,7 +231,7 @@ impl RowLayout {
         let at = self.offsets[index];
         let mut builder = BooleanBuilder::with_capacity(rows.len());
         for row in rows {
-            builder.append_option(self.value_of(index, row.as_ref()).map(|row| row[at] != 0));
+            builder.append_option(value_of(index, row.as_ref()).map(|row| row[at] != 0));
         }
         Arc::new(builder.finish())
     }
@@ -254,7 +239,7 @@ impl RowLayout {
     fn take_text<R: AsRef<[u8]>>(&self, index: usize, rows: &[Option<R>]) -> Result<ArrayRef> {
         let mut builder = StringBuilder::new();
         for row in rows {
-            match self.value_of(index, row.as_ref()) {
+            match value_of(index, row.as_ref()) {
                 None => builder.append_null(),
                 Some(row) => builder.append_value(self.text_of(index, row)?),
             }
@@ -275,6 +260,23 @@ impl RowLayout {
                     .remedy("delete the disk tier's folder; it is rebuilt from object storage")
             })
     }
+}
+
+/// Marks nulls, and puts what is not null.
+fn put_valid(index: usize, array: &dyn Array, rows: &mut [Vec<u8>], put: impl Fn(usize, &mut Vec<u8>)) {
+    for (row, out) in rows.iter_mut().enumerate() {
+        if array.is_null(row) {
+            out[ROW_HEADER_BYTES + index / 8] |= 1 << (index % 8);
+        } else {
+            put(row, out);
+        }
+    }
+}
+
+/// The row, where its column is not null.
+fn value_of<R: AsRef<[u8]>>(index: usize, row: Option<&R>) -> Option<&[u8]> {
+    let row = row?.as_ref();
+    (row[ROW_HEADER_BYTES + index / 8] >> (index % 8) & 1 == 0).then_some(row)
 }
 
 fn schema_id(columns: &[Column]) -> [u8; 4] {

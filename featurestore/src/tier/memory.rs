@@ -41,16 +41,17 @@ struct SlotState {
     mark: Mark,
 }
 
+/// The bytes that an entry counts for.
+#[expect(clippy::borrowed_box, clippy::ref_option, reason = "the cache hands over references to what it holds")]
+fn weight(key: &Box<[u8]>, row: &Option<Bytes>) -> u32 {
+    let bytes = key.len() + row.as_ref().map_or(0, Bytes::len) + ENTRY_OVERHEAD_BYTES;
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
 impl<T: OnlineTier> MemoryTier<T> {
     /// A cache of at most `max_bytes` over `below`; 0 turns it off.
     pub fn new(below: T, max_bytes: u64) -> Self {
-        let cache = Cache::builder()
-            .max_capacity(max_bytes)
-            .weigher(|key: &Box<[u8]>, row: &Option<Bytes>| {
-                let bytes = key.len() + row.as_ref().map_or(0, Bytes::len) + ENTRY_OVERHEAD_BYTES;
-                u32::try_from(bytes).unwrap_or(u32::MAX)
-            })
-            .build();
+        let cache = Cache::builder().max_capacity(max_bytes).weigher(weight).build();
         Self {
             below,
             cache,

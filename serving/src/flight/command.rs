@@ -1,6 +1,7 @@
 //! Flight commands: JSON in descriptors and tickets.
 
 use serde::{Deserialize, Serialize};
+use springhouse_featurestore::training_set::TrainingSetCommand;
 use springhouse_featurestore::{Error, Result};
 
 /// A command.
@@ -21,18 +22,6 @@ pub enum Command {
 pub struct LookupCommand {
     /// A contract's name (its deployed version, else its current one), or `name@version`.
     pub contract: String,
-}
-
-/// Which training set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainingSetCommand {
-    /// The contract's name.
-    pub contract: String,
-    /// A SQL query over the project's tables and sources.
-    pub spine: String,
-    /// The spine's time column.
-    pub time: String,
 }
 
 impl Command {

@@ -11,30 +11,17 @@ use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
     HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
 };
-use async_trait::async_trait;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::time::{DrivenClock, Timestamp};
+use springhouse_featurestore::training_set::{Batches, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::command::{Command, TrainingSetCommand};
+use super::command::Command;
 use super::lookup::exchange;
 use crate::features::{FeatureServer, FeatureSource};
 use crate::status::to_status;
-
-/// Batches of a training set, and their columns.
-pub type Batches = (SchemaRef, BoxStream<'static, Result<RecordBatch>>);
-
-/// Makes training sets for `DoGet`. Serving and materializing know nothing of each other: the binary wires this.
-#[async_trait]
-pub trait TrainingSets: Send + Sync + std::fmt::Debug {
-    /// Begins a training set.
-    ///
-    /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] for a spine or contract that is not right.
-    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches>;
-}
 
 /// The service.
 #[derive(Debug, Clone)]

@@ -81,7 +81,7 @@ impl PredictClient {
         let answer = self.client.clone().model_infer(request).await;
         let answer = answer.map_err(|status| self.failed(&status))?.into_inner();
         let outputs =
-            answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(tensor.contents.unwrap_or_default())));
+            answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(&tensor.contents.unwrap_or_default())));
         let parameters = answer.parameters.into_iter().map(|(name, value)| (name, text(value.parameter_choice)));
         Ok(Prediction { outputs: outputs.collect(), parameters: parameters.collect() })
     }
@@ -133,16 +133,17 @@ fn contents(name: &str, datatype: &str, values: &[Option<String>]) -> Result<Inf
         "FP32" => contents.fp32_contents = parsed(name, datatype, values)?,
         "FP64" => contents.fp64_contents = parsed(name, datatype, values)?,
         _ => {
-            contents.bytes_contents = values.iter().map(|v| v.clone().unwrap_or_default().into_bytes().into()).collect()
+            contents.bytes_contents =
+                values.iter().map(|v| v.clone().unwrap_or_default().into_bytes().into()).collect();
         }
     }
     Ok(contents)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "answers are shown to people")]
-fn numbers(contents: InferTensorContents) -> Vec<f64> {
+fn numbers(contents: &InferTensorContents) -> Vec<f64> {
     let InferTensorContents { bool_contents, int_contents, int64_contents, uint_contents, uint64_contents, .. } =
-        &contents;
+        contents;
     let whole = int_contents.iter().map(|v| f64::from(*v)).chain(uint_contents.iter().map(|v| f64::from(*v)));
     let long = int64_contents.iter().map(|v| *v as f64).chain(uint64_contents.iter().map(|v| *v as f64));
     let flags = bool_contents.iter().map(|v| f64::from(u8::from(*v)));

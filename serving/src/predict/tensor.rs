@@ -77,7 +77,7 @@ pub fn request_columns(columns: &[Column], request: &ModelInferRequest) -> Resul
                 nullif(&array, read(&flags, tensor, data, rows)?.as_boolean())?
             }
         });
-        let last = arrays.last().map_or(0, |array| array.null_count());
+        let last = arrays.last().map_or(0, Array::null_count);
         if last > 0 && !column.nullable {
             return Err(Error::invalid("a request column is null where the contract says NOT NULL")
                 .with("column", column)

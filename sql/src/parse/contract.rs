@@ -7,10 +7,13 @@ use super::cursor::Cursor;
 use super::view::once;
 use super::{ContractStatement, HelpBoxed, InputStatement, Located, OutputColumn, Parse, RuleStatement};
 
+/// A request column's name, its type, and whether it may be null.
+type RequestColumn = (Located<String>, ColumnType, bool);
+
 #[derive(Default)]
 struct Clauses {
     tier: Option<Located<String>>,
-    request: Option<Located<Vec<(Located<String>, ColumnType, bool)>>>,
+    request: Option<Located<Vec<RequestColumn>>>,
     features: Option<Located<Vec<RuleStatement>>>,
     inputs: Option<Located<Vec<InputStatement>>>,
     output: Option<Located<Vec<OutputColumn>>>,

@@ -88,7 +88,9 @@ impl<'a> Cursor<'a> {
     pub(super) fn take_words(&mut self, words: &[&str]) -> bool {
         let all = words.iter().enumerate().all(|(ahead, word)| self.peek_word(ahead, word));
         if all {
-            words.iter().for_each(|_| self.parser.advance_token());
+            for _ in words {
+                self.parser.advance_token();
+            }
         }
         all
     }

@@ -203,7 +203,8 @@ pub fn area_under_curve(scores: &[f32], labels: &[f32]) -> f64 {
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
     let (mut rank_sum, mut positives, mut at) = (0.0, 0.0, 0);
     while at < order.len() {
-        let tied = order[at..].iter().take_while(|row| scores[**row] == scores[order[at]]).count().max(1);
+        let tied =
+            order[at..].iter().take_while(|row| scores[**row].total_cmp(&scores[order[at]]).is_eq()).count().max(1);
         let rank = f64_of(at) + f64_of(tied + 1) / 2.0;
         let among = f64_of(order[at..at + tied].iter().filter(|row| labels[**row] > 0.5).count());
         rank_sum += rank * among;
