@@ -1,5 +1,6 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
-//! alternating. Prints Markdown.
+//! alternating. Prints Markdown. Arguments choose among `lookups`, `predictions` and `jobs`; without any it measures
+//! all.
 
 mod echo;
 mod house;
@@ -28,11 +29,20 @@ fn main() -> ExitCode {
 }
 
 async fn measure() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     let house = house::House::build().await?;
     load::say("| measurement | ours | peer | ratio (median, spread) | p50 / p99 at half load |");
     load::say("|---|---|---|---|---|");
-    lookups::measure(&house, house::Memory::Warm).await?;
-    lookups::measure(&house, house::Memory::Off).await?;
-    predictions::measure(&house).await?;
-    jobs::measure(&house).await
+    if wants("lookups") {
+        lookups::measure(&house, house::Memory::Warm).await?;
+        lookups::measure(&house, house::Memory::Off).await?;
+    }
+    if wants("predictions") {
+        predictions::measure(&house).await?;
+    }
+    if wants("jobs") {
+        jobs::measure(&house).await?;
+    }
+    Ok(())
 }

@@ -17,6 +17,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuild
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 
 use crate::definition::{Column, Contract, FeatureRule, FeatureView, timestamp_type};
 use crate::encoding::{EncodedKeys, KeyCodec, RowHeader, RowLayout};
@@ -168,7 +169,8 @@ struct Distinct<'a> {
 
 impl<'a> Distinct<'a> {
     fn new(encoded: &'a EncodedKeys) -> Self {
-        let mut seen: HashMap<&[u8], usize> = HashMap::with_capacity(encoded.len());
+        let mut seen: HashMap<&[u8], usize, RandomState> =
+            HashMap::with_capacity_and_hasher(encoded.len(), RandomState::default());
         let mut keys = Vec::with_capacity(encoded.len());
         let of_row = encoded
             .iter()

@@ -43,7 +43,9 @@ impl Refresh {
             }
         }
         load_tiers(project).await?;
-        show(json, &done, || shown(&done))?;
+        if json || !failed || !done.is_empty() {
+            show(json, &done, || shown(&done))?;
+        }
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }

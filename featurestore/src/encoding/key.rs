@@ -213,11 +213,15 @@ fn number<T: ArrowPrimitiveType, const N: usize>(
 }
 
 fn text(value: &str, out: &mut Vec<u8>) {
-    for &byte in value.as_bytes() {
-        out.push(byte);
-        if byte == 0 {
-            out.push(0xFF);
+    if value.as_bytes().contains(&0) {
+        for &byte in value.as_bytes() {
+            out.push(byte);
+            if byte == 0 {
+                out.push(0xFF);
+            }
         }
+    } else {
+        out.extend_from_slice(value.as_bytes());
     }
     out.extend_from_slice(&[0, 0]);
 }

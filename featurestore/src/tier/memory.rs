@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
 use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead};
@@ -23,7 +24,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 160;
 #[derive(Debug)]
 pub struct MemoryTier<T> {
     below: T,
-    cache: Cache<Box<[u8]>, Option<Bytes>>,
+    cache: Cache<Box<[u8]>, Option<Bytes>, RandomState>,
     views: RwLock<HashMap<Pinned, Arc<ViewSlot>>>,
     next_incarnation: AtomicU32,
     hits: AtomicU64,
@@ -51,7 +52,7 @@ fn weight(key: &Box<[u8]>, row: &Option<Bytes>) -> u32 {
 impl<T: OnlineTier> MemoryTier<T> {
     /// A cache of at most `max_bytes` over `below`; 0 turns it off.
     pub fn new(below: T, max_bytes: u64) -> Self {
-        let cache = Cache::builder().max_capacity(max_bytes).weigher(weight).build();
+        let cache = Cache::builder().max_capacity(max_bytes).weigher(weight).build_with_hasher(RandomState::default());
         Self {
             below,
             cache,

@@ -4,6 +4,7 @@
 //! is null (a fresh null, or one that a rule put there and no `coalesce` replaced) reads as the training mean. The
 //! device is chosen in one place: CUDA where the build has it and the machine too, else the CPU.
 
+mod forward;
 mod train;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use candle_core::{Device, Tensor};
 use springhouse_featurestore::definition::Contract;
 use springhouse_featurestore::{Error, Result};
 
+use forward::Forward;
 pub use train::{TrainOptions, Trained, area_under_curve, train};
 
 use super::Model;
@@ -37,6 +39,8 @@ pub(crate) fn candle_error(error: candle_core::Error) -> Error {
 pub struct NeuralModel {
     inputs: Vec<String>,
     network: Network,
+    /// The forward pass as one operation, on devices that have it.
+    forward: Option<Forward>,
     /// What a null reads as: the means.
     filling: Vec<f32>,
     output: DataType,
@@ -89,10 +93,13 @@ impl NeuralModel {
         let mean = tensor(&tensors, "input.mean", &[inputs.len()])?;
         let deviation = tensor(&tensors, "input.deviation", &[inputs.len()])?;
         let filling = mean.to_vec1().map_err(candle_error)?;
+        let network = Network { mean, deviation, layers };
+        let on_cpu = network.mean.device().is_cpu();
         Ok(Self {
             inputs: inputs.to_vec(),
             filling,
-            network: Network { mean, deviation, layers },
+            forward: on_cpu.then(|| Forward::new(&network)).transpose().map_err(candle_error)?,
+            network,
             output: output.column_type.to_arrow(),
         })
     }
@@ -114,6 +121,9 @@ impl Model for NeuralModel {
         let (raw, rows) = matrix(inputs, &self.inputs, &self.filling)?;
         let forward = || -> candle_core::Result<Vec<f32>> {
             let raw = Tensor::from_vec(raw, (rows, self.inputs.len()), self.network.mean.device())?;
+            if let Some(forward) = &self.forward {
+                return raw.apply_op1_no_bwd(forward)?.to_vec1();
+            }
             let logits = self.network.logits(&self.network.standardise(&raw)?)?;
             candle_nn::ops::sigmoid(&logits)?.to_vec1()
         };

@@ -1,0 +1,118 @@
+//! The whole chain, command by command.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use crate::Project;
+
+const AT: &str = "--clock 2013-01-15T05:00:00Z";
+
+const SPINE: &str = "--time scheduled_at --spine 'SELECT origin, dest, carrier, tailnum, distance, scheduled_at, \
+    arr_delay >= 15 AS late FROM flights WHERE scheduled_at >= TIMESTAMP ''2013-01-08'' AND scheduled_at < TIMESTAMP \
+    ''2013-01-09'''";
+
+/// A server; it ends with the test.
+struct Server {
+    process: Child,
+    addresses: Vec<String>,
+}
+
+impl Server {
+    fn start(project: &Project, line: &str) -> Self {
+        let mut process = project.command(line).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
+        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("serving"))).expect("it says so");
+        let line = line.expect("text");
+        let (_, addresses) = line.split_once(" on ").expect("with its addresses");
+        let addresses = addresses.split(" and ").map(str::to_owned).collect();
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, addresses }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().expect("still running");
+        self.process.wait().expect("ends");
+    }
+}
+
+fn spine() -> String {
+    SPINE.replace("''", "\"")
+}
+
+#[test]
+fn every_command_works_as_it_is_typed() {
+    let project = Project::flights();
+    project.write("springhouse.toml", "store_listen = \"127.0.0.1:0\"\nworker_listen = \"127.0.0.1:0\"\n");
+
+    let plan = project.ok("plan");
+    assert!(plan.contains("+ contract arrival_delay") && plan.contains("+ feature view airport_weather"), "{plan}");
+    let applied = project.ok(&format!("{AT} apply -m 'the first definitions'"));
+    assert!(applied.contains("applied as commit 1"), "{applied}");
+    assert_eq!(project.ok("apply -m again").trim(), "nothing to change");
+    assert_eq!(project.json("apply -m again")["commit"], serde_json::Value::Null);
+    let log = project.ok("log");
+    assert!(log.contains("commit 1  2013-01-15T05:00:00") && log.contains("tester"), "{log}");
+    assert!(log.contains("the first definitions"), "{log}");
+    assert_eq!(project.json("log").as_array().map(Vec::len), Some(1));
+
+    let refreshed = project.json(&format!("{AT} refresh"));
+    assert_eq!(refreshed.as_array().map(Vec::len), Some(6), "{refreshed}");
+    let again = project.ok(&format!("{AT} refresh airport_weather"));
+    assert!(again.contains("airport_weather"), "{again}");
+
+    let spine = spine();
+    let out = project.path("training.parquet");
+    let written = project.json(&format!("{AT} training-set arrival_delay {spine} --out {}", out.display()));
+    assert_eq!(written["rows"], 899, "{written}");
+    let plan = project.ok(&format!("{AT} training-set arrival_delay {spine} --explain"));
+    assert!(plan.contains("PointInTimeJoin"), "{plan}");
+    let audited = project.json(&format!("{AT} audit arrival_delay {spine}"));
+    assert_eq!((&audited["rows"], &audited["mismatches"]), (&899.into(), &0.into()), "{audited}");
+
+    let folder = project.path("package");
+    let trained = project.json(&format!(
+        "train arrival_delay --training-set {} --label late --out {}",
+        out.display(),
+        folder.display()
+    ));
+    let digest = trained["digest"].as_str().expect("a digest").to_owned();
+    assert!(digest.starts_with("sha256:"), "{trained}");
+    project.ok(&format!("package push {}", folder.display()));
+    assert!(project.ok("package list").contains(&digest));
+    project.ok(&format!("deploy arrival_delay {} -m first", &digest[..15]));
+    assert!(project.ok("log").contains("arrival_delay is answered by"));
+    let curve = project.json(&format!("freshness-curve arrival_delay {digest} {spine} --label late --lags 0h,8h"));
+    assert_eq!(curve.as_array().map(Vec::len), Some(2), "{curve}");
+    let stopped = project.ok("status");
+    assert!(stopped.contains("store is not running") && stopped.contains("airport_weather"), "{stopped}");
+
+    serves(&project);
+}
+
+fn serves(project: &Project) {
+    let server = Server::start(project, &format!("{AT} serve"));
+    assert_eq!(server.addresses.len(), 2, "the addresses of both roles");
+    project.fails("serve", &["in use by another process", "stop that process"]);
+    // Each port carries everything.
+    for address in &server.addresses {
+        let key = "origin=JFK dest=LAX carrier=DL tailnum=N713TW";
+        let found = project.json(&format!("lookup arrival_delay {key} --store http://{address}"));
+        assert_eq!(found["airport_weather@status"], "fresh", "{found}");
+        assert_eq!(found["airport_departures@as_of"], "2013-01-15T05:00:00Z", "{found}");
+        let request = format!("{key} distance=2475 scheduled_at=2013-01-15T05:00:00Z");
+        let answer = project.ok(&format!("predict arrival_delay {request} --worker http://{address}"));
+        assert!(answer.contains("late_probability = 0.") && answer.contains("springhouse_package"), "{answer}");
+        let status = project.json(&format!("status --store http://{address} --worker http://{address}"));
+        assert_eq!((&status["serving"], &status["answering"]), (&true.into(), &true.into()), "{status}");
+        project.fails(
+            &format!("predict arrival_delay {key} --worker http://{address}"),
+            &["a request column is missing", "distance"],
+        );
+        project.fails(&format!("lookup arrival_delay origin --store http://{address}"), &["write name=value"]);
+    }
+    let taken = &server.addresses[0];
+    let other = Project::flights();
+    other.fails(&format!("serve --role worker --listen {taken}"), &["cannot be listened on", "--listen"]);
+}
