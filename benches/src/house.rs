@@ -81,12 +81,18 @@ impl House {
         jobs(&self.store, &self.clock)
     }
 
-    /// Starts a store and a worker in this process on one port; `name` names the disk tier's folder.
-    pub async fn serve(&self, name: &str, memory: Memory) -> Result<SocketAddr> {
+    /// The store, opened and loaded; `name` names the disk tier's folder.
+    pub async fn features(&self, name: &str, memory: Memory) -> Result<Arc<FeatureServer>> {
         let disk = DiskTier::open(&self.folder.path().join(name))?;
         let bytes = if memory == Memory::Warm { 256 << 20 } else { 0 };
         let features = Arc::new(FeatureServer::new(Arc::clone(&self.store), disk, bytes, self.clock.clone()));
         features.follow(&()).await?;
+        Ok(features)
+    }
+
+    /// Starts a store and a worker in this process on one port; `name` names the disk tier's folder.
+    pub async fn serve(&self, name: &str, memory: Memory) -> Result<SocketAddr> {
+        let features = self.features(name, memory).await?;
         let contracts = Arc::new(Contracts::new(direct(&features), WorkerOptions::default())?);
         contracts.follow().await?;
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;

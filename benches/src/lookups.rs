@@ -90,3 +90,27 @@ pub async fn measure(house: &House, memory: Memory) -> Result<()> {
     }
     Ok(())
 }
+
+/// Measures lookups by direct call, the disk tier against the memory tier: what the wire adds nothing to.
+pub async fn measure_direct(house: &House) -> Result<()> {
+    let warm = house.features("direct-warm", Memory::Warm).await?;
+    let off = house.features("direct-off", Memory::Off).await?;
+    let plan = warm.plan(CONTRACT)?;
+    for rows in [1, 10, 100] {
+        let keys = keys(house, rows).await?;
+        let mut rounds = Vec::with_capacity(ROUNDS);
+        for _ in 0..ROUNDS {
+            let disk = closed_loop(async || off.lookup_with(&plan, &keys).map(|_| ())).await?;
+            let memory = closed_loop(async || warm.lookup_with(&plan, &keys).map(|_| ())).await?;
+            rounds.push((disk, memory));
+        }
+        let compared = Compared::of(&rounds);
+        let views = house.contract.features.len();
+        say(&compared.row(
+            &format!("lookup of {rows} keys x {views} views, called directly: disk, peer: memory"),
+            "/s",
+            &[],
+        ));
+    }
+    Ok(())
+}

@@ -1,5 +1,5 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
-//! alternating. Prints Markdown. Arguments choose among `lookups`, `predictions` and `jobs`; without any it measures
+//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `predictions` and `jobs`; without any it measures
 //! all.
 
 mod echo;
@@ -12,6 +12,10 @@ mod predictions;
 use std::process::ExitCode;
 
 use springhouse_featurestore::Result;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -37,6 +41,9 @@ async fn measure() -> Result<()> {
     if wants("lookups") {
         lookups::measure(&house, house::Memory::Warm).await?;
         lookups::measure(&house, house::Memory::Off).await?;
+    }
+    if wants("direct") {
+        lookups::measure_direct(&house).await?;
     }
     if wants("predictions") {
         predictions::measure(&house).await?;

@@ -13,6 +13,10 @@ use tracing_subscriber::EnvFilter;
 
 use commands::Cli;
 
+/// Batches are many small allocations that another thread often frees: the system's allocator is slow at that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()

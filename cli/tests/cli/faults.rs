@@ -53,7 +53,10 @@ fn names_that_do_not_exist_are_answered_with_those_that_do() {
     project.fails("training-set arrival --spine 'SELECT 1' --out x.parquet", &["arrival", "arrival_delay"]);
     project.fails("deploy arrival_delay sha256:12 -m x", &["sha256:12", "package"]);
     project.fails("--clock yesterday plan", &["yesterday", "2013-12-01T05:00:00Z"]);
-    project.fails("lookup arrival_delay origin=JFK --store http://127.0.0.1:1", &["cannot be reached", "springhouse serve"]);
+    project.fails(
+        "lookup arrival_delay origin=JFK --store http://127.0.0.1:1",
+        &["cannot be reached", "springhouse serve"],
+    );
 }
 
 #[test]
@@ -149,9 +152,8 @@ fn two_appliers_at_once_lose_nothing() {
     other.write("gates.sql", "CREATE ENTITY gate KEY (gate VARCHAR);\n");
     let store = project.path(".springhouse/store");
     other.write("springhouse.toml", format!("store = \"{}\"\n", store.display()));
-    let start = |project: &Project, line: &str| {
-        project.command(line).stdout(Stdio::null()).spawn().expect("the binary runs")
-    };
+    let start =
+        |project: &Project, line: &str| project.command(line).stdout(Stdio::null()).spawn().expect("the binary runs");
     for mut run in [start(&project, "apply -m flights"), start(&other, "apply -m gates")] {
         assert!(run.wait().expect("ends").success());
     }

@@ -13,8 +13,22 @@ fn help_names_every_command_with_a_line() {
         .filter_map(|line| line.split_whitespace().next())
         .collect();
     let expected = [
-        "plan", "apply", "log", "refresh", "training-set", "audit", "train", "package", "deploy", "serve", "lookup",
-        "predict", "status", "freshness-curve", "demo", "help",
+        "plan",
+        "apply",
+        "log",
+        "refresh",
+        "training-set",
+        "audit",
+        "train",
+        "package",
+        "deploy",
+        "serve",
+        "lookup",
+        "predict",
+        "status",
+        "freshness-curve",
+        "demo",
+        "help",
     ];
     assert_eq!(commands, expected, "{help}");
     for command in &expected[..expected.len() - 1] {

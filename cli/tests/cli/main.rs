@@ -1,6 +1,8 @@
 //! The command line as its users type it: every command on the flights example, `--json`, and what is said when
 //! something is wrong.
 
+#![allow(unreachable_pub, missing_docs)]
+
 mod chain;
 mod faults;
 mod help;
