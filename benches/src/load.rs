@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use springhouse_featurestore::Result;
+use springhouse_featurestore::{Error, Result};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// Alternations of the two sides.
 pub const ROUNDS: usize = 7;
@@ -30,7 +32,7 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Calls per second of a closed loop with one caller.
+/// Calls per second of a closed loop with one caller in this process.
 pub async fn closed_loop(mut call: impl AsyncFnMut() -> Result<()>) -> Result<f64> {
     let (start, mut calls) = (now(), 0_u32);
     while start.elapsed() < ROUND {
@@ -40,24 +42,80 @@ pub async fn closed_loop(mut call: impl AsyncFnMut() -> Result<()>) -> Result<f6
     Ok(f64::from(calls) / start.elapsed().as_secs_f64())
 }
 
+/// Callers of a crowd: enough that neither side waits for a sleeping core.
+pub const CALLERS: usize = 8;
+
+/// Someone who calls over a connection of its own.
+pub trait Caller: Send + 'static {
+    /// Calls once.
+    fn call(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// Calls per second of a closed loop with several callers at once, each on its own connection; gives them back.
+pub async fn crowd<C: Caller>(callers: Vec<C>) -> Result<(f64, Vec<C>)> {
+    let start = now();
+    let mut tasks = JoinSet::new();
+    for mut caller in callers {
+        tasks.spawn(async move {
+            let mut calls = 0_u32;
+            while start.elapsed() < ROUND {
+                caller.call().await?;
+                calls += 1;
+            }
+            Ok::<_, Error>((calls, caller))
+        });
+    }
+    let (mut calls, mut callers) = (0.0, Vec::new());
+    while let Some(joined) = tasks.join_next().await {
+        let (made, caller) = joined.map_err(|error| Error::internal("a caller panicked").source(error))??;
+        calls += f64::from(made);
+        callers.push(caller);
+    }
+    Ok((calls / start.elapsed().as_secs_f64(), callers))
+}
+
+/// Two crowds by turns, on the two sides of a comparison; then ours in an open loop at half of what it could take.
+pub async fn compare<A: Caller, B: Caller>(mut ours: Vec<A>, mut peer: Vec<B>) -> Result<(Compared, Vec<Duration>)> {
+    let mut rounds = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        let (own, back) = crowd(ours).await?;
+        ours = back;
+        let (other, back) = crowd(peer).await?;
+        peer = back;
+        rounds.push((own, other));
+    }
+    let compared = Compared::of(&rounds);
+    let latencies = open_loop(compared.ours / 2.0, ours).await?;
+    Ok((compared, latencies))
+}
+
 /// Latencies of an open loop: calls arrive as a Poisson process of `rate` per second whether or not the earlier ones
-/// are answered; each is measured from its arrival. One caller answers them in order, as one connection does.
-pub async fn open_loop(rate: f64, mut call: impl AsyncFnMut() -> Result<()>) -> Result<Vec<Duration>> {
+/// are answered; each is measured from its arrival, and waits for a free caller if there is none.
+pub async fn open_loop<C: Caller>(rate: f64, callers: Vec<C>) -> Result<Vec<Duration>> {
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    let (start, mut arrival, mut latencies) = (now(), 0.0_f64, Vec::new());
+    let (free, mut idle) = mpsc::unbounded_channel();
+    for caller in callers {
+        free.send(caller).map_err(|_| Error::internal("nobody takes the callers"))?;
+    }
+    let mut tasks = JoinSet::new();
+    let (start, mut arrival) = (now(), 0.0_f64);
     while arrival < 2.0 {
         arrival += -random.random_range(f64::MIN_POSITIVE..1.0).ln() / rate;
-        let due = start + Duration::from_secs_f64(arrival);
-        let wait = due.saturating_duration_since(now());
-        // Timers are a millisecond coarse: the last stretch is spent yielding.
-        if wait > Duration::from_millis(2) {
-            tokio::time::sleep(wait.saturating_sub(Duration::from_millis(2))).await;
-        }
-        while now() < due {
-            tokio::task::yield_now().await;
-        }
-        call().await?;
-        latencies.push(now().duration_since(due));
+        // Timers are a millisecond coarse: arrivals of one millisecond come together, and count from then.
+        tokio::time::sleep_until((start + Duration::from_secs_f64(arrival)).into()).await;
+        let due = now();
+        let mut caller = idle.recv().await.ok_or_else(|| Error::internal("all callers are gone"))?;
+        let free = free.clone();
+        tasks.spawn(async move {
+            caller.call().await?;
+            let latency = now().duration_since(due);
+            free.send(caller).map_err(|_| Error::internal("nobody takes the caller back"))?;
+            Ok::<_, Error>(latency)
+        });
+    }
+    let mut latencies = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        latencies.push(joined.map_err(|error| Error::internal("a caller panicked").source(error))??);
     }
     latencies.sort_unstable();
     Ok(latencies)

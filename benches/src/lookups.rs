@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::echo;
 use crate::house::{CONTRACT, House, Memory, plain_session};
-use crate::load::{Compared, ROUNDS, closed_loop, open_loop, say};
+use crate::load::{CALLERS, Caller, Compared, ROUNDS, closed_loop, compare, say};
 
 /// An open exchange.
 pub struct Exchange {
@@ -54,6 +54,18 @@ impl Exchange {
     }
 }
 
+/// Asks for the same keys again and again.
+struct Asker {
+    exchange: Exchange,
+    keys: RecordBatch,
+}
+
+impl Caller for Asker {
+    async fn call(&mut self) -> Result<()> {
+        self.exchange.ask(&self.keys).await.map(|_| ())
+    }
+}
+
 /// Distinct keys of flights of the last November day.
 pub async fn keys(house: &House, rows: usize) -> Result<RecordBatch> {
     let session = plain_session(house).await?;
@@ -74,17 +86,15 @@ pub async fn measure(house: &House, memory: Memory) -> Result<()> {
     let address = house.serve(name, memory).await?;
     for rows in [1, 10, 100] {
         let keys = keys(house, rows).await?;
-        let mut ours = Exchange::open(address, &keys).await?;
-        let answer = ours.ask(&keys).await?;
-        let mut echo = Exchange::open(echo::flight(answer).await?, &keys).await?;
-        let mut rounds = Vec::with_capacity(ROUNDS);
-        for _ in 0..ROUNDS {
-            let own = closed_loop(async || ours.ask(&keys).await.map(|_| ())).await?;
-            let bare = closed_loop(async || echo.ask(&keys).await.map(|_| ())).await?;
-            rounds.push((own, bare));
+        let mut one = Exchange::open(address, &keys).await?;
+        let answer = one.ask(&keys).await?;
+        let bare = echo::flight(answer).await?;
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for _ in 0..CALLERS {
+            ours.push(Asker { exchange: Exchange::open(address, &keys).await?, keys: keys.clone() });
+            peer.push(Asker { exchange: Exchange::open(bare, &keys).await?, keys: keys.clone() });
         }
-        let compared = Compared::of(&rounds);
-        let latencies = open_loop(compared.ours / 2.0, async || ours.ask(&keys).await.map(|_| ())).await?;
+        let (compared, latencies) = compare(ours, peer).await?;
         let views = house.contract.features.len();
         say(&compared.row(&format!("lookup of {rows} keys x {views} views over Flight, {what}"), "/s", &latencies));
     }

@@ -36,7 +36,7 @@ async fn measure() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     let house = house::House::build().await?;
-    load::say("| measurement | ours | peer | ratio (median, spread) | p50 / p99 at half load |");
+    load::say("| measurement | ours | peer | ratio (median, spread) | p50 / p99 at half the load |");
     load::say("|---|---|---|---|---|");
     if wants("lookups") {
         lookups::measure(&house, house::Memory::Warm).await?;

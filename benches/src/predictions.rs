@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use crate::echo;
 use crate::house::{CONTRACT, House, Memory, plain_session};
-use crate::load::{Compared, ROUNDS, closed_loop, open_loop, say};
+use crate::load::{CALLERS, Caller, compare, say};
 
 /// A request of flights of the last November day, in raw tensors.
 async fn request(house: &House, rows: usize) -> Result<ModelInferRequest> {
@@ -68,22 +68,32 @@ fn client(address: std::net::SocketAddr) -> Result<GrpcInferenceServiceClient<Ch
     Ok(GrpcInferenceServiceClient::new(endpoint.tcp_nodelay(true).connect_lazy()))
 }
 
+/// Asks the same again and again.
+struct Asker {
+    client: GrpcInferenceServiceClient<Channel>,
+    request: ModelInferRequest,
+}
+
+impl Caller for Asker {
+    async fn call(&mut self) -> Result<()> {
+        ask(&mut self.client, &self.request).await.map(|_| ())
+    }
+}
+
 /// Measures 1, 10 and 100 rows.
 pub async fn measure(house: &House) -> Result<()> {
     let address = house.serve("predict", Memory::Warm).await?;
     for rows in [1, 10, 100] {
         let request = request(house, rows).await?;
-        let mut ours = client(address)?;
-        let answer = ask(&mut ours, &request).await?;
-        let mut bare = client(echo::infer(answer).await?)?;
-        let mut rounds = Vec::with_capacity(ROUNDS);
-        for _ in 0..ROUNDS {
-            let own = closed_loop(async || ask(&mut ours, &request).await.map(|_| ())).await?;
-            let echo = closed_loop(async || ask(&mut bare, &request).await.map(|_| ())).await?;
-            rounds.push((own, echo));
+        let mut one = client(address)?;
+        let answer = ask(&mut one, &request).await?;
+        let bare = echo::infer(answer).await?;
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for _ in 0..CALLERS {
+            ours.push(Asker { client: client(address)?, request: request.clone() });
+            peer.push(Asker { client: client(bare)?, request: request.clone() });
         }
-        let compared = Compared::of(&rounds);
-        let latencies = open_loop(compared.ours / 2.0, async || ask(&mut ours, &request).await.map(|_| ())).await?;
+        let (compared, latencies) = compare(ours, peer).await?;
         say(&compared.row(&format!("ModelInfer of {rows} rows, features looked up in process"), "/s", &latencies));
     }
     Ok(())

@@ -10,6 +10,7 @@
 //! 2. [`definition`] — entities, sources, feature views, contracts and their versions, as plain types.
 //! 3. [`freshness`] — lag, age and the one status that a value has; what a contract's rules make of it.
 //! 4. [`encoding`] — bytes of keys (in order) and of rows (packed).
+//!    [`aggregate`] — states of aggregates that merge in any order to the same bits.
 //! 5. [`catalog`] — numbered commits on object storage: who, when, why, what.
 //! 6. [`tier`] — memory (moka), disk (RocksDB) and object storage (Parquet), behind small traits.
 //! 7. [`lookup`] — keys in, features with their statuses out, over all views of a contract at once.
@@ -18,6 +19,7 @@
 //!
 //! Rules of time are named T1 to T9 throughout; `docs/time.md` states them.
 
+pub mod aggregate;
 pub mod catalog;
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;

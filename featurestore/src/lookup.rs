@@ -13,7 +13,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder, TimestampMicrosecondBuilder};
+use arrow::array::{
+    Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder, TimestampMicrosecondArray,
+    TimestampMicrosecondBuilder,
+};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
@@ -45,10 +48,6 @@ pub fn as_of_column(view: &str) -> String {
 pub fn feature_column(view: &str, feature: &str) -> String {
     format!("{view}.{feature}")
 }
-
-/// From so many rows (times views) on, half of them are worth handing to another core: reading one takes a few hundred
-/// nanoseconds, waking a core some ten microseconds.
-const ROWS_WORTH_A_TASK: usize = 256;
 
 /// What a lookup for one contract version does, compiled once.
 #[derive(Debug, Clone)]
@@ -149,34 +148,13 @@ impl LookupPlan {
     /// Those of the tier.
     pub fn lookup(&self, tier: &dyn OnlineTier, keys: &[ArrayRef], now: Timestamp) -> Result<RecordBatch> {
         let rows = keys.first().map_or(0, Array::len);
-        let columns = lookup_views(&self.views, tier, keys, now, rows)?;
+        let mut columns = Vec::with_capacity(self.schema.fields().len());
+        for view in &self.views {
+            view.lookup(tier, keys, now, &mut columns)?;
+        }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
-}
-
-/// The columns of all views, in order. A small batch is read view after view; of a large one each half of the views is
-/// a task of its own, down to single views, so that a free core can take it.
-fn lookup_views(
-    views: &[PlannedView],
-    tier: &dyn OnlineTier,
-    keys: &[ArrayRef],
-    now: Timestamp,
-    rows: usize,
-) -> Result<Vec<ArrayRef>> {
-    if views.len() < 2 || rows * views.len() < ROWS_WORTH_A_TASK {
-        let mut columns = Vec::new();
-        for view in views {
-            view.lookup(tier, keys, now, &mut columns)?;
-        }
-        return Ok(columns);
-    }
-    let (left, right) = views.split_at(views.len() / 2);
-    let (left, right) =
-        rayon::join(|| lookup_views(left, tier, keys, now, rows), || lookup_views(right, tier, keys, now, rows));
-    let mut columns = left?;
-    columns.extend(right?);
-    Ok(columns)
 }
 
 fn index_of(keys: &mut Vec<Column>, key: &Column) -> usize {
@@ -265,24 +243,21 @@ impl PlannedView {
         columns: &mut Vec<ArrayRef>,
     ) {
         let lag = lag(now, watermark);
-        let as_of = watermark.map(|mark| mark.min(now).micros());
         let mut statuses = StringBuilder::with_capacity(headers.len(), headers.len() * Status::Missing.as_str().len());
-        let mut events = time_builder(headers.len());
-        let mut as_ofs = time_builder(headers.len());
+        let mut events = TimestampMicrosecondBuilder::with_capacity(headers.len());
         for header in headers {
             let event = header.map(|header| header.event_time);
             statuses.append_value(status(&self.rule, lag, now, event).as_str());
             events.append_option(event.filter(|event| *event != Timestamp::MIN).map(Timestamp::micros));
-            as_ofs.append_option(as_of);
         }
+        let as_ofs = match watermark {
+            Some(mark) => TimestampMicrosecondArray::from_value(mark.min(now).micros(), headers.len()),
+            None => TimestampMicrosecondArray::new_null(headers.len()),
+        };
         columns.extend([
             Arc::new(statuses.finish()) as ArrayRef,
-            Arc::new(events.finish()) as ArrayRef,
-            Arc::new(as_ofs.finish()) as ArrayRef,
+            Arc::new(events.finish().with_data_type(timestamp_type())) as ArrayRef,
+            Arc::new(as_ofs.with_data_type(timestamp_type())) as ArrayRef,
         ]);
     }
-}
-
-fn time_builder(capacity: usize) -> TimestampMicrosecondBuilder {
-    TimestampMicrosecondBuilder::with_capacity(capacity).with_data_type(timestamp_type())
 }

@@ -29,6 +29,15 @@ def typed(rows):
     return request
 
 
+# gRPC's own health and reflection services, spoken in bytes: no generated code for them is installed.
+channel = grpc.insecure_channel(address)
+raw = {"request_serializer": bytes, "response_deserializer": bytes}
+for service in (b"", b"inference.GRPCInferenceService"):
+    request = b"\x0a" + bytes([len(service)]) + service if service else b""
+    assert channel.unary_unary("/grpc.health.v1.Health/Check", **raw)(request) == b"\x08\x01", service
+reflect = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", **raw)
+assert b"inference.GRPCInferenceService" in next(reflect(iter([b"\x3a\x01*"])))
+
 assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("fraud")
 assert not client.is_model_ready("nothing")
 assert client.get_server_metadata().name == "springhouse"

@@ -1,8 +1,8 @@
 //! The worker: one request's way, step by step.
 //!
 //! 1. *Admit*: the queue holds a bounded number of rows; beyond it a request is refused at once with a computed delay.
-//! 2. *Batch*: when the worker is free it takes what has gathered, up to a number of rows; there is no timer. Requests
-//!    whose caller has gone or whose deadline has passed are left out before any work is done for them.
+//! 2. *Batch*: whoever asks and finds the worker free takes what has gathered, up to a number of rows; there is no
+//!    timer. Requests whose caller has gone or whose deadline has passed are left out before any work is done for them.
 //! 3. *Look up*: the features of the whole batch, once.
 //! 4. *Enforce*: the contract's rules; a request with a row that a `FAIL` rule refuses is answered with that.
 //! 5. *Inputs*: the contract's expressions over the whole batch, the code that makes training sets.
@@ -55,6 +55,8 @@ pub struct Answer {
 /// A question on its way.
 #[derive(Debug)]
 pub(crate) struct Pending {
+    /// Tells a worker's questions apart.
+    number: u64,
     question: Question,
     reply: oneshot::Sender<Result<Answer>>,
 }

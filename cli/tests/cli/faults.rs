@@ -41,7 +41,7 @@ fn a_missing_folder_or_no_definitions_are_said() {
     Project::empty().fails("plan", &["no definitions", "--project"]);
     let gone = Project::empty();
     std::fs::remove_dir(gone.path("")).expect("empty");
-    gone.fails("plan", &["no such project folder", &gone.path("").display().to_string()]);
+    gone.fails("plan", &["no such project folder", gone.path("").to_string_lossy().trim_end_matches('/')]);
     project.write("springhouse.toml", "cache_byte = 1\n");
     project.fails("plan", &["springhouse.toml", "cache_byte", "docs/settings.md"]);
 }
@@ -66,7 +66,8 @@ fn faults_of_definitions_are_all_shown_at_once_with_their_lines() {
         CREATE FEATURE VIEW a ENTITY plain REFRESH EVERY '1 hour' AS SELECT tailnum FROM planes;\n\
         CREATE FEATURE VIEW b ENTITY plane REFRESH EVERY '0 hours' AS SELECT tailnum FROM planes;\n";
     project.write("views.sql", text);
-    let expected = ["views.sql:2:", "views.sql:3:", "plain", "did you mean", "plane", "^"];
+    let expected =
+        ["views.sql:2:", "views.sql:3:", "no entity 'plain'", "there are: plane", "^", "nothing was applied"];
     project.fails("plan", &expected);
 }
 
@@ -74,7 +75,12 @@ fn faults_of_definitions_are_all_shown_at_once_with_their_lines() {
 fn a_refresh_over_damaged_files_names_file_and_column_and_the_old_state_stays() {
     let project = applied();
     project.ok(&format!("{AT} refresh airport_weather"));
-    let before = project.json(&format!("{AT} status"))["features"]["views"].clone();
+    let watermarks = || {
+        let status = project.json(&format!("{AT} status"));
+        let views = status["features"]["views"].as_array().expect("views").clone();
+        views.into_iter().map(|view| view["watermark"].clone()).collect::<Vec<_>>()
+    };
+    let before = watermarks();
     let file = "data/weather.parquet";
     let refresh = "--clock 2013-01-03T09:00:00Z refresh airport_weather";
 
@@ -90,8 +96,7 @@ fn a_refresh_over_damaged_files_names_file_and_column_and_the_old_state_stays() 
     weather(&project, Some(Arc::new(arrow::array::Float64Array::from(vec![1.0]))), naive);
     project.fails(refresh, &["weather.parquet", "observed_at"]);
 
-    let after = project.json(&format!("{AT} status"))["features"]["views"].clone();
-    assert_eq!(before, after);
+    assert_eq!(before, watermarks());
 }
 
 #[test]

@@ -338,6 +338,29 @@ mod tests {
     }
 
     #[test]
+    fn a_load_of_several_files_keeps_the_newest_row_of_each_key() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let view = conformance::view("large");
+        let tier = DiskTier::open(folder.path()).expect("a new folder");
+        let mut generation = tier.begin_generation(&view).expect("begun");
+        // Three passes over the same keys, more bytes together than one buffer takes; the second pass is the newest.
+        let (keys, width) = (2_000_u32, 16 << 10);
+        for pass in [1_u8, 3, 2] {
+            for key in 0..keys {
+                let row = Bytes::from(vec![pass; width]);
+                generation.add(vec![(Bytes::copy_from_slice(&key.to_be_bytes()), row)]).expect("writable");
+            }
+        }
+        generation.finish(Mark { commit: 1, watermark: None }).expect("ingested");
+        for key in [0, 7, keys - 1] {
+            let read = tier.read(&view, &[&key.to_be_bytes()]).expect("readable");
+            assert_eq!(read.rows[0].as_ref().map(|row| (row[0], row.len())), Some((3, width)));
+        }
+        let left = std::fs::read_dir(folder.path()).expect("readable").filter_map(Result::ok);
+        assert_eq!(left.filter(|file| file.file_name().to_string_lossy().starts_with("load-")).count(), 0);
+    }
+
+    #[test]
     fn a_folder_in_use_and_a_damaged_one_are_named_with_the_remedy() {
         let folder = tempfile::tempdir().expect("a folder");
         let tier = DiskTier::open(folder.path()).expect("a new folder");

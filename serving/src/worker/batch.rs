@@ -14,20 +14,24 @@ use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::session::Session;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::queue::{Counters, Load, gather};
+use super::queue::{Counters, Gatherer, Load};
 use super::{Answer, Pending, Question, WorkerOptions};
 use crate::features::{DeployedContract, FeatureSource};
 use crate::model::Model;
 use crate::package::Package;
 
-/// A running worker; dropped when its last caller lets go of it, after its queue is empty.
+/// A running worker. It has no task of its own: whoever asks and finds the worker free leads the next batch, so that a
+/// request that comes alone is answered where it stands, without waking anybody.
 #[derive(Debug)]
 pub struct ContractWorker {
     deployed: DeployedContract,
+    steps: Steps,
     queue: mpsc::UnboundedSender<Pending>,
-    load: Arc<Load>,
+    turn: Arc<Mutex<Gatherer>>,
+    load: Load,
+    questions: AtomicU64,
     predictions: AtomicU64,
     most_rows: usize,
 }
@@ -56,16 +60,16 @@ impl ContractWorker {
             source,
         };
         let (queue, questions) = mpsc::unbounded_channel();
-        let load = Load::new(options.queue_rows);
-        let worker = Arc::new(Self {
+        Ok(Arc::new(Self {
             deployed,
+            steps,
             queue,
-            load: Arc::clone(&load),
+            turn: Arc::new(Mutex::new(Gatherer::new(questions))),
+            load: Load::new(options.queue_rows),
+            questions: AtomicU64::new(0),
             predictions: AtomicU64::new(0),
             most_rows: options.batch_rows,
-        });
-        tokio::spawn(run(steps, questions, load, Arc::downgrade(&worker), options.batch_rows));
-        Ok(worker)
+        }))
     }
 
     /// What it serves.
@@ -88,7 +92,7 @@ impl ContractWorker {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Busy`] when the queue is full, `Refused` by a rule, `Expired` after the
     /// deadline, `Invalid` for more rows than a batch has.
-    pub async fn ask(&self, question: Question) -> Result<Answer> {
+    pub async fn ask(self: &Arc<Self>, question: Question) -> Result<Answer> {
         let rows = question.rows;
         if rows > self.most_rows {
             return Err(Error::invalid("the request has more rows than one may have")
@@ -101,19 +105,67 @@ impl ContractWorker {
         let _place = Place { load: &self.load, rows };
         let deadline = question.deadline;
         let gone = || Error::unavailable("the worker has stopped");
-        self.queue.send(Pending { question, reply }).map_err(|_| gone())?;
-        match deadline {
-            None => answer.await.map_err(|_| gone())?,
-            Some(deadline) => match tokio::time::timeout_at(deadline.into(), answer).await {
-                Ok(answered) => answered.map_err(|_| gone())?,
+        let number = self.questions.fetch_add(1, Ordering::Relaxed);
+        self.queue.send(Pending { number, question, reply }).map_err(|_| gone())?;
+        let answered = match deadline {
+            None => self.answered(number, answer).await,
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), self.answered(number, answer)).await {
+                Ok(answered) => answered,
                 Err(_) => {
                     self.load.counters.expired.fetch_add(1, Ordering::Relaxed);
-                    Err(Error::expired("the deadline passed before the answer was ready"))
+                    return Err(Error::expired("the deadline passed before the answer was ready"));
                 }
             },
+        };
+        answered.map_err(|_| gone())?
+    }
+
+    /// Waits for an answer, and leads batches whenever the worker is free.
+    async fn answered(self: &Arc<Self>, number: u64, mut answer: oneshot::Receiver<Result<Answer>>) -> Answered {
+        loop {
+            let mut turn = tokio::select! {
+                biased;
+                answered = &mut answer => return answered,
+                turn = Arc::clone(&self.turn).lock_owned() => turn,
+            };
+            let gathered = turn.gather(self.most_rows);
+            if gathered.is_empty() {
+                // An earlier leader took the question along: with the turn free, its answer has been sent.
+                drop(turn);
+                return answer.await;
+            }
+            if gathered.len() == 1 && gathered[0].number == number {
+                self.lead(gathered).await;
+            } else {
+                // Others wait for this batch too: it goes on when this caller goes.
+                let worker = Arc::clone(self);
+                tokio::spawn(async move {
+                    worker.lead(gathered).await;
+                    drop(turn);
+                });
+            }
+        }
+    }
+
+    /// Answers a batch.
+    async fn lead(self: &Arc<Self>, gathered: Vec<Pending>) {
+        let start = now();
+        let (wanted, gone): (Vec<Pending>, Vec<Pending>) =
+            gathered.into_iter().partition(|pending| pending.is_wanted(start));
+        gone.into_iter().for_each(Pending::expire);
+        if wanted.is_empty() {
+            return;
+        }
+        let rows = wanted.iter().map(|pending| pending.question.rows).sum();
+        let answers = self.steps.answer(&wanted, rows, self, &self.load).await;
+        self.load.note(rows, start.elapsed());
+        for (pending, answer) in wanted.into_iter().zip(answers) {
+            pending.answer(answer);
         }
     }
 }
+
+type Answered = Result<Result<Answer>, oneshot::error::RecvError>;
 
 /// A request's place in the queue, given back when it is answered or its caller goes.
 struct Place<'a> {
@@ -145,6 +197,7 @@ fn key_indices(contract: &Contract, keys: &[Column]) -> Result<Vec<usize>> {
 }
 
 /// Everything a batch passes through.
+#[derive(Debug)]
 struct Steps {
     contract: Contract,
     views: Vec<FeatureView>,
@@ -153,29 +206,6 @@ struct Steps {
     inputs: CompiledInputs,
     model: Box<dyn Model>,
     source: Arc<dyn FeatureSource>,
-}
-
-async fn run(
-    steps: Steps,
-    mut questions: mpsc::UnboundedReceiver<Pending>,
-    load: Arc<Load>,
-    worker: std::sync::Weak<ContractWorker>,
-    most_rows: usize,
-) {
-    let mut held = None;
-    while let Some(gathered) = gather(&mut questions, &mut held, most_rows).await {
-        let start = now();
-        let (wanted, gone): (Vec<Pending>, Vec<Pending>) =
-            gathered.into_iter().partition(|pending| pending.is_wanted(start));
-        gone.into_iter().for_each(Pending::expire);
-        let Some(worker) = worker.upgrade().filter(|_| !wanted.is_empty()) else { continue };
-        let rows = wanted.iter().map(|pending| pending.question.rows).sum();
-        let answers = steps.answer(&wanted, rows, &worker, &load).await;
-        load.note(rows, start.elapsed());
-        for (pending, answer) in wanted.into_iter().zip(answers) {
-            pending.answer(answer);
-        }
-    }
 }
 
 /// Deadlines are spans of real time, whatever time the project's clock shows.

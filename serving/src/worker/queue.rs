@@ -1,6 +1,5 @@
 //! The queue before a worker: bounded in rows, with an honest refusal.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -64,13 +63,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            waiting: AtomicUsize::new(0),
-            limit,
-            row_micros: AtomicU64::new(0),
-            counters: LiveCounters::default(),
-        })
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { waiting: AtomicUsize::new(0), limit, row_micros: AtomicU64::new(0), counters: LiveCounters::default() }
     }
 
     /// Takes place for rows, or says when to come again.
@@ -100,25 +94,30 @@ impl Load {
     }
 }
 
-/// Takes what has gathered, up to a number of rows; waits for the first. `None` when all senders have gone.
-pub(crate) async fn gather(
-    queue: &mut mpsc::UnboundedReceiver<Pending>,
-    held: &mut Option<Pending>,
-    most_rows: usize,
-) -> Option<Vec<Pending>> {
-    let first = match held.take() {
-        Some(first) => first,
-        None => queue.recv().await?,
-    };
-    let mut rows = first.question.rows;
-    let mut batch = vec![first];
-    while let Ok(next) = queue.try_recv() {
-        if rows + next.question.rows > most_rows {
-            *held = Some(next);
-            break;
-        }
-        rows += next.question.rows;
-        batch.push(next);
+/// The end of the queue that batches are taken from.
+#[derive(Debug)]
+pub(crate) struct Gatherer {
+    questions: mpsc::UnboundedReceiver<Pending>,
+    /// One that had no place in the batch before.
+    held: Option<Pending>,
+}
+
+impl Gatherer {
+    pub(crate) fn new(questions: mpsc::UnboundedReceiver<Pending>) -> Self {
+        Self { questions, held: None }
     }
-    Some(batch)
+
+    /// Takes what has gathered, up to a number of rows; the first is taken however many it has.
+    pub(crate) fn gather(&mut self, most_rows: usize) -> Vec<Pending> {
+        let (mut batch, mut rows) = (Vec::new(), 0);
+        while let Some(next) = self.held.take().or_else(|| self.questions.try_recv().ok()) {
+            if !batch.is_empty() && rows + next.question.rows > most_rows {
+                self.held = Some(next);
+                break;
+            }
+            rows += next.question.rows;
+            batch.push(next);
+        }
+        batch
+    }
 }

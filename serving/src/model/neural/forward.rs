@@ -16,7 +16,13 @@ pub(super) struct Forward {
     layers: Vec<Dense>,
 }
 
-/// `y = x W^T + b`; the weights lie input by input, so that the inner loop runs over neighbouring outputs.
+/// Rows that go through the network side by side: two vectors of the smallest common instruction set.
+const LANES: usize = 8;
+
+/// One value of each row.
+type Lanes = [f32; LANES];
+
+/// `y = x W^T + b`; the weights lie output by output.
 #[derive(Debug, Clone)]
 struct Dense {
     weights: Vec<f32>,
@@ -27,7 +33,7 @@ impl Forward {
     /// The operation of a network, with a copy of its weights.
     pub(super) fn new(network: &Network) -> Result<Self> {
         let dense = |(weight, bias): &(Tensor, Tensor)| -> Result<Dense> {
-            Ok(Dense { weights: weight.t()?.flatten_all()?.to_vec1()?, bias: bias.to_vec1()? })
+            Ok(Dense { weights: weight.flatten_all()?.to_vec1()?, bias: bias.to_vec1()? })
         };
         Ok(Self {
             mean: network.mean.to_vec1()?,
@@ -36,23 +42,31 @@ impl Forward {
         })
     }
 
-    /// One row's probability; `value` and `next` are room to work in.
-    fn row(&self, raw: &[f32], value: &mut Vec<f32>, next: &mut Vec<f32>) -> f32 {
+    /// Probabilities of up to [`LANES`] rows, which go through the network side by side, each in its own lane: a lane's
+    /// sums are taken in the same order whatever its neighbours hold. `value` and `next` are room to work in.
+    fn rows(&self, raw: &[f32], value: &mut Vec<Lanes>, next: &mut Vec<Lanes>, scores: &mut Vec<f32>) {
+        let inputs = self.mean.len();
         value.clear();
-        value.extend(raw.iter().zip(&self.mean).zip(&self.deviation).map(|((x, mean), by)| (x - mean) / by));
-        for (index, layer) in self.layers.iter().enumerate() {
-            next.clone_from(&layer.bias);
-            for (x, weights) in value.iter().zip(layer.weights.chunks_exact(layer.bias.len())) {
-                for (sum, weight) in next.iter_mut().zip(weights) {
-                    *sum += x * weight;
-                }
+        value.extend(self.mean.iter().zip(&self.deviation).enumerate().map(|(input, (mean, deviation))| {
+            let mut lanes = [0.0; LANES];
+            for (lane, row) in lanes.iter_mut().zip(raw.chunks_exact(inputs)) {
+                *lane = (row[input] - mean) / deviation;
             }
+            lanes
+        }));
+        for (index, layer) in self.layers.iter().enumerate() {
+            next.clear();
+            next.extend(layer.bias.iter().zip(layer.weights.chunks_exact(value.len())).map(|(bias, weights)| {
+                value.iter().zip(weights).fold([*bias; LANES], |sums, (lanes, weight)| {
+                    std::array::from_fn(|lane| sums[lane] + lanes[lane] * weight)
+                })
+            }));
             if index + 1 < self.layers.len() {
-                next.iter_mut().for_each(|sum| *sum = sum.max(0.0));
+                next.iter_mut().flatten().for_each(|sum| *sum = sum.max(0.0));
             }
             std::mem::swap(value, next);
         }
-        1.0 / (1.0 + (-value[0]).exp())
+        scores.extend(value[0].iter().take(raw.len() / inputs).map(|logit| 1.0 / (1.0 + (-logit).exp())));
     }
 }
 
@@ -65,8 +79,10 @@ impl CustomOp1 for Forward {
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("the inputs are not contiguous") };
         let raw = &storage.as_slice::<f32>()?[start..end];
         let (mut value, mut next) = (Vec::new(), Vec::new());
-        let scores: Vec<f32> =
-            raw.chunks_exact(self.mean.len()).map(|row| self.row(row, &mut value, &mut next)).collect();
+        let mut scores = Vec::with_capacity(raw.len() / self.mean.len());
+        for rows in raw.chunks(self.mean.len() * LANES) {
+            self.rows(rows, &mut value, &mut next, &mut scores);
+        }
         let shape = Shape::from(scores.len());
         Ok((CpuStorage::F32(scores), shape))
     }

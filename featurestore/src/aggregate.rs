@@ -1,0 +1,21 @@
+//! Aggregates whose states merge: what a window of time adds up to, from the states of its parts.
+//!
+//! A state is updated by values in any order and merged in any grouping, and gives the same bits (promise 1): sums of
+//! floats are exact until they are read. So a refresh, a live stream, an online read and a training set agree, however
+//! each came to its tiles.
+//!
+//! | state | answers | can a part be taken away again |
+//! |---|---|---|
+//! | [`Total`] | `sum` and `avg` of floats | yes |
+//! | [`Moments`] | `count`, `sum`, `avg`, `variance`, `stddev` of floats | yes |
+//!
+//! Laws, which every state's tests check: merging is associative and commutative, a new state is its identity, and what
+//! is encoded reads back with the same bytes.
+
+mod dyadic;
+mod moments;
+mod total;
+
+pub use dyadic::Dyadic;
+pub use moments::{Divisor, Moments};
+pub use total::Total;
