@@ -1,8 +1,10 @@
-//! Time: instants and spans as newtypes of UTC microseconds (rule T1), and the injected clock (rule T9).
+//! Time: instants and spans as newtypes of UTC microseconds (rule T1), windows and their tiles (rule T4), and the injected
+//! clock (rule T9).
 
 mod clock;
 mod instant;
 mod span;
+pub mod window;
 
 pub use clock::{Clock, DrivenClock, SystemClock};
 pub use instant::Timestamp;
