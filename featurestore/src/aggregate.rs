@@ -8,14 +8,17 @@
 //! |---|---|---|
 //! | [`Total`] | `sum` and `avg` of floats | yes |
 //! | [`Moments`] | `count`, `sum`, `avg`, `variance`, `stddev` of floats | yes |
+//! | [`Extremes`] | `min` and `max` | no |
 //!
 //! Laws, which every state's tests check: merging is associative and commutative, a new state is its identity, and what
 //! is encoded reads back with the same bytes.
 
 mod dyadic;
+mod extremes;
 mod moments;
 mod total;
 
 pub use dyadic::Dyadic;
+pub use extremes::{Extremes, float_of, order_of};
 pub use moments::{Divisor, Moments};
 pub use total::Total;

@@ -54,16 +54,25 @@ pub fn feature_column(view: &str, feature: &str) -> String {
 pub struct LookupPlan {
     contract: Contract,
     keys: Vec<Column>,
+    /// The views' entities; views of one entity share a set.
+    key_sets: Vec<KeySet>,
     views: Vec<PlannedView>,
     schema: SchemaRef,
+}
+
+/// How an entity's keys are made from the plan's key columns.
+#[derive(Debug, Clone)]
+struct KeySet {
+    codec: KeyCodec,
+    /// Where the codec's columns stand among the plan's keys.
+    indices: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]
 struct PlannedView {
     rule: FeatureRule,
-    codec: KeyCodec,
-    /// Where the codec's columns stand among the plan's keys.
-    key_indices: Vec<usize>,
+    /// Which of the plan's key sets is its entity's.
+    key_set: usize,
     layout: RowLayout,
     ttl: Option<Span>,
 }
@@ -75,6 +84,7 @@ impl LookupPlan {
     /// [`crate::ErrorKind::Invalid`] when the views are not those of the contract.
     pub fn new(contract: &Contract, views: &[FeatureView]) -> Result<Self> {
         let mut keys: Vec<Column> = Vec::new();
+        let mut key_sets: Vec<KeySet> = Vec::new();
         let mut planned = Vec::with_capacity(views.len());
         for (rule, view) in contract.features.iter().zip(views) {
             if rule.view != view.pinned() {
@@ -82,17 +92,22 @@ impl LookupPlan {
                     .with("contract", &rule.view)
                     .with("given", view.pinned()));
             }
-            let key_indices = view.keys.iter().map(|key| index_of(&mut keys, key)).collect();
+            let indices: Vec<usize> = view.keys.iter().map(|key| index_of(&mut keys, key)).collect();
+            let codec = KeyCodec::new(&view.keys)?;
+            let known = key_sets.iter().position(|set| set.indices == indices && set.codec == codec);
+            let key_set = known.unwrap_or(key_sets.len());
+            if known.is_none() {
+                key_sets.push(KeySet { codec, indices });
+            }
             planned.push(PlannedView {
                 rule: rule.clone(),
-                codec: KeyCodec::new(&view.keys)?,
-                key_indices,
+                key_set,
                 layout: RowLayout::new(&view.features),
                 ttl: view.ttl,
             });
         }
         let fields: Vec<Field> = planned.iter().flat_map(PlannedView::fields).collect();
-        Ok(Self { contract: contract.clone(), keys, views: planned, schema: Arc::new(Schema::new(fields)) })
+        Ok(Self { contract: contract.clone(), keys, key_sets, views: planned, schema: Arc::new(Schema::new(fields)) })
     }
 
     /// The contract.
@@ -149,8 +164,10 @@ impl LookupPlan {
     pub fn lookup(&self, tier: &dyn OnlineTier, keys: &[ArrayRef], now: Timestamp) -> Result<RecordBatch> {
         let rows = keys.first().map_or(0, Array::len);
         let mut columns = Vec::with_capacity(self.schema.fields().len());
+        let encoded = self.key_sets.iter().map(|set| set.encode(keys)).collect::<Result<Vec<_>>>()?;
+        let distinct: Vec<Distinct<'_>> = encoded.iter().map(Distinct::new).collect();
         for view in &self.views {
-            view.lookup(tier, keys, now, &mut columns)?;
+            view.lookup(tier, &distinct[view.key_set], now, &mut columns)?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
@@ -190,6 +207,13 @@ impl<'a> Distinct<'a> {
     }
 }
 
+impl KeySet {
+    fn encode(&self, keys: &[ArrayRef]) -> Result<EncodedKeys> {
+        let own: Vec<ArrayRef> = self.indices.iter().map(|&index| Arc::clone(&keys[index])).collect();
+        self.codec.encode(&own)
+    }
+}
+
 impl PlannedView {
     fn fields(&self) -> Vec<Field> {
         let name = &self.rule.view.name;
@@ -209,22 +233,18 @@ impl PlannedView {
     fn lookup(
         &self,
         tier: &dyn OnlineTier,
-        keys: &[ArrayRef],
+        distinct: &Distinct<'_>,
         now: Timestamp,
         columns: &mut Vec<ArrayRef>,
     ) -> Result<()> {
-        let own: Vec<ArrayRef> = self.key_indices.iter().map(|&index| Arc::clone(&keys[index])).collect();
-        let encoded = self.codec.encode(&own)?;
-        let distinct = Distinct::new(&encoded);
         let ViewRead { rows, mark } = tier.read(&self.rule.view, &distinct.keys)?;
         let held: Vec<Option<(RowHeader, &Bytes)>> =
             rows.iter().map(|row| row.as_ref().and_then(|row| self.visible(row, now))).collect();
-        let of_row: Vec<Option<(RowHeader, &Bytes)>> =
-            distinct.of_row.iter().map(|index| index.and_then(|index| held[index])).collect();
-        let packed: Vec<Option<&Bytes>> = of_row.iter().map(|row| row.map(|(_, bytes)| bytes)).collect();
+        let of_row = || distinct.of_row.iter().map(|index| index.and_then(|index| held[index]));
+        let packed: Vec<Option<&Bytes>> = of_row().map(|row| row.map(|(_, bytes)| bytes)).collect();
         columns.extend(self.layout.decode(&packed)?);
-        let headers: Vec<Option<RowHeader>> = of_row.iter().map(|row| row.map(|(header, _)| header)).collect();
-        self.facts(&headers, mark.watermark, now, columns);
+        let events = of_row().map(|row| row.map(|(header, _)| header.event_time));
+        self.facts(events, packed.len(), mark.watermark, now, columns);
         Ok(())
     }
 
@@ -237,26 +257,26 @@ impl PlannedView {
 
     fn facts(
         &self,
-        headers: &[Option<RowHeader>],
+        events: impl Iterator<Item = Option<Timestamp>>,
+        rows: usize,
         watermark: Option<Timestamp>,
         now: Timestamp,
         columns: &mut Vec<ArrayRef>,
     ) {
         let lag = lag(now, watermark);
-        let mut statuses = StringBuilder::with_capacity(headers.len(), headers.len() * Status::Missing.as_str().len());
-        let mut events = TimestampMicrosecondBuilder::with_capacity(headers.len());
-        for header in headers {
-            let event = header.map(|header| header.event_time);
+        let mut statuses = StringBuilder::with_capacity(rows, rows * Status::Missing.as_str().len());
+        let mut times = TimestampMicrosecondBuilder::with_capacity(rows);
+        for event in events {
             statuses.append_value(status(&self.rule, lag, now, event).as_str());
-            events.append_option(event.filter(|event| *event != Timestamp::MIN).map(Timestamp::micros));
+            times.append_option(event.filter(|event| *event != Timestamp::MIN).map(Timestamp::micros));
         }
         let as_ofs = match watermark {
-            Some(mark) => TimestampMicrosecondArray::from_value(mark.min(now).micros(), headers.len()),
-            None => TimestampMicrosecondArray::new_null(headers.len()),
+            Some(mark) => TimestampMicrosecondArray::from_value(mark.min(now).micros(), rows),
+            None => TimestampMicrosecondArray::new_null(rows),
         };
         columns.extend([
             Arc::new(statuses.finish()) as ArrayRef,
-            Arc::new(events.finish().with_data_type(timestamp_type())) as ArrayRef,
+            Arc::new(times.finish().with_data_type(timestamp_type())) as ArrayRef,
             Arc::new(as_ofs.with_data_type(timestamp_type())) as ArrayRef,
         ]);
     }

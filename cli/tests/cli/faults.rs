@@ -1,5 +1,6 @@
 //! What is said when something is wrong: the place, the value and the remedy; and the old state stays.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ fn weather(project: &Project, temperature: Option<ArrayRef>, observed: ArrayRef)
     let batch = RecordBatch::try_from_iter(columns).expect("columns of one row");
     let path = project.path("data/weather.parquet");
     std::fs::remove_file(&path).expect("a link");
-    let mut file = ParquetFileWriter::create(&path, batch.schema(), &Default::default()).expect("writable");
+    let mut file = ParquetFileWriter::create(&path, batch.schema(), &BTreeMap::new()).expect("writable");
     file.write(&batch).expect("writable");
     file.finish().expect("writable");
 }
@@ -113,7 +114,7 @@ fn a_spine_without_the_contracts_columns_says_which() {
     let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1]));
     let batch = RecordBatch::try_from_iter([("a", numbers)]).expect("a column");
     let path = project.path("other.parquet");
-    let mut file = ParquetFileWriter::create(&path, batch.schema(), &Default::default()).expect("writable");
+    let mut file = ParquetFileWriter::create(&path, batch.schema(), &BTreeMap::new()).expect("writable");
     file.write(&batch).expect("writable");
     file.finish().expect("writable");
     let out = project.path("package");

@@ -126,7 +126,9 @@ mod tests {
 
     fn total(values: &[f64]) -> Total {
         let mut total = Total::default();
-        values.iter().for_each(|value| total.add(*value));
+        for value in values {
+            total.add(*value);
+        }
         total
     }
 

@@ -140,11 +140,17 @@ pub(crate) fn matrix(inputs: &RecordBatch, names: &[String], filling: &[f32]) ->
         let column = inputs
             .column_by_name(name)
             .ok_or_else(|| Error::invalid("an input of the model is missing").with("input", name))?;
-        let column = cast(column, &DataType::Float32)?;
-        let column = column.as_primitive::<Float32Type>();
-        for row in 0..rows {
-            let value = if column.is_valid(row) { column.value(row) } else { f32::NAN };
-            values[row * names.len() + index] = if value.is_nan() { filling[index] } else { value };
+        let cast;
+        let column = match column.as_primitive_opt::<Float32Type>() {
+            Some(column) => column,
+            None => {
+                cast = arrow::compute::cast(column, &DataType::Float32)?;
+                cast.as_primitive::<Float32Type>()
+            }
+        };
+        let cells = values.iter_mut().skip(index).step_by(names.len());
+        for (row, (cell, value)) in cells.zip(column.values()).enumerate() {
+            *cell = if value.is_nan() || column.is_null(row) { filling[index] } else { *value };
         }
     }
     Ok((values, rows))

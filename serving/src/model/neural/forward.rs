@@ -57,9 +57,13 @@ impl Forward {
         for (index, layer) in self.layers.iter().enumerate() {
             next.clear();
             next.extend(layer.bias.iter().zip(layer.weights.chunks_exact(value.len())).map(|(bias, weights)| {
-                value.iter().zip(weights).fold([*bias; LANES], |sums, (lanes, weight)| {
-                    std::array::from_fn(|lane| sums[lane] + lanes[lane] * weight)
-                })
+                let mut sums = [*bias; LANES];
+                for (lanes, weight) in value.iter().zip(weights) {
+                    for lane in 0..LANES {
+                        sums[lane] += lanes[lane] * weight;
+                    }
+                }
+                sums
             }));
             if index + 1 < self.layers.len() {
                 next.iter_mut().flatten().for_each(|sum| *sum = sum.max(0.0));
