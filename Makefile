@@ -52,8 +52,8 @@ test: build venv ## All tests, those with real servers and foreign clients inclu
 	@if cargo nextest --version > /dev/null 2>&1; then cargo nextest run --workspace --no-fail-fast; \
 	else cargo test --workspace --no-fail-fast; fi
 
-bench: build venv ## Measure: every figure as a ratio taken in the same run
-	@$(CARGO_TARGET_DIR)/debug/springhouse-bench
+bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, predictions or jobs)
+	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
 
 lint: setup ## Clippy, with the laws of clippy.toml
 	@cargo clippy --workspace --all-targets -- -D warnings
