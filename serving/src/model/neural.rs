@@ -140,14 +140,9 @@ pub(crate) fn matrix(inputs: &RecordBatch, names: &[String], filling: &[f32]) ->
         let column = inputs
             .column_by_name(name)
             .ok_or_else(|| Error::invalid("an input of the model is missing").with("input", name))?;
-        let cast;
-        let column = match column.as_primitive_opt::<Float32Type>() {
-            Some(column) => column,
-            None => {
-                cast = arrow::compute::cast(column, &DataType::Float32)?;
-                cast.as_primitive::<Float32Type>()
-            }
-        };
+        // Casting a column to its own type only shares it.
+        let column = cast(column, &DataType::Float32)?;
+        let column = column.as_primitive::<Float32Type>();
         let cells = values.iter_mut().skip(index).step_by(names.len());
         for (row, (cell, value)) in cells.zip(column.values()).enumerate() {
             *cell = if value.is_nan() || column.is_null(row) { filling[index] } else { *value };

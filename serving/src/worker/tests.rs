@@ -1,7 +1,6 @@
 //! Deadlines, cancelled callers and a full queue, with a feature source that holds its answers back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
@@ -14,7 +13,7 @@ use springhouse_featurestore::tier::ReferenceTier;
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::session::{Session, SessionOptions};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::{Answer, ContractWorker, Question, WorkerOptions};
 use crate::features::{DeployedContract, FeatureSource};
@@ -27,7 +26,7 @@ struct HeldSource {
     plan: LookupPlan,
     gate: Semaphore,
     /// Rows of the lookups that have begun.
-    asked: AtomicUsize,
+    asked: watch::Sender<usize>,
 }
 
 #[async_trait]
@@ -41,7 +40,7 @@ impl FeatureSource for HeldSource {
     }
 
     async fn lookup(&self, _contract: &Pinned, keys: RecordBatch) -> Result<RecordBatch> {
-        self.asked.fetch_add(keys.num_rows(), Ordering::SeqCst);
+        self.asked.send_modify(|asked| *asked += keys.num_rows());
         self.gate.acquire().await.expect("never closed").forget();
         let keys = self.plan.take_keys(&keys)?;
         self.plan.lookup(&ReferenceTier::default(), &keys, Timestamp::from_micros(0))
@@ -113,7 +112,7 @@ fn start(queue_rows: usize) -> (Arc<HeldSource>, Arc<ContractWorker>) {
     let source = Arc::new(HeldSource {
         plan: LookupPlan::new(&deployed.contract, &deployed.views).expect("its own views"),
         gate: Semaphore::new(0),
-        asked: AtomicUsize::new(0),
+        asked: watch::Sender::new(0),
     });
     let options = SessionOptions { project: ".".into(), memory_bytes: 64 << 20, partitions: 1 };
     let session = Session::new(&options).expect("a session");
@@ -147,9 +146,7 @@ fn ask(worker: &Arc<ContractWorker>, question: Question) -> tokio::task::JoinHan
 
 /// Waits until the source has been asked for so many rows in all.
 async fn until_asked(source: &HeldSource, rows: usize) {
-    while source.asked.load(Ordering::SeqCst) < rows {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    source.asked.subscribe().wait_for(|asked| *asked >= rows).await.expect("the source lives");
 }
 
 #[tokio::test]
@@ -174,7 +171,7 @@ async fn a_request_that_expires_in_the_queue_is_never_looked_up() {
     source.gate.add_permits(2);
     first.await.expect("no panic").expect("answered");
     ask(&worker, question(1, None)).await.expect("no panic").expect("answered");
-    assert_eq!(source.asked.load(Ordering::SeqCst), 5, "four rows, then one");
+    assert_eq!(*source.asked.borrow(), 5, "four rows, then one");
 }
 
 #[tokio::test]
@@ -189,7 +186,7 @@ async fn a_cancelled_request_never_reaches_the_model() {
     source.gate.add_permits(2);
     first.await.expect("no panic").expect("answered");
     ask(&worker, question(1, None)).await.expect("no panic").expect("answered");
-    assert_eq!(source.asked.load(Ordering::SeqCst), 5, "four rows, then one");
+    assert_eq!(*source.asked.borrow(), 5, "four rows, then one");
     assert_eq!(worker.counters().rows, 5);
 }
 
@@ -222,5 +219,5 @@ async fn requests_that_wait_together_are_one_batch_and_get_their_own_rows() {
     let rows = |answer: &Answer| answer.columns[0].len();
     assert_eq!(rows(&one.await.expect("no panic").expect("answered")), 1);
     assert_eq!(rows(&three.await.expect("no panic").expect("answered")), 3);
-    assert_eq!(source.asked.load(Ordering::SeqCst), 5, "two lookups for three requests");
+    assert_eq!(*source.asked.borrow(), 5, "two lookups for three requests");
 }
