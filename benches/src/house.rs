@@ -158,7 +158,7 @@ async fn commit(catalog: &Catalog, state: &mut CatalogState, clock: &dyn Clock, 
 
 async fn package(jobs: &Jobs, state: &CatalogState, contract: &Contract) -> Result<Package> {
     let set = jobs.training_set(state, contract, &training_set()).await?;
-    let batches: Vec<RecordBatch> = set.execute()?.try_collect().await?;
+    let batches: Vec<RecordBatch> = set.execute().try_collect().await?;
     let all = concat_batches(set.schema(), &batches)?;
     let all = filter_record_batch(&all, &is_not_null(&all["late"])?)?.slice(0, 50_000);
     let labels: ArrayRef = cast(&all["late"], &DataType::Float32)?;

@@ -64,7 +64,7 @@ async fn training(house: &House) -> Result<()> {
         let set = house.jobs().training_set(&house.state, &house.contract, &training_set()).await?;
         let path = house.folder.path().join(format!("training-{round}.parquet"));
         let mut file = ParquetFileWriter::create(&path, Arc::clone(set.schema()), set.metadata())?;
-        let mut batches = set.execute()?;
+        let mut batches = set.execute();
         while let Some(batch) = batches.try_next().await? {
             file.write(&batch)?;
         }

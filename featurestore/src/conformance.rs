@@ -40,6 +40,7 @@ pub fn run(make: impl Fn(&str) -> Box<dyn OnlineTier>) {
     a_generation_replaces_all_or_nothing(&*make("generation"));
     versions_know_nothing_of_each_other(&*make("versions"));
     a_random_history_reads_as_the_reference_does(&*make("random"));
+    views_of_one_entity_read_together_as_each_alone(&*make("together"));
     a_reader_never_sees_half_a_change(&*make("atomic"));
 }
 
@@ -116,6 +117,36 @@ pub fn a_random_history_reads_as_the_reference_does(tier: &dyn OnlineTier) {
         let keys: Vec<String> = (0..6).map(|_| format!("k{}", next(22))).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         assert_eq!(read(tier, &name, &keys), read(&oracle, &name, &keys), "after commit {commit}");
+    }
+}
+
+/// Views of one entity are read together, in groups that overlap, while each changes by itself.
+pub fn views_of_one_entity_read_together_as_each_alone(tier: &dyn OnlineTier) {
+    let oracle = ReferenceTier::default();
+    let views: Vec<Pinned> = ["u", "v", "w"].map(view).to_vec();
+    let groups = [vec![0, 1, 2], vec![2, 0], vec![1], vec![1, 2]];
+    for commit in 1..90_u64 {
+        let (changed, key) = (&views[usize::try_from(commit % 3).expect("small")], format!("k{}", commit * 5 % 7));
+        let row = format!("{:02}", commit * 37 % 100);
+        for target in [tier, &oracle as &dyn OnlineTier] {
+            if commit % 20 == 0 {
+                let mut generation = target.begin_generation(changed).expect("writable");
+                generation.add(rows(&[(&key, &row)])).expect("writable");
+                generation.finish(mark(commit)).expect("writable");
+            } else if commit % 31 == 0 {
+                target.forget(changed).expect("writable");
+            } else {
+                target.apply(changed, rows(&[(&key, &row)]), mark(commit)).expect("writable");
+            }
+        }
+        let keys: [&[u8]; 4] = [b"k3", b"k0", b"k6", b"k9"];
+        for group in &groups {
+            let asked: Vec<Pinned> = group.iter().map(|&index| views[index].clone()).collect();
+            let (found, expected) = (tier.read_entities(&asked, &keys), oracle.read_entities(&asked, &keys));
+            let (found, expected) = (found.expect("readable"), expected.expect("readable"));
+            assert_eq!(found.entities, expected.entities, "after commit {commit}, views {group:?}");
+            assert_eq!(found.marks, expected.marks, "after commit {commit}, views {group:?}");
+        }
     }
 }
 

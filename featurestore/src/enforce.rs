@@ -3,9 +3,11 @@
 //! Training sets and predictions pass through here alike. Pure.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::nullif;
+use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
 
 use crate::definition::{Contract, FeatureRule, FeatureView, RuleAction};
@@ -46,29 +48,67 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Applies a contract's rules to a lookup's answer, which has the columns that [`crate::lookup`] documents.
-///
-/// # Errors
-/// [`crate::ErrorKind::Internal`] when a column is not there.
-pub fn enforce(contract: &Contract, views: &[&FeatureView], answer: &RecordBatch) -> Result<Enforced> {
-    let column = |name: &str| {
-        answer
-            .column_by_name(name)
-            .ok_or_else(|| Error::internal("a lookup's answer lacks a column").with("column", name))
-    };
-    let mut enforced = Enforced { features: Vec::new(), views: Vec::with_capacity(views.len()) };
-    for (rule, view) in contract.features.iter().zip(views) {
-        let statuses = read_statuses(column(&status_column(&view.name))?)?;
-        let hidden: BooleanArray =
-            statuses.iter().map(|status| Some(action(rule, *status) == Some(RuleAction::Default))).collect();
-        for feature in &view.features {
-            let values = column(&feature_column(&view.name, &feature.name))?;
-            let values = if hidden.true_count() == 0 { ArrayRef::clone(values) } else { nullif(values, &hidden)? };
-            enforced.features.push(values);
-        }
-        enforced.views.push(EnforcedView { rule: rule.clone(), statuses });
+/// A contract's rules, compiled for answers of one schema.
+#[derive(Debug, Clone)]
+pub struct Enforcer {
+    answer: SchemaRef,
+    views: Vec<ViewColumns>,
+}
+
+/// Where a view's columns stand in an answer.
+#[derive(Debug, Clone)]
+struct ViewColumns {
+    rule: FeatureRule,
+    status: usize,
+    features: Vec<usize>,
+}
+
+impl Enforcer {
+    /// The rules of a contract on answers with these columns, which [`crate::lookup`] documents.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when a column is not there.
+    pub fn new(contract: &Contract, views: &[&FeatureView], answer: &SchemaRef) -> Result<Self> {
+        let index_of = |name: &str| {
+            answer.index_of(name).map_err(|error| Error::internal("a lookup's answer lacks a column").source(error))
+        };
+        let views = contract.features.iter().zip(views).map(|(rule, view)| {
+            let features = view.features.iter().map(|feature| index_of(&feature_column(&view.name, &feature.name)));
+            Ok(ViewColumns {
+                rule: rule.clone(),
+                status: index_of(&status_column(&view.name))?,
+                features: features.collect::<Result<_>>()?,
+            })
+        });
+        Ok(Self { answer: Arc::clone(answer), views: views.collect::<Result<_>>()? })
     }
-    Ok(enforced)
+
+    /// Applies the rules to an answer.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when the answer has other columns.
+    pub fn enforce(&self, answer: &RecordBatch) -> Result<Enforced> {
+        if answer.schema_ref().fields() != self.answer.fields() {
+            return Err(Error::internal("a lookup's answer has other columns than its contract says")
+                .remedy("is the feature server of another version?"));
+        }
+        let mut enforced = Enforced { features: Vec::new(), views: Vec::with_capacity(self.views.len()) };
+        for view in &self.views {
+            let statuses = read_statuses(answer.column(view.status))?;
+            let hides = |status: &Status| action(&view.rule, *status) == Some(RuleAction::Default);
+            let values = view.features.iter().map(|&index| ArrayRef::clone(answer.column(index)));
+            if statuses.iter().any(hides) {
+                let hidden: BooleanArray = statuses.iter().map(|status| Some(hides(status))).collect();
+                for column in values {
+                    enforced.features.push(nullif(&column, &hidden)?);
+                }
+            } else {
+                enforced.features.extend(values);
+            }
+            enforced.views.push(EnforcedView { rule: view.rule.clone(), statuses });
+        }
+        Ok(enforced)
+    }
 }
 
 fn read_statuses(column: &ArrayRef) -> Result<Vec<Status>> {
@@ -87,6 +127,9 @@ impl Enforced {
         let mut findings = Vec::new();
         for view in &self.views {
             let own = &view.statuses[rows.clone()];
+            if own.iter().all(|status| *status == Status::Fresh) {
+                continue;
+            }
             for status in [Status::Stale, Status::Expired, Status::Missing] {
                 let count = own.iter().filter(|of| **of == status).count();
                 if let Some(rule) = action(&view.rule, status).filter(|_| count > 0) {
@@ -97,10 +140,9 @@ impl Enforced {
         findings
     }
 
-    /// The error for rows that a `FAIL` rule refuses; `None` where none does.
-    pub fn refusal(&self, rows: &Range<usize>) -> Option<Error> {
-        let refused: Vec<Finding> =
-            self.findings(rows).into_iter().filter(|finding| finding.rule == RuleAction::Fail).collect();
+    /// The error for findings that a `FAIL` rule refuses; `None` where none does.
+    pub fn refusal(&self, findings: &[Finding]) -> Option<Error> {
+        let refused: Vec<&Finding> = findings.iter().filter(|finding| finding.rule == RuleAction::Fail).collect();
         let first = refused.first()?;
         let rule = &self.views.iter().find(|view| view.rule.view.name == first.view)?.rule;
         let bound = match first.status {

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder, TimestampMicrosecondArray,
+    Array, ArrayRef, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
     TimestampMicrosecondBuilder,
 };
 use arrow::compute::cast;
@@ -22,10 +22,10 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use crate::definition::{Column, Contract, FeatureRule, FeatureView, timestamp_type};
+use crate::definition::{Column, Contract, FeatureRule, FeatureView, Pinned, timestamp_type};
 use crate::encoding::{EncodedKeys, KeyCodec, RowHeader, RowLayout};
 use crate::freshness::{Status, alive, lag, status};
-use crate::tier::{OnlineTier, ViewRead};
+use crate::tier::{EntityRead, OnlineTier};
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
 
@@ -66,13 +66,16 @@ struct KeySet {
     codec: KeyCodec,
     /// Where the codec's columns stand among the plan's keys.
     indices: Vec<usize>,
+    /// The entity's views, in the order of the contract's rules.
+    views: Vec<Pinned>,
 }
 
 #[derive(Debug, Clone)]
 struct PlannedView {
     rule: FeatureRule,
-    /// Which of the plan's key sets is its entity's.
+    /// Which of the plan's key sets is its entity's, and which of that set's views it is.
     key_set: usize,
+    place: usize,
     layout: RowLayout,
     ttl: Option<Span>,
 }
@@ -97,11 +100,14 @@ impl LookupPlan {
             let known = key_sets.iter().position(|set| set.indices == indices && set.codec == codec);
             let key_set = known.unwrap_or(key_sets.len());
             if known.is_none() {
-                key_sets.push(KeySet { codec, indices });
+                key_sets.push(KeySet { codec, indices, views: Vec::new() });
             }
+            let siblings = &mut key_sets[key_set].views;
+            siblings.push(view.pinned());
             planned.push(PlannedView {
                 rule: rule.clone(),
                 key_set,
+                place: siblings.len() - 1,
                 layout: RowLayout::new(&view.features),
                 ttl: view.ttl,
             });
@@ -165,9 +171,10 @@ impl LookupPlan {
         let rows = keys.first().map_or(0, Array::len);
         let mut columns = Vec::with_capacity(self.schema.fields().len());
         let encoded = self.key_sets.iter().map(|set| set.encode(keys)).collect::<Result<Vec<_>>>()?;
-        let distinct: Vec<Distinct<'_>> = encoded.iter().map(Distinct::new).collect();
+        let reads =
+            self.key_sets.iter().zip(&encoded).map(|(set, keys)| set.read(tier, keys)).collect::<Result<Vec<_>>>()?;
         for view in &self.views {
-            view.lookup(tier, &distinct[view.key_set], now, &mut columns)?;
+            view.answer(&reads[view.key_set], now, &mut columns)?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
@@ -181,29 +188,36 @@ fn index_of(keys: &mut Vec<Column>, key: &Column) -> usize {
     })
 }
 
-/// The distinct keys of a batch, and which of them each row asks for.
-struct Distinct<'a> {
-    keys: Vec<&'a [u8]>,
+/// What was read for the keys of a batch.
+struct BatchRead {
+    read: EntityRead,
+    /// Which of the read entities each row asks for.
     of_row: Vec<Option<usize>>,
 }
 
-impl<'a> Distinct<'a> {
-    fn new(encoded: &'a EncodedKeys) -> Self {
-        let mut seen: HashMap<&[u8], usize, RandomState> =
-            HashMap::with_capacity_and_hasher(encoded.len(), RandomState::default());
-        let mut keys = Vec::with_capacity(encoded.len());
-        let of_row = encoded
-            .iter()
-            .map(|key| {
-                key.map(|key| {
-                    *seen.entry(key).or_insert_with(|| {
-                        keys.push(key);
-                        keys.len() - 1
-                    })
-                })
-            })
-            .collect();
-        Self { keys, of_row }
+/// The distinct keys of a batch, and which of them each row asks for.
+fn distinct(keys: &EncodedKeys) -> (Vec<&[u8]>, Vec<Option<usize>>) {
+    let mut seen: HashMap<&[u8], usize, RandomState> =
+        HashMap::with_capacity_and_hasher(keys.len(), RandomState::default());
+    let mut distinct = Vec::with_capacity(keys.len());
+    let mut index_of = |key| {
+        *seen.entry(key).or_insert_with(|| {
+            distinct.push(key);
+            distinct.len() - 1
+        })
+    };
+    let of_row = keys.iter().map(|key| key.map(&mut index_of)).collect();
+    (distinct, of_row)
+}
+
+/// A status column.
+fn status_words(statuses: &[Status]) -> StringArray {
+    match statuses.first() {
+        // Nearly always all are the same.
+        Some(first) if statuses.iter().all(|status| status == first) => {
+            StringArray::new_repeated(first.as_str(), statuses.len())
+        }
+        _ => StringArray::from_iter_values(statuses.iter().map(|status| status.as_str())),
     }
 }
 
@@ -211,6 +225,11 @@ impl KeySet {
     fn encode(&self, keys: &[ArrayRef]) -> Result<EncodedKeys> {
         let own: Vec<ArrayRef> = self.indices.iter().map(|&index| Arc::clone(&keys[index])).collect();
         self.codec.encode(&own)
+    }
+
+    fn read(&self, tier: &dyn OnlineTier, keys: &EncodedKeys) -> Result<BatchRead> {
+        let (distinct, of_row) = distinct(keys);
+        Ok(BatchRead { read: tier.read_entities(&self.views, &distinct)?, of_row })
     }
 }
 
@@ -230,21 +249,15 @@ impl PlannedView {
         features.chain(facts).collect()
     }
 
-    fn lookup(
-        &self,
-        tier: &dyn OnlineTier,
-        distinct: &Distinct<'_>,
-        now: Timestamp,
-        columns: &mut Vec<ArrayRef>,
-    ) -> Result<()> {
-        let ViewRead { rows, mark } = tier.read(&self.rule.view, &distinct.keys)?;
+    fn answer(&self, batch: &BatchRead, now: Timestamp, columns: &mut Vec<ArrayRef>) -> Result<()> {
+        let rows = batch.read.entities.iter().map(|entity| entity[self.place].as_ref());
         let held: Vec<Option<(RowHeader, &Bytes)>> =
-            rows.iter().map(|row| row.as_ref().and_then(|row| self.visible(row, now))).collect();
-        let of_row = || distinct.of_row.iter().map(|index| index.and_then(|index| held[index]));
+            rows.map(|row| row.and_then(|row| self.visible(row, now))).collect();
+        let of_row = || batch.of_row.iter().map(|index| index.and_then(|index| held[index]));
         let packed: Vec<Option<&Bytes>> = of_row().map(|row| row.map(|(_, bytes)| bytes)).collect();
         columns.extend(self.layout.decode(&packed)?);
         let events = of_row().map(|row| row.map(|(header, _)| header.event_time));
-        self.facts(events, packed.len(), mark.watermark, now, columns);
+        self.facts(events, packed.len(), batch.read.marks[self.place].watermark, now, columns);
         Ok(())
     }
 
@@ -264,10 +277,10 @@ impl PlannedView {
         columns: &mut Vec<ArrayRef>,
     ) {
         let lag = lag(now, watermark);
-        let mut statuses = StringBuilder::with_capacity(rows, rows * Status::Missing.as_str().len());
+        let mut statuses = Vec::with_capacity(rows);
         let mut times = TimestampMicrosecondBuilder::with_capacity(rows);
         for event in events {
-            statuses.append_value(status(&self.rule, lag, now, event).as_str());
+            statuses.push(status(&self.rule, lag, now, event));
             times.append_option(event.filter(|event| *event != Timestamp::MIN).map(Timestamp::micros));
         }
         let as_ofs = match watermark {
@@ -275,7 +288,7 @@ impl PlannedView {
             None => TimestampMicrosecondArray::new_null(rows),
         };
         columns.extend([
-            Arc::new(statuses.finish()) as ArrayRef,
+            Arc::new(status_words(&statuses)) as ArrayRef,
             Arc::new(times.finish().with_data_type(timestamp_type())) as ArrayRef,
             Arc::new(as_ofs.with_data_type(timestamp_type())) as ArrayRef,
         ]);

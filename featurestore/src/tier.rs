@@ -18,6 +18,7 @@ mod reference;
 mod rocksdb_tuning;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,18 @@ pub struct ViewRead {
     pub mark: Mark,
 }
 
+/// An entity's rows in several views, in the order in which the views were asked for.
+pub type EntityRows = Arc<[Option<Bytes>]>;
+
+/// The answer to a read of several views of one entity.
+#[derive(Debug, Clone)]
+pub struct EntityRead {
+    /// Entity for key.
+    pub entities: Vec<EntityRows>,
+    /// How far each view had got: its rows are all as of its mark.
+    pub marks: Vec<Mark>,
+}
+
 /// A tier that answers online reads: the newest row of each entity, per view version.
 ///
 /// Contract, which `conformance` checks on every implementation:
@@ -73,6 +86,18 @@ pub trait OnlineTier: Send + Sync + Debug {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] or [`crate::ErrorKind::Unavailable`] from the storage below.
     fn read(&self, view: &Pinned, keys: &[&[u8]]) -> Result<ViewRead>;
+
+    /// Reads the rows of several keys in several views of their entity, each view at one instant.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_entities(&self, views: &[Pinned], keys: &[&[u8]]) -> Result<EntityRead> {
+        let reads = views.iter().map(|view| self.read(view, keys)).collect::<Result<Vec<_>>>()?;
+        let marks = reads.iter().map(|read| read.mark).collect();
+        let mut rows: Vec<_> = reads.into_iter().map(|read| read.rows.into_iter()).collect();
+        let entities = keys.iter().map(|_| rows.iter_mut().map(|of| of.next().flatten()).collect()).collect();
+        Ok(EntityRead { entities, marks })
+    }
 
     /// How far the tier has got with a view.
     ///

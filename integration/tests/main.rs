@@ -6,6 +6,7 @@ mod crash;
 mod flights;
 mod generated_code;
 mod language;
+mod memory;
 mod project;
 mod s3;
 mod seeded;

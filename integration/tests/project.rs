@@ -64,6 +64,12 @@ impl TestProject {
         Jobs::new(Arc::clone(store), self.options(), self.clock.clone(), 1)
     }
 
+    /// Jobs whose queries have this much memory.
+    pub fn jobs_within(&self, memory_bytes: usize) -> Jobs {
+        let options = SessionOptions { memory_bytes, ..self.options() };
+        Jobs::new(Arc::clone(&self.store), options, self.clock.clone(), 1)
+    }
+
     fn options(&self) -> SessionOptions {
         SessionOptions { project: self.folder.path().to_owned(), memory_bytes: 256 << 20, partitions: 2 }
     }

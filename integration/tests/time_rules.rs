@@ -133,7 +133,7 @@ async fn training_sets_are_those_of_the_oracle_from_commits_and_from_sources() {
             };
             let contract = state.current_contract("fraud").expect("defined");
             let set = project.jobs().training_set(&state, contract, &request).await.expect("plans");
-            let batches: Vec<_> = set.execute().expect("starts").try_collect().await.expect("runs");
+            let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
             let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
             assert_eq!(all.num_rows(), spine.len());
             let (amounts, inputs) =

@@ -74,7 +74,7 @@ impl Jobs {
         for view in &views {
             refuse_unprocessed(view, self.log(view).state().await?.watermark, offline.latest())?;
         }
-        let mut batches = offline.execute()?;
+        let mut batches = offline.execute();
         let mut replay = Replay::new(self, contract, &views).await?;
         let mut report = AuditReport::default();
         progress.begin("auditing", 0);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Contract, FeatureRule, FeatureView};
-use springhouse_featurestore::enforce::enforce;
+use springhouse_featurestore::enforce::Enforcer;
 use springhouse_featurestore::freshness::{alive, status};
 use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
 use springhouse_featurestore::tier::DataFile;
@@ -111,7 +111,7 @@ impl TrainingSets for Jobs {
         let request =
             TrainingSetRequest { spine, rows: RowsFrom::Committed, with_features: false, order: SpineOrder::AsGiven };
         let set = Jobs::training_set(self, &state, contract, &request).await?;
-        Ok((Arc::clone(set.schema()), set.execute()?))
+        Ok((Arc::clone(set.schema()), set.execute()))
     }
 }
 
@@ -165,17 +165,17 @@ impl TrainingSet {
     }
 
     /// Its plan as text.
-    pub fn explain(&self) -> String {
-        self.features.explain()
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub async fn explain(&self) -> Result<String> {
+        self.features.explain().await
     }
 
     /// Runs it.
-    ///
-    /// # Errors
-    /// Those of starting; the stream gives those of running.
-    pub fn execute(&self) -> Result<RowStream> {
+    pub fn execute(&self) -> RowStream {
         let shaper = Arc::clone(&self.shaper);
-        Ok(self.features.execute()?.map(move |batch| shaper.shape(&batch?)).boxed())
+        self.features.execute().map(move |batch| shaper.shape(&batch?)).boxed()
     }
 }
 
@@ -183,6 +183,9 @@ impl TrainingSet {
 struct Shaper {
     contract: Contract,
     views: Vec<FeatureView>,
+    /// The columns that a lookup at each row's time would have answered.
+    answer: SchemaRef,
+    enforcer: Enforcer,
     inputs: CompiledInputs,
     with_features: bool,
     /// The spine's columns that stay beside the inputs.
@@ -203,16 +206,18 @@ impl Shaper {
             (0..first_added).filter(|&i| inputs.schema().field_with_name(joined.field(i).name()).is_err()).collect();
         let mut fields: Vec<Field> = spine.iter().map(|&index| joined.field(index).clone()).collect();
         fields.extend(inputs.schema().fields().iter().map(|field| field.as_ref().clone()));
-        let views: Vec<FeatureView> = views.iter().map(|view| (*view).clone()).collect();
+        let answer: Vec<Field> =
+            views.iter().map(|view| answer_fields(view, joined)).collect::<Result<Vec<_>>>()?.concat();
         if with_features {
             fields.push(joined.field_with_name(TIME)?.clone());
-            for view in &views {
-                fields.extend(answer_fields(view, joined)?);
-            }
+            fields.extend(answer.iter().cloned());
         }
+        let answer: SchemaRef = Arc::new(Schema::new(answer));
         Ok(Self {
             contract: contract.clone(),
-            views,
+            enforcer: Enforcer::new(contract, views, &answer)?,
+            answer,
+            views: views.iter().map(|view| (*view).clone()).collect(),
             inputs,
             with_features,
             spine,
@@ -222,8 +227,7 @@ impl Shaper {
 
     fn shape(&self, joined: &RecordBatch) -> Result<RecordBatch> {
         let answer = self.answer(joined)?;
-        let views: Vec<&FeatureView> = self.views.iter().collect();
-        let enforced = enforce(&self.contract, &views, &answer)?;
+        let enforced = self.enforcer.enforce(&answer)?;
         let request: Vec<ArrayRef> =
             self.contract.request.iter().map(|column| named(joined, &column.name)).collect::<Result<_>>()?;
         let inputs = self.inputs.evaluate(&request, &enforced.features, joined.num_rows())?;
@@ -239,13 +243,12 @@ impl Shaper {
     /// The joined rows as a lookup at each row's time would have answered, without lag.
     fn answer(&self, joined: &RecordBatch) -> Result<RecordBatch> {
         let times = named(joined, TIME)?;
-        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        let mut columns = Vec::new();
         for (rule, view) in self.contract.features.iter().zip(&self.views) {
-            fields.extend(answer_fields(view, &joined.schema())?);
             answer_columns(rule, view, joined, &times, &mut columns)?;
         }
         let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(joined.num_rows()));
-        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
+        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.answer), columns, &options)?)
     }
 }
 

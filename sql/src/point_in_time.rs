@@ -18,6 +18,7 @@ mod merge;
 use std::sync::Arc;
 
 use arrow::compute::SortOptions;
+use arrow::datatypes::{Field, FieldRef};
 use datafusion::error::Result as QueryResult;
 use datafusion::functions::core::expr_fn::greatest;
 use datafusion::physical_expr::expressions::Column as PhysicalColumn;
@@ -26,10 +27,10 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 use datafusion::prelude::DataFrame;
-use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::definition::{ColumnType, FeatureView};
 use springhouse_featurestore::lookup::{event_time_column, feature_column};
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
-use springhouse_featurestore::{Error, Result};
+use springhouse_featurestore::Result;
 
 pub use exec::PointInTimeExec;
 
@@ -38,13 +39,37 @@ use crate::session::{exact, query_error};
 /// The visible-time column inside the join.
 const VISIBLE_TIME: &str = "@visible_time";
 
-/// Joins the rows of one view to a spine: adds the columns `view.feature` and `view@event_time`, null where there is no
-/// row. The spine's rows come out in no particular order.
+/// The columns that the join of a view adds: `view.feature` for each feature, then `view@event_time`.
+pub fn added_fields(view: &FeatureView) -> Vec<FieldRef> {
+    let features = view
+        .features
+        .iter()
+        .map(|feature| Field::new(feature_column(&view.name, &feature.name), feature.column_type.to_arrow(), true));
+    let event = Field::new(event_time_column(&view.name), ColumnType::Timestamp.to_arrow(), true);
+    features.chain([event]).map(Arc::new).collect()
+}
+
+/// Spreads a spine by its keys and sorts each part by key and time, as [`join`] wants it.
+///
+/// # Errors
+/// When a column is missing.
+pub fn arrange_spine(
+    spine: Arc<dyn ExecutionPlan>,
+    keys: &[&str],
+    time: &str,
+    partitions: usize,
+) -> QueryResult<Arc<dyn ExecutionPlan>> {
+    let order: Vec<&str> = keys.iter().copied().chain([time]).collect();
+    arrange(spine, keys, &order, partitions)
+}
+
+/// Joins the rows of one view to a spine that [`arrange_spine`] has arranged by the view's keys: adds the columns of
+/// [`added_fields`], null where there is no row. The spine's rows stay as they are arranged.
 ///
 /// `rows` has the columns of the view's data files; `spine` has the key columns and `time`, in the types of the view.
 ///
 /// # Errors
-/// [`springhouse_featurestore::ErrorKind::Invalid`] when the spine lacks a key column.
+/// Those of planning.
 pub async fn join(
     spine: Arc<dyn ExecutionPlan>,
     time: &str,
@@ -55,7 +80,6 @@ pub async fn join(
     let rows = visible(rows, view).map_err(query_error)?;
     let rows = rows.create_physical_plan().await.map_err(query_error)?;
     let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
-    let spine_order: Vec<&str> = keys.iter().copied().chain([time]).collect();
     let feature_names: Vec<String> = view.features.iter().map(|f| feature_column(&view.name, &f.name)).collect();
     let event = event_time_column(&view.name);
     let row_order: Vec<&str> = keys
@@ -64,9 +88,6 @@ pub async fn join(
         .chain([VISIBLE_TIME, event.as_str(), AVAILABLE_TIME])
         .chain(feature_names.iter().map(String::as_str))
         .collect();
-    let spine = arrange(spine, &keys, &spine_order, partitions).map_err(|error| {
-        Error::invalid("the spine lacks a column that a view needs").with("view", &view.name).source(error)
-    })?;
     let rows = arrange(rows, &keys, &row_order, partitions).map_err(query_error)?;
     let payload: Vec<&str> = feature_names.iter().map(String::as_str).chain([event.as_str()]).collect();
     let join = PointInTimeExec::try_new(spine, rows, &keys, time, &event, &payload).map_err(query_error)?;

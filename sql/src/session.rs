@@ -30,6 +30,9 @@ const STORE_URL: &str = "springhouse://store/";
 /// Rows of a batch: enough to amortise per-batch work, small enough to stay in the second-level cache.
 const BATCH_ROWS: usize = 8192;
 
+/// What a sort keeps for merging what it has spilled, where memory allows.
+const MERGE_RESERVE_BYTES: usize = 8 << 20;
+
 /// What a session needs.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
@@ -83,6 +86,8 @@ impl Session {
         let config = SessionConfig::new()
             .with_target_partitions(options.partitions.max(1))
             .with_batch_size(BATCH_ROWS)
+            // Every sort keeps this back for its own merge, and a join has several sorts.
+            .with_sort_spill_reservation_bytes(MERGE_RESERVE_BYTES.min(options.memory_bytes / 32))
             .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
             .set_bool("datafusion.execution.parquet.pushdown_filters", true)
             .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);

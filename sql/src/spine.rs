@@ -1,31 +1,23 @@
 //! A spine, and the features of all views of a contract as of its times: the whole of way 5 but for the rules.
-//!
-//! ```text
-//! file or query -> our types, @row, @time -> join view 1 -> join view 2 -> ... -> sorted by @row (or @time) -> batches
-//! ```
+
+mod features;
+mod spill;
 
 use std::path::Path;
-use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::DataType;
 use datafusion::functions_aggregate::expr_fn::max;
 use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, cast, lit};
-use datafusion::physical_expr::expressions::Column as PhysicalColumn;
-use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
-use datafusion::physical_plan::sorts::sort::SortExec;
-use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
-use datafusion::physical_plan::{ExecutionPlan, displayable, execute_stream};
 use datafusion::prelude::{CsvReadOptions, DataFrame, ParquetReadOptions};
 use datafusion::scalar::ScalarValue;
-use futures::StreamExt;
 use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
-use crate::point_in_time::{self, ascending};
+pub use features::SpineFeatures;
+
 use crate::session::{Session, exact, query_error};
-use crate::view_rows::RowStream;
 
 /// The position of a row in the spine, counted from 1.
 pub const ROW: &str = "@row";
@@ -124,44 +116,7 @@ impl Spine {
     /// # Errors
     /// Those of planning.
     pub async fn join(&self, views: &[&FeatureView], rows: Vec<DataFrame>, order: SpineOrder) -> Result<SpineFeatures> {
-        let partitions = self.session.context().copied_config().target_partitions();
-        let mut plan = self.frame.clone().create_physical_plan().await.map_err(query_error)?;
-        for (view, rows) in views.iter().zip(rows) {
-            plan = point_in_time::join(plan, TIME, rows, view, partitions).await?;
-        }
-        let order: &[&str] = match order {
-            SpineOrder::AsGiven => &[ROW],
-            SpineOrder::ByTime => &[TIME, ROW],
-        };
-        Ok(SpineFeatures { plan: sorted(plan, order)?, session: self.session.clone() })
-    }
-}
-
-/// A planned join of a spine with the views of a contract.
-#[derive(Debug, Clone)]
-pub struct SpineFeatures {
-    plan: Arc<dyn ExecutionPlan>,
-    session: Session,
-}
-
-impl SpineFeatures {
-    /// The spine's columns, `@row`, `@time`, then each view's `view.feature` columns and `view@event_time`.
-    pub fn schema(&self) -> SchemaRef {
-        self.plan.schema()
-    }
-
-    /// The plan as text.
-    pub fn explain(&self) -> String {
-        displayable(self.plan.as_ref()).indent(false).to_string()
-    }
-
-    /// Runs it.
-    ///
-    /// # Errors
-    /// Those of starting; the stream gives those of running.
-    pub fn execute(&self) -> Result<RowStream> {
-        let batches = execute_stream(Arc::clone(&self.plan), self.session.context().task_ctx()).map_err(query_error)?;
-        Ok(batches.map(|batch| batch.map_err(query_error)).boxed())
+        SpineFeatures::plan(&self.frame, views, rows, order, &self.session).await
     }
 }
 
@@ -202,16 +157,4 @@ fn typed(name: &str, data_type: &DataType, wanted: Option<&Column>, time: &str) 
     }
     let expression = exact(name);
     Ok(if *data_type == target { expression } else { cast(expression, target).alias(name) })
-}
-
-fn sorted(plan: Arc<dyn ExecutionPlan>, order: &[&str]) -> Result<Arc<dyn ExecutionPlan>> {
-    let schema = plan.schema();
-    let sort = order
-        .iter()
-        .map(|name| Ok(PhysicalSortExpr::new(Arc::new(PhysicalColumn::new_with_schema(name, &schema)?), ascending())))
-        .collect::<Result<Vec<_>, datafusion::error::DataFusionError>>()
-        .map_err(query_error)?;
-    let Some(sort) = LexOrdering::new(sort) else { return Ok(plan) };
-    let parts = SortExec::new(sort.clone(), plan).with_preserve_partitioning(true);
-    Ok(Arc::new(SortPreservingMergeExec::new(sort, Arc::new(parts))))
 }

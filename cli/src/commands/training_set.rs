@@ -55,7 +55,7 @@ impl TrainingSet {
         let Some(out) = self.out.as_ref().filter(|_| !self.explain) else {
             let (_, state) = project.catalog().await?;
             let contract = state.current_contract(&self.contract)?;
-            say(&project.jobs()?.training_set(&state, contract, &request).await?.explain());
+            say(&project.jobs()?.training_set(&state, contract, &request).await?.explain().await?);
             return Ok(());
         };
         let rows = write(project, &self.contract, &request, out).await?;
@@ -72,7 +72,7 @@ pub async fn write(project: &Project, contract: &str, request: &TrainingSetReque
     let contract = state.current_contract(contract)?;
     let set = project.jobs()?.training_set(&state, contract, request).await?;
     let mut file = ParquetFileWriter::create(out, set.schema().clone(), set.metadata())?;
-    let mut batches = set.execute()?;
+    let mut batches = set.execute();
     let bar = Bar::default();
     bar.begin("training set", 0);
     while let Some(batch) = batches.try_next().await? {

@@ -15,7 +15,7 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead, rocksdb_tuning as tuning};
+use super::{EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, rocksdb_tuning as tuning};
 use crate::definition::{Pinned, Version};
 use crate::{Error, Result};
 
@@ -179,14 +179,31 @@ impl OnlineTier for DiskTier {
         };
         let state = slot.read().unwrap_or_else(PoisonError::into_inner);
         let handle = self.family_handle(&family(view, state.generation))?;
+        let sorted = keys.is_sorted();
         let rows = self
             .database
-            .batched_multi_get_cf(&handle, keys.iter(), false)
+            .batched_multi_get_cf(&handle, keys.iter(), sorted)
             .into_iter()
             .map(|row| row.map(|row| row.map(|bytes| Bytes::copy_from_slice(&bytes))))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| self.failed(error))?;
         Ok(ViewRead { rows, mark: state.mark })
+    }
+
+    fn read_entities(&self, views: &[Pinned], keys: &[&[u8]]) -> Result<EntityRead> {
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_unstable_by_key(|&index| keys[index]);
+        let sorted: Vec<&[u8]> = order.iter().map(|&index| keys[index]).collect();
+        let mut rows: Vec<Vec<Option<Bytes>>> = vec![Vec::with_capacity(views.len()); keys.len()];
+        let mut marks = Vec::with_capacity(views.len());
+        for view in views {
+            let read = self.read(view, &sorted)?;
+            marks.push(read.mark);
+            for (&index, row) in order.iter().zip(read.rows) {
+                rows[index].push(row);
+            }
+        }
+        Ok(EntityRead { entities: rows.into_iter().map(Into::into).collect(), marks })
     }
 
     fn mark(&self, view: &Pinned) -> Result<Mark> {

@@ -1,19 +1,20 @@
-//! The memory tier: a cache of rows, bounded in bytes, over another tier.
+//! The memory tier: a cache of entities' rows, bounded in bytes, over another tier.
 //!
-//! Entries are keyed by an incarnation of a view version and the entity's key. A change of the view takes the view's
-//! lock for writing: it changes the tier below, drops the entries that it touched (or, for a new generation, starts
-//! a new incarnation), and only then lets readers in again. So no answer mixes two states, and none is older than the
-//! last acknowledged change.
+//! An entry holds an entity's rows in a *group*: the views that are read together. A change of a view takes the view's
+//! lock for writing: it changes the tier below, drops the entries that it touched in every group of the view (or, for
+//! a new generation, starts new incarnations of those groups), and only then lets readers in again. A reader holds
+//! the locks of all its views until its answer is made. So no answer mixes two states of a view, and none is older
+//! than the last acknowledged change.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
-use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead};
+use super::{EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
 use crate::Result;
 use crate::definition::Pinned;
 
@@ -24,29 +25,59 @@ const ENTRY_OVERHEAD_BYTES: usize = 160;
 #[derive(Debug)]
 pub struct MemoryTier<T> {
     below: T,
-    cache: Cache<Box<[u8]>, Option<Bytes>, RandomState>,
+    cache: Cache<Box<[u8]>, EntityRows, RandomState>,
     views: RwLock<HashMap<Pinned, Arc<ViewSlot>>>,
+    groups: RwLock<HashMap<Vec<Pinned>, Arc<Group>>>,
     next_incarnation: AtomicU32,
+    next_slot: AtomicU32,
     hits: AtomicU64,
     reads: AtomicU64,
 }
 
 #[derive(Debug)]
 struct ViewSlot {
+    /// Locks of several slots are taken in this order, lest a waiting writer stand between two readers for ever.
+    number: u32,
     state: RwLock<SlotState>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct SlotState {
-    incarnation: u32,
     mark: Mark,
+    /// The groups that the view is in.
+    groups: Vec<Arc<Group>>,
+}
+
+/// Views that are read together.
+#[derive(Debug)]
+struct Group {
+    /// In the order of their locks.
+    slots: Vec<Arc<ViewSlot>>,
+    /// Where each view stands among the slots.
+    places: Vec<usize>,
+    /// Begins the cache keys of the group; changes only under the write lock of one of its views.
+    incarnation: AtomicU32,
 }
 
 /// The bytes that an entry counts for.
-#[expect(clippy::borrowed_box, clippy::ref_option, reason = "the cache hands over references to what it holds")]
-fn weight(key: &Box<[u8]>, row: &Option<Bytes>) -> u32 {
-    let bytes = key.len() + row.as_ref().map_or(0, Bytes::len) + ENTRY_OVERHEAD_BYTES;
-    u32::try_from(bytes).unwrap_or(u32::MAX)
+#[expect(clippy::borrowed_box, reason = "the cache hands over references to what it holds")]
+fn weight(key: &Box<[u8]>, entity: &EntityRows) -> u32 {
+    let rows: usize = entity.iter().map(|row| size_of::<Option<Bytes>>() + row.as_ref().map_or(0, Bytes::len)).sum();
+    u32::try_from(key.len() + rows + ENTRY_OVERHEAD_BYTES).unwrap_or(u32::MAX)
+}
+
+impl Group {
+    fn new(views: &[Arc<ViewSlot>], incarnation: u32) -> Self {
+        let mut slots = views.to_vec();
+        slots.sort_unstable_by_key(|slot| slot.number);
+        slots.dedup_by_key(|slot| slot.number);
+        let places = views.iter().map(|view| slots.partition_point(|slot| slot.number < view.number)).collect();
+        Self { slots, places, incarnation: AtomicU32::new(incarnation) }
+    }
+
+    fn lock(&self) -> Vec<RwLockReadGuard<'_, SlotState>> {
+        self.slots.iter().map(|slot| slot.state.read().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
 }
 
 impl<T: OnlineTier> MemoryTier<T> {
@@ -57,7 +88,9 @@ impl<T: OnlineTier> MemoryTier<T> {
             below,
             cache,
             views: RwLock::default(),
+            groups: RwLock::default(),
             next_incarnation: AtomicU32::new(0),
+            next_slot: AtomicU32::new(0),
             hits: AtomicU64::new(0),
             reads: AtomicU64::new(0),
         }
@@ -68,7 +101,7 @@ impl<T: OnlineTier> MemoryTier<T> {
         &self.below
     }
 
-    /// Keys answered from memory, and keys asked for, since the start.
+    /// Entities answered from memory, and entities asked for, since the start.
     pub fn hits_of_reads(&self) -> (u64, u64) {
         (self.hits.load(Ordering::Relaxed), self.reads.load(Ordering::Relaxed))
     }
@@ -81,39 +114,54 @@ impl<T: OnlineTier> MemoryTier<T> {
         if let Some(slot) = views.get(view) {
             return Ok(Arc::clone(slot));
         }
-        let state = SlotState { incarnation: self.incarnation(), mark: self.below.mark(view)? };
-        let slot = Arc::new(ViewSlot { state: RwLock::new(state) });
+        let state = SlotState { mark: self.below.mark(view)?, groups: Vec::new() };
+        let number = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let slot = Arc::new(ViewSlot { number, state: RwLock::new(state) });
         views.insert(view.clone(), Arc::clone(&slot));
         Ok(slot)
     }
 
-    fn incarnation(&self) -> u32 {
-        self.next_incarnation.fetch_add(1, Ordering::Relaxed)
+    fn group(&self, views: &[Pinned]) -> Result<Arc<Group>> {
+        if let Some(group) = self.groups.read().unwrap_or_else(PoisonError::into_inner).get(views) {
+            return Ok(Arc::clone(group));
+        }
+        let slots = views.iter().map(|view| self.slot(view)).collect::<Result<Vec<_>>>()?;
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(views) {
+            return Ok(Arc::clone(group));
+        }
+        let group = Arc::new(Group::new(&slots, self.next_incarnation.fetch_add(1, Ordering::Relaxed)));
+        for slot in &group.slots {
+            slot.state.write().unwrap_or_else(PoisonError::into_inner).groups.push(Arc::clone(&group));
+        }
+        groups.insert(views.to_vec(), Arc::clone(&group));
+        Ok(group)
     }
 
-    fn read_through(&self, view: &Pinned, incarnation: u32, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>> {
-        let mut rows = vec![None; keys.len()];
+    fn read_through(&self, views: &[Pinned], incarnation: u32, keys: &[&[u8]]) -> Result<Vec<EntityRows>> {
+        let mut entities = Vec::with_capacity(keys.len());
         let mut missed = Vec::new();
         let mut cache_key = Vec::with_capacity(64);
         for (index, key) in keys.iter().enumerate() {
             set_cache_key(&mut cache_key, incarnation, key);
-            match self.cache.get(cache_key.as_slice()) {
-                Some(row) => rows[index] = row,
-                None => missed.push(index),
+            let held = self.cache.get(cache_key.as_slice());
+            if held.is_none() {
+                missed.push(index);
             }
+            entities.push(held);
         }
         self.reads.fetch_add(keys.len() as u64, Ordering::Relaxed);
         self.hits.fetch_add((keys.len() - missed.len()) as u64, Ordering::Relaxed);
-        if missed.is_empty() {
-            return Ok(rows);
+        if !missed.is_empty() {
+            let missed_keys: Vec<&[u8]> = missed.iter().map(|&index| keys[index]).collect();
+            let read = self.below.read_entities(views, &missed_keys)?;
+            for (index, entity) in missed.into_iter().zip(read.entities) {
+                set_cache_key(&mut cache_key, incarnation, keys[index]);
+                self.cache.insert(cache_key.clone().into_boxed_slice(), Arc::clone(&entity));
+                entities[index] = Some(entity);
+            }
         }
-        let missed_keys: Vec<&[u8]> = missed.iter().map(|&index| keys[index]).collect();
-        for (index, row) in missed.into_iter().zip(self.below.read(view, &missed_keys)?.rows) {
-            set_cache_key(&mut cache_key, incarnation, keys[index]);
-            self.cache.insert(cache_key.clone().into_boxed_slice(), row.clone());
-            rows[index] = row;
-        }
-        Ok(rows)
+        Ok(entities.into_iter().flatten().collect())
     }
 }
 
@@ -125,12 +173,19 @@ fn set_cache_key(out: &mut Vec<u8>, incarnation: u32, key: &[u8]) {
 
 impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
     fn read(&self, view: &Pinned, keys: &[&[u8]]) -> Result<ViewRead> {
+        let read = self.read_entities(std::slice::from_ref(view), keys)?;
+        let mark = read.marks.first().copied().unwrap_or_default();
+        Ok(ViewRead { rows: read.entities.iter().map(|entity| entity[0].clone()).collect(), mark })
+    }
+
+    fn read_entities(&self, views: &[Pinned], keys: &[&[u8]]) -> Result<EntityRead> {
         if self.cache.policy().max_capacity() == Some(0) {
-            return self.below.read(view, keys);
+            return self.below.read_entities(views, keys);
         }
-        let slot = self.slot(view)?;
-        let state = slot.state.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(ViewRead { rows: self.read_through(view, state.incarnation, keys)?, mark: state.mark })
+        let group = self.group(views)?;
+        let locks = group.lock();
+        let entities = self.read_through(views, group.incarnation.load(Ordering::Acquire), keys)?;
+        Ok(EntityRead { entities, marks: group.places.iter().map(|&place| locks[place].mark).collect() })
     }
 
     fn mark(&self, view: &Pinned) -> Result<Mark> {
@@ -143,9 +198,12 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         let mut state = slot.state.write().unwrap_or_else(PoisonError::into_inner);
         self.below.apply(view, rows, mark)?;
         let mut cache_key = Vec::with_capacity(64);
-        for key in keys {
-            set_cache_key(&mut cache_key, state.incarnation, &key);
-            self.cache.invalidate(cache_key.as_slice());
+        for group in &state.groups {
+            let incarnation = group.incarnation.load(Ordering::Acquire);
+            for key in &keys {
+                set_cache_key(&mut cache_key, incarnation, key);
+                self.cache.invalidate(cache_key.as_slice());
+            }
         }
         state.mark = mark;
         Ok(())
@@ -153,10 +211,18 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
 
     fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
         let below = self.below.begin_generation(view)?;
-        Ok(Box::new(MemoryGeneration { slot: self.slot(view)?, incarnation: self.incarnation(), below }))
+        Ok(Box::new(MemoryGeneration { slot: self.slot(view)?, incarnations: &self.next_incarnation, below }))
     }
 
     fn forget(&self, view: &Pinned) -> Result<()> {
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        for (_, group) in groups.extract_if(|views, _| views.contains(view)) {
+            for slot in &group.slots {
+                let mut state = slot.state.write().unwrap_or_else(PoisonError::into_inner);
+                state.groups.retain(|of| !Arc::ptr_eq(of, &group));
+            }
+        }
+        drop(groups);
         self.views.write().unwrap_or_else(PoisonError::into_inner).remove(view);
         self.below.forget(view)
     }
@@ -164,7 +230,7 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
 
 struct MemoryGeneration<'a> {
     slot: Arc<ViewSlot>,
-    incarnation: u32,
+    incarnations: &'a AtomicU32,
     below: Box<dyn Generation + 'a>,
 }
 
@@ -174,10 +240,13 @@ impl Generation for MemoryGeneration<'_> {
     }
 
     fn finish(self: Box<Self>, mark: Mark) -> Result<()> {
-        let Self { slot, incarnation, below } = *self;
+        let Self { slot, incarnations, below } = *self;
         let mut state = slot.state.write().unwrap_or_else(PoisonError::into_inner);
         below.finish(mark)?;
-        *state = SlotState { incarnation, mark };
+        for group in &state.groups {
+            group.incarnation.store(incarnations.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+        }
+        state.mark = mark;
         Ok(())
     }
 }

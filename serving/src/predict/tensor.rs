@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Date32Array, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array,
-    Int64Array, StringArray, TimestampMicrosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+    Int64Array, StringBuilder, TimestampMicrosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     new_null_array,
 };
 use arrow::compute::{cast, nullif};
@@ -253,7 +253,11 @@ fn texts<'a>(tensor: &InferInputTensor, values: impl Iterator<Item = &'a [u8]>, 
     let texts =
         values.enumerate().map(|(row, bytes)| std::str::from_utf8(bytes).map_err(|error| wrong(error.into(), row)));
     if !as_times {
-        return Ok(Arc::new(StringArray::from_iter_values(texts.collect::<Result<Vec<_>>>()?)));
+        let mut builder = StringBuilder::new();
+        for text in texts {
+            builder.append_value(text?);
+        }
+        return Ok(Arc::new(builder.finish()));
     }
     let times = texts
         .enumerate()

@@ -9,7 +9,7 @@ use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::concat;
 use arrow::datatypes::SchemaRef;
 use springhouse_featurestore::definition::{Column, Contract, FeatureView};
-use springhouse_featurestore::enforce::{Enforced, enforce};
+use springhouse_featurestore::enforce::{Enforced, Enforcer};
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
@@ -49,12 +49,13 @@ impl ContractWorker {
         options: &WorkerOptions,
     ) -> Result<Arc<Self>> {
         let views: Vec<&FeatureView> = deployed.views.iter().collect();
-        let keys = LookupPlan::new(&deployed.contract, &deployed.views)?.keys().to_vec();
+        let plan = LookupPlan::new(&deployed.contract, &deployed.views)?;
+        let keys = plan.keys();
         let steps = Steps {
             contract: deployed.contract.clone(),
-            views: deployed.views.clone(),
-            key_indices: key_indices(&deployed.contract, &keys)?,
-            key_schema: key_schema(&keys),
+            enforcer: Enforcer::new(&deployed.contract, &views, plan.schema())?,
+            key_indices: key_indices(&deployed.contract, keys)?,
+            key_schema: key_schema(keys),
             inputs: CompiledInputs::new(session, &deployed.contract, &views)?,
             model: crate::model::load(package, &deployed.contract)?,
             source,
@@ -200,7 +201,7 @@ fn key_indices(contract: &Contract, keys: &[Column]) -> Result<Vec<usize>> {
 #[derive(Debug)]
 struct Steps {
     contract: Contract,
-    views: Vec<FeatureView>,
+    enforcer: Enforcer,
     key_indices: Vec<usize>,
     key_schema: SchemaRef,
     inputs: CompiledInputs,
@@ -281,8 +282,7 @@ impl Steps {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let keys = RecordBatch::try_new_with_options(Arc::clone(&self.key_schema), keys, &options)?;
         let answer = self.source.lookup(&self.contract.pinned(), keys).await?;
-        let views: Vec<&FeatureView> = self.views.iter().collect();
-        Ok((request, enforce(&self.contract, &views, &answer)?))
+        Ok((request, self.enforcer.enforce(&answer)?))
     }
 
     fn infer(&self, request: &[ArrayRef], enforced: &Enforced, rows: usize) -> Result<Vec<ArrayRef>> {
@@ -298,18 +298,19 @@ impl Steps {
         worker: &Arc<ContractWorker>,
         load: &Load,
     ) -> Result<Answer> {
-        if let Some(refusal) = enforced.refusal(rows) {
+        let findings = enforced.findings(rows);
+        if let Some(refusal) = enforced.refusal(&findings) {
             load.counters.refused.fetch_add(1, Ordering::Relaxed);
             return Err(refusal.with("contract", self.contract.pinned()));
         }
         load.counters.requests.fetch_add(1, Ordering::Relaxed);
         load.counters.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        let fresh_rows = enforced.fresh_rows(rows);
+        let fresh_rows = if findings.is_empty() { rows.len() } else { enforced.fresh_rows(rows) };
         load.counters.fresh_rows.fetch_add(fresh_rows as u64, Ordering::Relaxed);
         Ok(Answer {
             fresh_rows,
             columns: output.iter().map(|column| column.slice(rows.start, rows.len())).collect(),
-            findings: enforced.findings(rows),
+            findings,
             worker: Arc::clone(worker),
             prediction: worker.predictions.fetch_add(1, Ordering::Relaxed) + 1,
         })
