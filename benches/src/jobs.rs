@@ -24,8 +24,8 @@ pub async fn measure(house: &House) -> Result<()> {
 }
 
 async fn refresh(house: &House) -> Result<()> {
-    let view = house.state.live_views().into_iter().find(|view| view.name == "carrier_landings");
-    let view = view.ok_or_else(|| Error::internal("the example has no carrier_landings"))?;
+    let view = house.state.live_views().into_iter().find(|view| view.name == "plane_landings");
+    let view = view.ok_or_else(|| Error::internal("the example has no plane_landings"))?;
     let until = springhouse_featurestore::time::Clock::now(house.clock.as_ref());
     let mut rounds = Vec::new();
     for round in 0..JOB_ROUNDS {
@@ -47,7 +47,7 @@ async fn refresh(house: &House) -> Result<()> {
         rounds.push((ours, rate(done.rows, start)));
     }
     say(&Compared::of(&rounds).row(
-        "refresh of carrier_landings, peer: DataFusion writing its query to Parquet",
+        "refresh of plane_landings, peer: DataFusion writing its query to Parquet",
         "rows/s",
         &[],
     ));
@@ -86,7 +86,7 @@ async fn training(house: &House) -> Result<()> {
         rounds.push((ours, rows as f64 / seconds));
     }
     say(&Compared::of(&rounds).row(
-        "training set of 281,297 flights x 6 views, peer: DuckDB's ASOF joins of the same rows",
+        "training set of 281,297 flights x 6 views, peer: DuckDB's ASOF joins and running sums of the same rows",
         "rows/s",
         &[],
     ));

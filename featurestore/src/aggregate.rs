@@ -9,16 +9,25 @@
 //! | [`Total`] | `sum` and `avg` of floats | yes |
 //! | [`Moments`] | `count`, `sum`, `avg`, `variance`, `stddev` of floats | yes |
 //! | [`Extremes`] | `min` and `max` | no |
+//! | [`Summary`] | of these what the aggregates over one argument need | no |
+//!
+//! A view's [`TileLayout`] says which summaries its tiles hold; [`EntityTiles`] puts windows together from them.
 //!
 //! Laws, which every state's tests check: merging is associative and commutative, a new state is its identity, and what
 //! is encoded reads back with the same bytes.
 
+mod columns;
 mod dyadic;
 mod extremes;
 mod moments;
+mod summary;
+mod tiles;
 mod total;
 
+pub use columns::{Arguments, feature_columns};
 pub use dyadic::Dyadic;
 pub use extremes::{Extremes, float_of, order_of};
 pub use moments::{Divisor, Moments};
+pub use summary::{Parts, Summary, Value};
+pub use tiles::{EntityTiles, Summaries, TileLayout};
 pub use total::Total;

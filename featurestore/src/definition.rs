@@ -10,6 +10,7 @@ mod entity;
 mod feature_view;
 mod source;
 mod version;
+mod windowed;
 
 use std::fmt;
 
@@ -23,6 +24,7 @@ pub use feature_view::{FeatureView, RowTime};
 pub use source::{Available, EventTime, Source, Table, TableColumn};
 pub(crate) use version::hex;
 pub use version::{Pinned, Version};
+pub use windowed::{Aggregate, AggregateFunction, ViewWindow, WindowLength, Windowed};
 
 /// The kinds of definition, in the order in which one may depend on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

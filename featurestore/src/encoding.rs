@@ -1,8 +1,11 @@
-//! Bytes: keys that sort as their values do, and packed rows that compare as rule T5 orders them.
+//! Bytes: keys that sort as their values do, packed rows that compare as rule T5 orders them, and chunks of tiles that
+//! merge.
 
+mod chunk;
 mod key;
 mod row;
 
+pub use chunk::{ChunkId, ChunkLayout, ChunkReads, is_chunk, merge_values, read_chunk};
 pub use key::{EncodedKeys, KeyCodec};
 pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout};
 

@@ -10,6 +10,8 @@
 //! | `view@event_time` | when the row's event happened; null when missing or static |
 //! | `view@as_of` | the time as of which the value holds: the lesser of now and the view's watermark |
 
+mod windows;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -25,9 +27,10 @@ use foldhash::fast::RandomState;
 use crate::definition::{Column, Contract, FeatureRule, FeatureView, Pinned, timestamp_type};
 use crate::encoding::{EncodedKeys, KeyCodec, RowHeader, RowLayout};
 use crate::freshness::{Status, alive, lag, status};
-use crate::tier::{EntityRead, OnlineTier};
+use crate::tier::{EntityRead, Mark, OnlineTier};
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
+use windows::WindowReads;
 
 /// The name of a view's status column.
 pub fn status_column(view: &str) -> String {
@@ -66,18 +69,27 @@ struct KeySet {
     codec: KeyCodec,
     /// Where the codec's columns stand among the plan's keys.
     indices: Vec<usize>,
-    /// The entity's views, in the order of the contract's rules.
+    /// The entity's views of rows, in the order of the contract's rules.
     views: Vec<Pinned>,
 }
 
 #[derive(Debug, Clone)]
 struct PlannedView {
     rule: FeatureRule,
-    /// Which of the plan's key sets is its entity's, and which of that set's views it is.
+    /// Which of the plan's key sets is its entity's.
     key_set: usize,
-    place: usize,
     layout: RowLayout,
+    values: Values,
     ttl: Option<Span>,
+}
+
+/// How a view's values are read.
+#[derive(Debug, Clone)]
+enum Values {
+    /// From the entity's row in the view; which of the key set's views it is.
+    Row(usize),
+    /// From the entity's tiles.
+    Windows(WindowReads),
 }
 
 impl LookupPlan {
@@ -102,15 +114,16 @@ impl LookupPlan {
             if known.is_none() {
                 key_sets.push(KeySet { codec, indices, views: Vec::new() });
             }
-            let siblings = &mut key_sets[key_set].views;
-            siblings.push(view.pinned());
-            planned.push(PlannedView {
-                rule: rule.clone(),
-                key_set,
-                place: siblings.len() - 1,
-                layout: RowLayout::new(&view.features),
-                ttl: view.ttl,
-            });
+            let values = match &view.windowed {
+                Some(windowed) => Values::Windows(WindowReads::new(windowed)?),
+                None => {
+                    let siblings = &mut key_sets[key_set].views;
+                    siblings.push(view.pinned());
+                    Values::Row(siblings.len() - 1)
+                }
+            };
+            let layout = RowLayout::new(&view.features);
+            planned.push(PlannedView { rule: rule.clone(), key_set, layout, values, ttl: view.ttl });
         }
         let fields: Vec<Field> = planned.iter().flat_map(PlannedView::fields).collect();
         Ok(Self { contract: contract.clone(), keys, key_sets, views: planned, schema: Arc::new(Schema::new(fields)) })
@@ -174,7 +187,7 @@ impl LookupPlan {
         let reads =
             self.key_sets.iter().zip(&encoded).map(|(set, keys)| set.read(tier, keys)).collect::<Result<Vec<_>>>()?;
         for view in &self.views {
-            view.answer(&reads[view.key_set], now, &mut columns)?;
+            view.answer(tier, &reads[view.key_set], now, &mut columns)?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
@@ -189,7 +202,9 @@ fn index_of(keys: &mut Vec<Column>, key: &Column) -> usize {
 }
 
 /// What was read for the keys of a batch.
-struct BatchRead {
+struct BatchRead<'a> {
+    /// The distinct keys.
+    keys: Vec<&'a [u8]>,
     read: EntityRead,
     /// Which of the read entities each row asks for.
     of_row: Vec<Option<usize>>,
@@ -227,9 +242,14 @@ impl KeySet {
         self.codec.encode(&own)
     }
 
-    fn read(&self, tier: &dyn OnlineTier, keys: &EncodedKeys) -> Result<BatchRead> {
-        let (distinct, of_row) = distinct(keys);
-        Ok(BatchRead { read: tier.read_entities(&self.views, &distinct)?, of_row })
+    fn read<'a>(&self, tier: &dyn OnlineTier, keys: &'a EncodedKeys) -> Result<BatchRead<'a>> {
+        let (keys, of_row) = distinct(keys);
+        let read = if self.views.is_empty() {
+            EntityRead { entities: Vec::new(), marks: Vec::new() }
+        } else {
+            tier.read_entities(&self.views, &keys)?
+        };
+        Ok(BatchRead { keys, read, of_row })
     }
 }
 
@@ -249,15 +269,30 @@ impl PlannedView {
         features.chain(facts).collect()
     }
 
-    fn answer(&self, batch: &BatchRead, now: Timestamp, columns: &mut Vec<ArrayRef>) -> Result<()> {
-        let rows = batch.read.entities.iter().map(|entity| entity[self.place].as_ref());
+    fn answer(
+        &self,
+        tier: &dyn OnlineTier,
+        batch: &BatchRead<'_>,
+        now: Timestamp,
+        columns: &mut Vec<ArrayRef>,
+    ) -> Result<()> {
+        let computed;
+        let (rows, mark): (Vec<Option<&Bytes>>, Mark) = match &self.values {
+            Values::Row(place) => {
+                (batch.read.entities.iter().map(|entity| entity[*place].as_ref()).collect(), batch.read.marks[*place])
+            }
+            Values::Windows(reads) => {
+                computed = reads.read(tier, &self.rule.view, &self.layout, &batch.keys, now)?;
+                (computed.rows.iter().map(Option::as_ref).collect(), computed.mark)
+            }
+        };
         let held: Vec<Option<(RowHeader, &Bytes)>> =
-            rows.map(|row| row.and_then(|row| self.visible(row, now))).collect();
+            rows.into_iter().map(|row| row.and_then(|row| self.visible(row, now))).collect();
         let of_row = || batch.of_row.iter().map(|index| index.and_then(|index| held[index]));
         let packed: Vec<Option<&Bytes>> = of_row().map(|row| row.map(|(_, bytes)| bytes)).collect();
         columns.extend(self.layout.decode(&packed)?);
         let events = of_row().map(|row| row.map(|(header, _)| header.event_time));
-        self.facts(events, packed.len(), batch.read.marks[self.place].watermark, now, columns);
+        self.facts(events, packed.len(), mark.watermark, now, columns);
         Ok(())
     }
 

@@ -17,6 +17,8 @@ mod object_reader;
 mod reference;
 mod rocksdb_tuning;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ pub use reference::ReferenceTier;
 
 use crate::Result;
 use crate::definition::Pinned;
+use crate::encoding::merge_values;
 use crate::time::Timestamp;
 
 /// How far a tier has got with a view.
@@ -48,6 +51,22 @@ pub struct Mark {
 
 /// A key and its packed row, as [`crate::encoding`] writes them.
 pub type KeyedRow = (Bytes, Bytes);
+
+/// Adds rows to those held, as [`crate::encoding::merge_values`] merges two of one key.
+fn merge_rows(held: &mut BTreeMap<Bytes, Bytes>, rows: Vec<KeyedRow>) -> Result<()> {
+    for (key, row) in rows {
+        match held.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(row);
+            }
+            Entry::Occupied(mut place) => {
+                let merged = merge_values(place.get(), &row)?;
+                place.insert(merged);
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The answer to a read: a row or nothing for each key, all as of one mark.
 #[derive(Debug, Clone)]
@@ -70,12 +89,16 @@ pub struct EntityRead {
     pub marks: Vec<Mark>,
 }
 
+/// Makes the rows of several keys of one view from a tier.
+pub type ComputeRows<'a> = dyn Fn(&dyn OnlineTier, &[&[u8]]) -> Result<ViewRead> + 'a;
+
 /// A tier that answers online reads: the newest row of each entity, per view version.
 ///
 /// Contract, which `conformance` checks on every implementation:
 ///
 /// - Of all rows given for a key the one whose bytes are greatest holds (rule T5), in whatever order, however often and
-///   in whatever grouping they are given.
+///   in whatever grouping they are given. Chunks of tiles given for a key are merged, each time that they are given:
+///   marks see to it that a commit is given once.
 /// - [`apply`](Self::apply) and [`Generation::finish`] are atomic: a read sees all of a change with its mark, or none.
 /// - A view that was never written reads as nothing, with the default mark.
 /// - Versions of a view know nothing of each other.
@@ -98,6 +121,15 @@ pub trait OnlineTier: Send + Sync + Debug {
         let entities = keys.iter().map(|_| rows.iter_mut().map(|of| of.next().flatten()).collect()).collect();
         Ok(EntityRead { entities, marks })
     }
+
+    /// Reads rows that are computed from the entities' entries, such as the features of windows. `compute` makes the rows
+    /// of several keys from a tier that it is given, all at one instant. They hold as long as nothing changes in the
+    /// view and `epoch` is the same: a tier may keep them until then.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and those of `compute`.
+    fn read_computed(&self, view: &Pinned, epoch: &[u8], keys: &[&[u8]], compute: &ComputeRows<'_>)
+    -> Result<ViewRead>;
 
     /// How far the tier has got with a view.
     ///

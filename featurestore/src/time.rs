@@ -4,8 +4,9 @@
 mod clock;
 mod instant;
 mod span;
-pub mod window;
+mod window;
 
 pub use clock::{Clock, DrivenClock, SystemClock};
 pub use instant::Timestamp;
 pub use span::Span;
+pub use window::{Cover, Tile, Tiles, Window, floor};

@@ -1,4 +1,5 @@
-"""All features of all flights: Springhouse's training set against DuckDB's own SQL, ASOF joins over window functions."""
+"""All features of all flights: Springhouse's training set against DuckDB's own SQL: ASOF joins, and differences
+of running sums for windows, which must agree to the last bit."""
 
 import shutil
 import subprocess
@@ -28,31 +29,20 @@ for table in ("flights", "weather", "planes"):
     db.execute(f"CREATE VIEW {table} AS SELECT * FROM '{folder}/data/{table}.parquet'")
 
 
-def window(key, time, span):
-    return f"(PARTITION BY {key} ORDER BY {time} RANGE BETWEEN INTERVAL '{span}' PRECEDING AND CURRENT ROW)"
+HOUR = 3_600_000_000
 
+# For each windowed view: its keys, event time, value, what it calls counts, its step, its windows with their steps, its TTL.
+WINDOWED = {
+    "airport_departures": (["origin"], "departed_at", "dep_delay", "departures",
+        {"2h": (2 * HOUR, HOUR // 12), "24h": (24 * HOUR, HOUR // 12)}, 30 * 24 * HOUR),
+    "carrier_landings": (["carrier"], "landed_at", "arr_delay", "landings",
+        {"6h": (6 * HOUR, HOUR // 4), "7d": (7 * 24 * HOUR, HOUR)}, 30 * 24 * HOUR),
+    "route_landings": (["origin", "dest"], "landed_at", "arr_delay", "landings",
+        {"1d": (24 * HOUR, HOUR), "14d": (14 * 24 * HOUR, HOUR)}, 60 * 24 * HOUR),
+}
 
-# For each view: its rows, its keys, its time, its TTL and its features, in DuckDB's SQL.
+# For each view of rows: its rows, its keys, its time, its TTL and its features, in DuckDB's SQL.
 VIEWS = {
-    "airport_departures": (f"""SELECT origin, departed_at AS t,
-        avg(dep_delay::DOUBLE) OVER {window('origin', 'departed_at', '2 hours')} AS mean_delay_2h,
-        count(*) OVER {window('origin', 'departed_at', '2 hours')} AS departures_2h,
-        avg(dep_delay::DOUBLE) OVER {window('origin', 'departed_at', '24 hours')} AS mean_delay_24h,
-        count(*) OVER {window('origin', 'departed_at', '24 hours')} AS departures_24h
-        FROM flights WHERE departed_at IS NOT NULL""", ["origin"], "30 days",
-        ["mean_delay_2h", "departures_2h", "mean_delay_24h", "departures_24h"]),
-    "carrier_landings": (f"""SELECT carrier, landed_at AS t,
-        avg(arr_delay::DOUBLE) OVER {window('carrier', 'landed_at', '6 hours')} AS mean_delay_6h,
-        avg(arr_delay::DOUBLE) OVER {window('carrier', 'landed_at', '7 days')} AS mean_delay_7d,
-        count(*) OVER {window('carrier', 'landed_at', '7 days')} AS landings_7d
-        FROM flights WHERE landed_at IS NOT NULL""", ["carrier"], "30 days",
-        ["mean_delay_6h", "mean_delay_7d", "landings_7d"]),
-    "route_landings": (f"""SELECT origin, dest, landed_at AS t,
-        avg(arr_delay::DOUBLE) OVER {window('origin, dest', 'landed_at', '1 day')} AS mean_delay_1d,
-        avg(arr_delay::DOUBLE) OVER {window('origin, dest', 'landed_at', '14 days')} AS mean_delay_14d,
-        count(*) OVER {window('origin, dest', 'landed_at', '14 days')} AS landings_14d
-        FROM flights WHERE landed_at IS NOT NULL""", ["origin", "dest"], "60 days",
-        ["mean_delay_1d", "mean_delay_14d", "landings_14d"]),
     "plane_landings": ("""SELECT tailnum, landed_at AS t, max(arr_delay) AS last_delay FROM flights
         WHERE landed_at IS NOT NULL AND tailnum IS NOT NULL GROUP BY ALL""", ["tailnum"], None, ["last_delay"]),
     "airport_weather": ("SELECT origin, observed_at AS t, temp, wind_speed, precip, visib FROM weather",
@@ -79,6 +69,33 @@ for view, (sql, keys, ttl, features) in VIEWS.items():
             FROM '{ours}' o JOIN theirs t USING (flight_id)""").fetchone()
         assert nulls_ours == nulls_theirs and wrong == 0, (name, nulls_ours, nulls_theirs, wrong)
         compared += rows
+# A window is the difference of two running sums: at the flight's time, and where the window begins.
+for view, (keys, time, value, counts, windows, ttl) in WINDOWED.items():
+    listed = ", ".join(keys)
+    db.execute(f"""CREATE OR REPLACE TABLE running AS
+        SELECT {listed}, t, sum(s) OVER w AS s, sum(n) OVER w AS n, sum(c) OVER w AS c
+        FROM (SELECT {listed}, epoch_us({time}) AS t, coalesce(sum({value}), 0) AS s, count({value}) AS n, count(*) AS c
+              FROM flights WHERE {time} IS NOT NULL GROUP BY ALL)
+        WINDOW w AS (PARTITION BY {listed} ORDER BY t ROWS UNBOUNDED PRECEDING)""")
+    for suffix, (length, step) in windows.items():
+        same = {side: " AND ".join(f"f.{key} = {side}.{key}" for key in keys) for side in ("head", "tail")}
+        wrong, nulls = db.execute(f"""WITH spine AS (
+                SELECT flight_id, {listed}, epoch_us(scheduled_at) AS t,
+                       (epoch_us(scheduled_at) - {length}) // {step} * {step} AS begin FROM flights),
+            theirs AS (
+                SELECT f.flight_id,
+                       head.t IS NOT NULL AND f.t - head.t <= {ttl} AS alive,
+                       head.c - coalesce(tail.c, 0) AS c, head.n - coalesce(tail.n, 0) AS n, head.s - coalesce(tail.s, 0) AS s
+                FROM spine f
+                ASOF LEFT JOIN running head ON {same["head"]} AND f.t >= head.t
+                ASOF LEFT JOIN running tail ON {same["tail"]} AND f.begin >= tail.t)
+            SELECT count(*) FILTER (
+                       o."{view}.{counts}_{suffix}" IS DISTINCT FROM CASE WHEN alive THEN c END
+                       OR o."{view}.mean_delay_{suffix}" IS DISTINCT FROM CASE WHEN alive AND n > 0 THEN s::DOUBLE / n END),
+                   count(*) FILTER (o."{view}.mean_delay_{suffix}" IS NULL)
+            FROM '{ours}' o JOIN theirs USING (flight_id)""").fetchone()
+        assert wrong == 0 and 0 < nulls < rows, (view, suffix, wrong, nulls)
+        compared += 2 * rows
 for feature in ("year", "seats", "engines"):
     wrong = db.execute(f"""SELECT count(*) FROM '{ours}' o LEFT JOIN planes p USING (tailnum)
         WHERE o."plane_facts.{feature}" IS DISTINCT FROM p.{feature}""").fetchone()[0]

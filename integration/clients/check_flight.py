@@ -54,7 +54,7 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     assert sorted(files["name"].to_pylist()) == ["manifest.json", "weights.safetensors"]
     order = {"training_set": {"contract": "fraud", "time": "t", "spine":
         "SELECT 'ann' AS user_name, 'NL' AS country, TIMESTAMP '1970-01-01 00:00:09' AT TIME ZONE 'UTC' AS t UNION ALL "
-        "SELECT 'ann', 'NL', TIMESTAMP '1970-01-01 00:00:10' AT TIME ZONE 'UTC'"}}
+        "SELECT 'ann', 'NL', TIMESTAMP '1970-01-01 00:00:10' AT TIME ZONE 'UTC' ORDER BY t"}}
     training = client.do_get(flight.Ticket(json.dumps(order).encode())).read_all()
     assert training["amount"].to_pylist() == [-1.0, 70.0] and training["domestic"].to_pylist() == [True, True], training
     assert client.get_flight_info(command(order)).schema == training.schema

@@ -3,7 +3,7 @@
 use crate::project::{DEFINITIONS, TestProject};
 
 /// What is changed in good definitions, and what the error must then say.
-const FAULTS: [(&str, &str, &str); 24] = [
+const FAULTS: [(&str, &str, &str); 25] = [
     (
         "SELECT user_name, paid_at, known_at, amount FROM payments",
         "SELECT user_nam, paid_at, known_at, amount FROM payments",
@@ -45,7 +45,12 @@ const FAULTS: [(&str, &str, &str); 24] = [
     ),
     ("REFRESH EVERY '1 minute'", "REFRESH EVERY '0 minutes'", "is not positive"),
     ("REFRESH EVERY '1 minute'", "REFRESH EVERY 'soon'", "not an interval"),
-    ("REFRESH EVERY '1 minute'", "WINDOWS ('2 hours') REFRESH EVERY '1 minute'", "WINDOWS is not yet supported"),
+    ("REFRESH EVERY '1 minute'", "WINDOWS ('2 hours') REFRESH EVERY '1 minute'", "WINDOWS has no STEP"),
+    (
+        "REFRESH EVERY '1 minute'",
+        "WINDOWS ('2 hours') STEP '5 minutes' REFRESH EVERY '1 minute'",
+        "a view with WINDOWS selects its keys and aggregates",
+    ),
     ("FEATURES (last_payment FRESH", "FEATURES (lost_payment FRESH", "did you mean 'last_payment'?"),
     ("ON MISSING DEFAULT", "ON MISSING SERVE", "a missing value cannot be served"),
     ("last_payment.amount, -1", "last_payment.amont, -1", "there is no column 'last_payment.amont'"),

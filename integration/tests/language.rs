@@ -55,6 +55,17 @@ fn view(random: &mut Seeded) -> String {
             let clause = format!("EVENT TIME {}", name(random));
             optional(random, clause)
         },
+        {
+            let lengths = ["2 hours", "24h", "7 days", "1 week", "90s", "1 minute"];
+            let clause = format!(
+                "WINDOWS ('{}', '{}' STEP {}) STEP {}",
+                random.pick(&lengths),
+                random.pick(&lengths),
+                span(random),
+                span(random)
+            );
+            optional(random, clause)
+        },
     ];
     random.shuffle(&mut clauses);
     format!("CREATE FEATURE VIEW {} {} AS {}", name(random), clauses.join(" "), query(random))

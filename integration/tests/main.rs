@@ -11,4 +11,5 @@ mod project;
 mod s3;
 mod seeded;
 mod time_rules;
+mod windows;
 mod wire;

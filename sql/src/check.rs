@@ -9,6 +9,7 @@ mod drop;
 mod names;
 mod source;
 mod view;
+mod windowed;
 
 use std::collections::BTreeMap;
 

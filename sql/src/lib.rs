@@ -10,6 +10,7 @@
 //! 3. [`change_plan`] — the difference between definitions and the catalog, for people.
 //! 4. [`session`] — the DataFusion session in which tables, sources and views are queries.
 //! 5. [`view_rows`] — the rows of a view that became visible in a stretch of time: what a refresh commits.
+//!    [`windowed`] — a windowed view's query taken apart into events and aggregates.
 //! 6. [`point_in_time`] — for each row of a spine the feature row that was known at its time (rules T3 to T5).
 //! 7. [`spine`] — a spine, and the features of all views of a contract as of its times.
 //! 8. [`inputs`] — a contract's input expressions, compiled once, used by training and serving.
@@ -24,3 +25,4 @@ pub mod print;
 pub mod session;
 pub mod spine;
 pub mod view_rows;
+pub mod windowed;

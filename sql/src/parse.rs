@@ -14,7 +14,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 pub use statement::{
     ContractStatement, DropStatement, EntityStatement, InputStatement, Located, OutputColumn, RuleStatement,
-    SourceStatement, Statement, TableStatement, ViewStatement,
+    SourceStatement, Statement, TableStatement, ViewStatement, WindowsClause, WrittenWindow,
 };
 
 use crate::diagnostic::{Diagnostic, Position, SourceFile};

@@ -9,11 +9,15 @@
 //! view rows  -> by hash of key -> sorted by key, visible time, event, ..., values +
 //! ```
 //!
+//! For a windowed view the rows are events, and the answer is what its windows hold as of the spine's time (rule T4): the
+//! same sweep, with the key's tiles in the place of the candidate.
+//!
 //! *Visible time* is the later of event time and available time: a sweep in that order keeps one candidate per key.
 //! Sorting spills to disk beyond the session's memory; the merge itself holds a few batches.
 
 mod exec;
 mod merge;
+mod windows;
 
 use std::sync::Arc;
 
@@ -27,10 +31,10 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 use datafusion::prelude::DataFrame;
-use springhouse_featurestore::definition::{ColumnType, FeatureView};
+use springhouse_featurestore::Result;
+use springhouse_featurestore::definition::{Column, ColumnType, FeatureView};
 use springhouse_featurestore::lookup::{event_time_column, feature_column};
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
-use springhouse_featurestore::Result;
 
 pub use exec::PointInTimeExec;
 
@@ -80,18 +84,24 @@ pub async fn join(
     let rows = visible(rows, view).map_err(query_error)?;
     let rows = rows.create_physical_plan().await.map_err(query_error)?;
     let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
-    let feature_names: Vec<String> = view.features.iter().map(|f| feature_column(&view.name, &f.name)).collect();
+    let values: Vec<String> = view.row_columns().iter().map(|column| value_column(view, column)).collect();
     let event = event_time_column(&view.name);
     let row_order: Vec<&str> = keys
         .iter()
         .copied()
         .chain([VISIBLE_TIME, event.as_str(), AVAILABLE_TIME])
-        .chain(feature_names.iter().map(String::as_str))
+        .chain(values.iter().map(String::as_str).filter(|_| view.windowed.is_none()))
         .collect();
     let rows = arrange(rows, &keys, &row_order, partitions).map_err(query_error)?;
-    let payload: Vec<&str> = feature_names.iter().map(String::as_str).chain([event.as_str()]).collect();
-    let join = PointInTimeExec::try_new(spine, rows, &keys, time, &event, &payload).map_err(query_error)?;
+    let event = view.windowed.is_none().then_some(event.as_str());
+    let payload: Vec<&str> = values.iter().map(String::as_str).chain(event).collect();
+    let join = PointInTimeExec::try_new(spine, rows, view, time, &payload).map_err(query_error)?;
     Ok(Arc::new(join))
+}
+
+/// What a value column of the view's rows is called inside the join.
+fn value_column(view: &FeatureView, column: &Column) -> String {
+    feature_column(&view.name, &column.name)
 }
 
 /// Renames a view's columns to their names in the result, and adds the visible time.
@@ -99,7 +109,7 @@ fn visible(rows: DataFrame, view: &FeatureView) -> QueryResult<DataFrame> {
     let event = exact(EVENT_TIME).alias(event_time_column(&view.name));
     let visible = greatest(vec![exact(EVENT_TIME), exact(AVAILABLE_TIME)]).alias(VISIBLE_TIME);
     let keys = view.keys.iter().map(|key| exact(&key.name));
-    let features = view.features.iter().map(|f| exact(&f.name).alias(feature_column(&view.name, &f.name)));
+    let features = view.row_columns().iter().map(|column| exact(&column.name).alias(value_column(view, column)));
     let columns: Vec<_> = keys.chain(features).chain([event, exact(AVAILABLE_TIME), visible]).collect();
     rows.select(columns)
 }

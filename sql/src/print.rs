@@ -8,7 +8,7 @@ use springhouse_featurestore::definition::{Available, DefinitionKind, EventTime}
 
 use crate::parse::{
     ContractStatement, DropStatement, EntityStatement, Located, RuleStatement, SourceStatement, Statement,
-    ViewStatement,
+    ViewStatement, WrittenWindow,
 };
 
 /// The canonical text of a statement, without the closing semicolon.
@@ -100,6 +100,10 @@ fn print_view(view: &ViewStatement) -> String {
     if let Some(column) = &view.event_time {
         put(&mut text, format_args!("\n  EVENT TIME {}", quoted(&column.value)));
     }
+    if let Some(clause) = &view.windows {
+        let windows: Vec<String> = clause.windows.iter().map(print_window).collect();
+        put(&mut text, format_args!("\n  WINDOWS ({}) STEP '{}'", windows.join(", "), clause.step.value));
+    }
     put(&mut text, format_args!("\n  REFRESH EVERY '{}'", view.refresh_every.value));
     for (clause, span) in [("TTL", &view.ttl), ("LOOKBACK", &view.lookback)] {
         if let Some(span) = span {
@@ -108,6 +112,11 @@ fn print_view(view: &ViewStatement) -> String {
     }
     put(&mut text, format_args!("\n  AS {}", view.query.value));
     text
+}
+
+fn print_window(window: &WrittenWindow) -> String {
+    let step = window.step.as_ref().map(|step| format!(" STEP '{}'", step.value));
+    format!("'{}'{}", window.length.value, step.unwrap_or_default())
 }
 
 fn print_contract(contract: &ContractStatement) -> String {

@@ -24,6 +24,8 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, Objec
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
+use crate::windowed::EventQuery;
+
 /// Where view data is found by DataFusion.
 const STORE_URL: &str = "springhouse://store/";
 
@@ -227,16 +229,20 @@ impl Session {
         frame.select(columns).map_err(query_error)
     }
 
-    /// A view's rows as data files hold them: keys, features, `@event_time`, `@available_time`. Rows without a key or a
+    /// A view's rows as data files hold them: keys, features (of a windowed view its events' arguments), `@event_time`, `@available_time`. Rows without a key or a
     /// time are left out. Its sources must have been added.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] when the query no longer plans.
     pub async fn view_frame(&self, view: &FeatureView) -> Result<DataFrame> {
-        let frame =
-            self.context.sql(&view.query).await.map_err(|error| {
-                Error::invalid("a view's query does not run").with("view", &view.name).source(error)
-            })?;
+        let failed = |error: DataFusionError| {
+            Error::invalid("a view's query does not run").with("view", &view.name).source(error)
+        };
+        let mut frame = self.context.sql(&view.query).await.map_err(failed)?;
+        if view.windowed.is_some() {
+            let events = EventQuery::take_apart(frame.logical_plan()).map_err(failed)?;
+            frame = events.frame(self, &view.row_time.columns()).map_err(failed)?;
+        }
         let typed = |column: &Column| cast(ident(&column.name), column.column_type.to_arrow()).alias(&column.name);
         let moment = |column: &str| cast(ident(column), ColumnType::Timestamp.to_arrow());
         let (event, available) = match &view.row_time {
@@ -248,7 +254,7 @@ impl Session {
             }
             RowTime::Columns { event_time, available_time } => (moment(event_time), moment(available_time)),
         };
-        let mut columns: Vec<Expr> = view.keys.iter().chain(&view.features).map(typed).collect();
+        let mut columns: Vec<Expr> = view.keys.iter().chain(view.row_columns()).map(typed).collect();
         columns.extend([event.alias(EVENT_TIME), available.alias(AVAILABLE_TIME)]);
         let whole = view
             .keys

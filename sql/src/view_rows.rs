@@ -21,8 +21,9 @@ use crate::session::{EventRange, Session, exact, query_error, timestamp};
 pub type RowStream = BoxStream<'static, Result<RecordBatch>>;
 
 /// The rows of `view` that became visible after `since` (all, where it is `None`) and by `until`, with the columns of
-/// its data files, sorted by key, event time and available time. Of rows that are equal in all three, which one query
-/// over one state of the sources can yield, the one with the greatest values stands for all (rule T5).
+/// its data files, sorted by key, event time and available time. Of feature rows that are equal in all three, which one
+/// query over one state of the sources can yield, the one with the greatest values stands for all (rule T5); the events
+/// of a windowed view all count.
 ///
 /// Sources are read no further back than the view's `LOOKBACK` asks.
 ///
@@ -41,6 +42,9 @@ pub async fn view_rows(
     let keys = view.keys.len();
     let schema = springhouse_featurestore::tier::data_schema(view);
     let batches = frame.execute_stream().await.map_err(query_error)?;
+    if view.windowed.is_some() {
+        return Ok(batches.map(move |batch| conform(&batch.map_err(query_error)?, &schema)).boxed());
+    }
     let mut last = LastOfEqual::new(&schema, keys)?;
     let rows = batches.map(Some).chain(futures::stream::once(async { None })).filter_map(move |batch| {
         let kept = match batch {
@@ -99,7 +103,7 @@ fn visible_in(frame: DataFrame, view: &FeatureView, since: Option<Timestamp>, un
 fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataFrame> {
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let times = [EVENT_TIME, AVAILABLE_TIME].map(exact);
-    let values = view.features.iter().map(|feature| exact(&feature.name));
+    let values = view.row_columns().iter().map(|column| exact(&column.name));
     let order = keys.chain(times).chain(values).map(|column| column.sort(true, true)).collect();
     frame.sort(order).map_err(query_error)
 }

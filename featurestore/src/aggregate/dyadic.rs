@@ -77,6 +77,30 @@ impl Dyadic {
         }
     }
 
+    /// The number, where it is an integer of 128 bits.
+    pub fn integer(&self) -> Option<i128> {
+        match &self.integer {
+            Integer::Small(0) => Some(0),
+            Integer::Small(integer) if self.exponent >= 0 => aligned(*integer, self.exponent.unsigned_abs(), 0),
+            Integer::Small(integer) => {
+                let less = self.exponent.unsigned_abs();
+                (integer.trailing_zeros() >= less).then(|| integer >> less)
+            }
+            Integer::Large(integer) => {
+                let whole = if self.exponent >= 0 {
+                    integer.as_ref() << self.exponent.unsigned_abs()
+                } else {
+                    let less = u64::from(self.exponent.unsigned_abs());
+                    if integer.trailing_zeros().is_some_and(|zeros| zeros < less) {
+                        return None;
+                    }
+                    integer.as_ref() >> less
+                };
+                whole.try_into().ok()
+            }
+        }
+    }
+
     /// Adds `integer * 2^exponent`.
     pub fn add(&mut self, integer: i128, exponent: i32) {
         if integer == 0 {

@@ -27,6 +27,11 @@ pub struct Moments {
 }
 
 impl Moments {
+    /// From their parts.
+    pub(super) fn of(count: u64, total: Total, squares: Total) -> Self {
+        Self { count, total, squares }
+    }
+
     /// Adds a value.
     pub fn add(&mut self, value: f64) {
         self.count += 1;

@@ -42,6 +42,25 @@ impl Total {
         }
     }
 
+    /// Adds an integer.
+    pub fn add_integer(&mut self, value: i128) {
+        self.finite.add(value, 0);
+    }
+
+    /// Adds an integer's square.
+    pub(super) fn add_integer_square(&mut self, value: u64) {
+        // Above 2^127 a square leaves 128 signed bits: it is added in two halves.
+        let square = u128::from(value) * u128::from(value);
+        for half in [square >> 64, square & u128::from(u64::MAX)].into_iter().zip([64, 0]) {
+            self.finite.add(i128::try_from(half.0).unwrap_or(i128::MAX), half.1);
+        }
+    }
+
+    /// The total, where it is an integer of 128 bits.
+    pub fn integer(&self) -> Option<i128> {
+        self.finite.integer().filter(|_| self.special == [0; 3])
+    }
+
     /// Adds another total.
     pub fn merge(&mut self, other: &Self) {
         self.finite.merge(&other.finite);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Column, Pinned, Version};
+use super::{Column, Pinned, Version, Windowed};
 use crate::time::Span;
 
 /// How a view's rows get their event time and available time.
@@ -28,6 +28,15 @@ pub enum RowTime {
 }
 
 impl RowTime {
+    /// The columns of the query that it reads.
+    pub fn columns(&self) -> Vec<&str> {
+        match self {
+            Self::Static => Vec::new(),
+            Self::Delayed { event_time, .. } => vec![event_time],
+            Self::Columns { event_time, available_time } => vec![event_time, available_time],
+        }
+    }
+
     /// The event-time column, unless the view is static.
     pub fn event_time(&self) -> Option<&str> {
         match self {
@@ -62,7 +71,10 @@ pub struct FeatureView {
     pub ttl: Option<Span>,
     /// How far back one row's value may reach.
     pub lookback: Option<Span>,
-    /// The value columns.
+    /// What is computed over windows; absent where each row of the query is a feature row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windowed: Option<Windowed>,
+    /// The features.
     pub features: Vec<Column>,
 }
 
@@ -70,6 +82,11 @@ impl FeatureView {
     /// The view at its version.
     pub fn pinned(&self) -> Pinned {
         Pinned::new(&self.name, self.version.clone())
+    }
+
+    /// The value columns of its committed rows: the features, or the arguments of the aggregates over windows.
+    pub fn row_columns(&self) -> &[Column] {
+        self.windowed.as_ref().map_or(&self.features, |windowed| &windowed.arguments)
     }
 
     /// Whether its rows hold at every time.

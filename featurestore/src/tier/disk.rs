@@ -15,8 +15,11 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, rocksdb_tuning as tuning};
+use super::{
+    ComputeRows, EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning,
+};
 use crate::definition::{Pinned, Version};
+use crate::encoding::{is_chunk, merge_values};
 use crate::{Error, Result};
 
 type Database = DBWithThreadMode<MultiThreaded>;
@@ -206,6 +209,16 @@ impl OnlineTier for DiskTier {
         Ok(EntityRead { entities: rows.into_iter().map(Into::into).collect(), marks })
     }
 
+    fn read_computed(
+        &self,
+        _view: &Pinned,
+        _epoch: &[u8],
+        keys: &[&[u8]],
+        compute: &ComputeRows<'_>,
+    ) -> Result<ViewRead> {
+        compute(self, keys)
+    }
+
     fn mark(&self, view: &Pinned) -> Result<Mark> {
         Ok(self.slot(view).map_or(Mark::default(), |slot| slot.read().unwrap_or_else(PoisonError::into_inner).mark))
     }
@@ -216,8 +229,17 @@ impl OnlineTier for DiskTier {
         let handle = self.family_handle(&family(view, state.generation))?;
         let record = DiskView { generation: state.generation, mark };
         let mut batch = WriteBatch::default();
+        let mut chunks = BTreeMap::new();
+        let (given, rows): (Vec<KeyedRow>, Vec<KeyedRow>) = rows.into_iter().partition(|(_, row)| is_chunk(row));
+        merge_rows(&mut chunks, given)?;
         for (key, row) in rows {
             batch.merge_cf(&handle, key, row);
+        }
+        // Chunks change again and again: merged here, under the view's lock, no read has to merge them.
+        for (key, chunk) in chunks {
+            let held = self.database.get_pinned_cf(&handle, &key).map_err(|error| self.failed(error))?;
+            let merged = held.map_or(Ok(chunk.clone()), |held| merge_values(&held, &chunk))?;
+            batch.put_cf(&handle, key, merged);
         }
         batch.put(view.to_string(), record_bytes(&record)?);
         self.database.write(batch).map_err(|error| self.failed(error))?;
@@ -302,13 +324,8 @@ impl DiskGeneration<'_> {
 
 impl Generation for DiskGeneration<'_> {
     fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()> {
-        for (key, row) in rows {
-            self.buffered += key.len() + row.len();
-            let held = self.buffer.entry(key).or_default();
-            if row > *held {
-                *held = row;
-            }
-        }
+        self.buffered += rows.iter().map(|(key, row)| key.len() + row.len()).sum::<usize>();
+        merge_rows(&mut self.buffer, rows)?;
         if self.buffered >= SORT_BUFFER_BYTES { self.flush() } else { Ok(()) }
     }
 

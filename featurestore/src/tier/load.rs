@@ -9,9 +9,10 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 
 use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommitKind, ViewLog, ViewLogState};
-use super::{KeyedRow, Mark, OnlineTier};
-use crate::definition::FeatureView;
-use crate::encoding::{KeyCodec, RowHeader, RowLayout};
+use super::{KeyedRow, Mark, OnlineTier, merge_rows};
+use crate::aggregate::{Arguments, EntityTiles, TileLayout};
+use crate::definition::{Column, FeatureView, Windowed};
+use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout};
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -62,17 +63,12 @@ pub async fn catch_up(
     }
     let mut reached = mark;
     for (number, commit) in commits {
-        let mut newest = Newest::default();
+        let mut held = BTreeMap::new();
         for file in &commit.files {
-            packer
-                .read(log, number, file, |rows| {
-                    newest.add(rows);
-                    Ok(())
-                })
-                .await?;
+            packer.read(log, number, file, |rows| merge_rows(&mut held, rows)).await?;
         }
         reached = Mark { commit: number, watermark: Some(commit.watermark) };
-        tier.apply(log.view(), newest.rows(), reached)?;
+        tier.apply(log.view(), held.into_iter().collect(), reached)?;
     }
     Ok(reached)
 }
@@ -105,30 +101,22 @@ impl ViewLog {
     }
 }
 
-/// The newest row of each key among those seen.
-#[derive(Default)]
-struct Newest(BTreeMap<Bytes, Bytes>);
-
-impl Newest {
-    fn add(&mut self, rows: Vec<KeyedRow>) {
-        for (key, row) in rows {
-            let held = self.0.entry(key).or_default();
-            if row > *held {
-                *held = row;
-            }
-        }
-    }
-
-    fn rows(self) -> Vec<KeyedRow> {
-        self.0.into_iter().collect()
-    }
-}
-
-/// Turns batches of a view's data files into keyed packed rows.
+/// Turns batches of a view's data files into keyed packed rows, or into keyed chunks of tiles.
 #[derive(Debug, Clone)]
 pub struct Packer {
     keys: KeyCodec,
+    /// A packed row's layout; of a windowed view that of its newest event's times.
     layout: RowLayout,
+    columns: Vec<Column>,
+    tiles: Option<TilePacker>,
+}
+
+/// Turns events into chunks of tiles.
+#[derive(Debug, Clone)]
+struct TilePacker {
+    windowed: Windowed,
+    layout: TileLayout,
+    chunks: ChunkLayout,
 }
 
 impl Packer {
@@ -137,7 +125,20 @@ impl Packer {
     /// # Errors
     /// [`crate::ErrorKind::Invalid`] when its key columns cannot be keys.
     pub fn new(view: &FeatureView) -> Result<Self> {
-        Ok(Self { keys: KeyCodec::new(&view.keys)?, layout: RowLayout::new(&view.features) })
+        let tiles = match &view.windowed {
+            None => None,
+            Some(windowed) => {
+                let layout = TileLayout::new(windowed)?;
+                Some(TilePacker { windowed: windowed.clone(), chunks: ChunkLayout::new(&layout), layout })
+            }
+        };
+        let packed: &[Column] = if tiles.is_some() { &[] } else { &view.features };
+        Ok(Self {
+            keys: KeyCodec::new(&view.keys)?,
+            layout: RowLayout::new(packed),
+            columns: view.row_columns().to_vec(),
+            tiles,
+        })
     }
 
     async fn read(
@@ -165,9 +166,8 @@ impl Packer {
                 .cloned()
                 .ok_or_else(|| Error::damaged("a data file lacks a column").with("column", name))
         };
-        let columns = |names: &[crate::definition::Column]| -> Result<Vec<ArrayRef>> {
-            names.iter().map(|named| column(&named.name)).collect()
-        };
+        let columns =
+            |names: &[Column]| -> Result<Vec<ArrayRef>> { names.iter().map(|named| column(&named.name)).collect() };
         let keys = self.keys.encode(&columns(self.keys.columns())?)?;
         let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
         let (event, available) = (times(&event)?, times(&available)?);
@@ -178,10 +178,50 @@ impl Packer {
                 sequence: i64::try_from(number).unwrap_or(i64::MAX),
             })
             .collect();
-        let rows = self.layout.encode(&headers, &columns(self.layout.columns())?)?;
+        let columns = columns(&self.columns)?;
+        if let Some(tiles) = &self.tiles {
+            return tiles.pack(&keys, &headers, &columns, &self.layout);
+        }
+        let rows = self.layout.encode(&headers, &columns)?;
         let keyed =
             keys.iter().zip(rows).filter_map(|(key, row)| Some((Bytes::copy_from_slice(key?), Bytes::from(row))));
         Ok(keyed.collect())
+    }
+}
+
+impl TilePacker {
+    /// The chunks of a batch of events, and the times of each entity's newest.
+    fn pack(
+        &self,
+        keys: &EncodedKeys,
+        headers: &[RowHeader],
+        arguments: &[ArrayRef],
+        newest: &RowLayout,
+    ) -> Result<Vec<KeyedRow>> {
+        let arguments = Arguments::new(&self.windowed, arguments)?;
+        let mut entities: BTreeMap<&[u8], (EntityTiles, RowHeader)> = BTreeMap::new();
+        let mut values = Vec::new();
+        for (row, (key, header)) in keys.iter().zip(headers).enumerate() {
+            let Some(key) = key else { continue };
+            let (tiles, last) = entities.entry(key).or_insert_with(|| (EntityTiles::default(), *header));
+            arguments.of_row(row, &mut values);
+            tiles.add(&self.layout, header.event_time, header.available_time, &values);
+            *last = (*last).max(*header);
+        }
+        let mut keyed = Vec::new();
+        for (key, (tiles, last)) in entities {
+            let entry = |id: ChunkId| {
+                let mut key = key.to_vec();
+                id.write(&mut key);
+                Bytes::from(key)
+            };
+            for row in newest.encode(&[last], &[])? {
+                keyed.push((entry(ChunkId::NEWEST), Bytes::from(row)));
+            }
+            let chunks = self.chunks.encode(&self.layout, &tiles);
+            keyed.extend(chunks.into_iter().map(|(id, bytes)| (entry(id), Bytes::from(bytes))));
+        }
+        Ok(keyed)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The memory tier: a cache of entities' rows, bounded in bytes, over another tier.
 //!
-//! An entry holds an entity's rows in a *group*: the views that are read together. A change of a view takes the view's
+//! An entry holds an entity's rows in a *group*: the views that are read together; or, for a view whose rows are computed
+//! (the features of windows), the computed row with the epoch that it holds for. A change of a view takes the view's
 //! lock for writing: it changes the tier below, drops the entries that it touched in every group of the view (or, for
 //! a new generation, starts new incarnations of those groups), and only then lets readers in again. A reader holds
 //! the locks of all its views until its answer is made. So no answer mixes two states of a view, and none is older
@@ -14,9 +15,10 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
-use super::{EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
+use super::{ComputeRows, EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
 use crate::Result;
 use crate::definition::Pinned;
+use crate::encoding::ChunkId;
 
 /// What the cache itself needs for an entry, beside key and row (measured for moka 0.12; it is a weight, not a promise).
 const ENTRY_OVERHEAD_BYTES: usize = 160;
@@ -25,13 +27,20 @@ const ENTRY_OVERHEAD_BYTES: usize = 160;
 #[derive(Debug)]
 pub struct MemoryTier<T> {
     below: T,
-    cache: Cache<Box<[u8]>, EntityRows, RandomState>,
+    cache: Cache<Box<[u8]>, Entry, RandomState>,
     views: RwLock<HashMap<Pinned, Arc<ViewSlot>>>,
     groups: RwLock<HashMap<Vec<Pinned>, Arc<Group>>>,
     next_incarnation: AtomicU32,
     next_slot: AtomicU32,
     hits: AtomicU64,
     reads: AtomicU64,
+}
+
+/// What is known of an entity.
+#[derive(Debug, Clone)]
+enum Entry {
+    Rows(EntityRows),
+    Computed { epoch: Bytes, row: Option<Bytes> },
 }
 
 #[derive(Debug)]
@@ -61,8 +70,12 @@ struct Group {
 
 /// The bytes that an entry counts for.
 #[expect(clippy::borrowed_box, reason = "the cache hands over references to what it holds")]
-fn weight(key: &Box<[u8]>, entity: &EntityRows) -> u32 {
-    let rows: usize = entity.iter().map(|row| size_of::<Option<Bytes>>() + row.as_ref().map_or(0, Bytes::len)).sum();
+fn weight(key: &Box<[u8]>, entry: &Entry) -> u32 {
+    let of_row = |row: &Option<Bytes>| size_of::<Option<Bytes>>() + row.as_ref().map_or(0, Bytes::len);
+    let rows: usize = match entry {
+        Entry::Rows(rows) => rows.iter().map(of_row).sum(),
+        Entry::Computed { row, .. } => of_row(row),
+    };
     u32::try_from(key.len() + rows + ENTRY_OVERHEAD_BYTES).unwrap_or(u32::MAX)
 }
 
@@ -144,11 +157,13 @@ impl<T: OnlineTier> MemoryTier<T> {
         let mut cache_key = Vec::with_capacity(64);
         for (index, key) in keys.iter().enumerate() {
             set_cache_key(&mut cache_key, incarnation, key);
-            let held = self.cache.get(cache_key.as_slice());
-            if held.is_none() {
-                missed.push(index);
-            }
-            entities.push(held);
+            entities.push(match self.cache.get(cache_key.as_slice()) {
+                Some(Entry::Rows(rows)) => Some(rows),
+                Some(Entry::Computed { .. }) | None => {
+                    missed.push(index);
+                    None
+                }
+            });
         }
         self.reads.fetch_add(keys.len() as u64, Ordering::Relaxed);
         self.hits.fetch_add((keys.len() - missed.len()) as u64, Ordering::Relaxed);
@@ -157,11 +172,53 @@ impl<T: OnlineTier> MemoryTier<T> {
             let read = self.below.read_entities(views, &missed_keys)?;
             for (index, entity) in missed.into_iter().zip(read.entities) {
                 set_cache_key(&mut cache_key, incarnation, keys[index]);
-                self.cache.insert(cache_key.clone().into_boxed_slice(), Arc::clone(&entity));
+                self.cache.insert(cache_key.clone().into_boxed_slice(), Entry::Rows(Arc::clone(&entity)));
                 entities[index] = Some(entity);
             }
         }
         Ok(entities.into_iter().flatten().collect())
+    }
+
+    fn compute_through(
+        &self,
+        incarnation: u32,
+        epoch: &[u8],
+        keys: &[&[u8]],
+        compute: &ComputeRows<'_>,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let mut rows = vec![None; keys.len()];
+        let mut missed = Vec::new();
+        let mut cache_key = Vec::with_capacity(64);
+        for (index, key) in keys.iter().enumerate() {
+            set_cache_key(&mut cache_key, incarnation, key);
+            match self.cache.get(cache_key.as_slice()) {
+                Some(Entry::Computed { epoch: of, row }) if of == epoch => rows[index] = row,
+                _ => missed.push(index),
+            }
+        }
+        self.reads.fetch_add(keys.len() as u64, Ordering::Relaxed);
+        self.hits.fetch_add((keys.len() - missed.len()) as u64, Ordering::Relaxed);
+        if !missed.is_empty() {
+            let epoch = Bytes::copy_from_slice(epoch);
+            let missed_keys: Vec<&[u8]> = missed.iter().map(|&index| keys[index]).collect();
+            for (index, row) in missed.into_iter().zip(compute(&self.below, &missed_keys)?.rows) {
+                set_cache_key(&mut cache_key, incarnation, keys[index]);
+                let entry = Entry::Computed { epoch: epoch.clone(), row: row.clone() };
+                self.cache.insert(cache_key.clone().into_boxed_slice(), entry);
+                rows[index] = row;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Drops what is known of the entity that a written key belongs to, and of the key itself.
+fn drop_entries(cache: &Cache<Box<[u8]>, Entry, RandomState>, cache_key: &mut Vec<u8>, incarnation: u32, key: &[u8]) {
+    set_cache_key(cache_key, incarnation, key);
+    cache.invalidate(cache_key.as_slice());
+    if let Some(entity) = ChunkId::entity_of_newest(key) {
+        set_cache_key(cache_key, incarnation, entity);
+        cache.invalidate(cache_key.as_slice());
     }
 }
 
@@ -188,6 +245,23 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         Ok(EntityRead { entities, marks: group.places.iter().map(|&place| locks[place].mark).collect() })
     }
 
+    fn read_computed(
+        &self,
+        view: &Pinned,
+        epoch: &[u8],
+        keys: &[&[u8]],
+        compute: &ComputeRows<'_>,
+    ) -> Result<ViewRead> {
+        if self.cache.policy().max_capacity() == Some(0) {
+            return self.below.read_computed(view, epoch, keys, compute);
+        }
+        let group = self.group(std::slice::from_ref(view))?;
+        let locks = group.lock();
+        let incarnation = group.incarnation.load(Ordering::Acquire);
+        let rows = self.compute_through(incarnation, epoch, keys, compute)?;
+        Ok(ViewRead { rows, mark: locks.first().map(|state| state.mark).unwrap_or_default() })
+    }
+
     fn mark(&self, view: &Pinned) -> Result<Mark> {
         Ok(self.slot(view)?.state.read().unwrap_or_else(PoisonError::into_inner).mark)
     }
@@ -201,8 +275,7 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         for group in &state.groups {
             let incarnation = group.incarnation.load(Ordering::Acquire);
             for key in &keys {
-                set_cache_key(&mut cache_key, incarnation, key);
-                self.cache.invalidate(cache_key.as_slice());
+                drop_entries(&self.cache, &mut cache_key, incarnation, key);
             }
         }
         state.mark = mark;

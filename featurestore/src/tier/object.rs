@@ -217,9 +217,10 @@ impl ViewLog {
     }
 }
 
-/// The columns of a view's data files: keys, features, event time, available time.
+/// The columns of a view's data files: keys, features (or the arguments of a windowed view's events), event time,
+/// available time.
 pub fn data_schema(view: &FeatureView) -> SchemaRef {
-    let columns = view.keys.iter().chain(&view.features).map(Column::to_field);
+    let columns = view.keys.iter().chain(view.row_columns()).map(Column::to_field);
     let times = [EVENT_TIME, AVAILABLE_TIME].map(|name| Field::new(name, timestamp_type(), false));
     Arc::new(Schema::new(columns.chain(times).collect::<Vec<_>>()))
 }

@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 
-use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead};
+use super::{ComputeRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows};
 use crate::Result;
 use crate::definition::Pinned;
 
@@ -22,13 +22,8 @@ pub struct ReferenceTier {
 }
 
 impl View {
-    fn add(&mut self, rows: Vec<KeyedRow>) {
-        for (key, row) in rows {
-            let held = self.rows.entry(key).or_default();
-            if row > *held {
-                *held = row;
-            }
-        }
+    fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()> {
+        merge_rows(&mut self.rows, rows)
     }
 }
 
@@ -41,6 +36,16 @@ impl OnlineTier for ReferenceTier {
         Ok(ViewRead { rows: keys.iter().map(|key| view.rows.get(*key).cloned()).collect(), mark: view.mark })
     }
 
+    fn read_computed(
+        &self,
+        _view: &Pinned,
+        _epoch: &[u8],
+        keys: &[&[u8]],
+        compute: &ComputeRows<'_>,
+    ) -> Result<ViewRead> {
+        compute(self, keys)
+    }
+
     fn mark(&self, view: &Pinned) -> Result<Mark> {
         let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
         Ok(views.get(view).map(|view| view.mark).unwrap_or_default())
@@ -49,7 +54,7 @@ impl OnlineTier for ReferenceTier {
     fn apply(&self, view: &Pinned, rows: Vec<KeyedRow>, mark: Mark) -> Result<()> {
         let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
         let view = views.entry(view.clone()).or_default();
-        view.add(rows);
+        view.add(rows)?;
         view.mark = mark;
         Ok(())
     }
@@ -72,8 +77,7 @@ struct ReferenceGeneration<'a> {
 
 impl Generation for ReferenceGeneration<'_> {
     fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()> {
-        self.view.add(rows);
-        Ok(())
+        self.view.add(rows)
     }
 
     fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {

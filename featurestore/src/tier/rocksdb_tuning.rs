@@ -2,6 +2,8 @@
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DataBlockIndexType, MergeOperands, Options};
 
+use crate::encoding::merge_values;
+
 /// Memory for decompressed blocks; the memory tier above holds what is hot, so this stays small.
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 
@@ -44,7 +46,7 @@ pub(super) fn view(cache: &Cache) -> Options {
     // Upper levels are rewritten often and want speed; the last level holds nearly everything and wants density.
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_bottommost_compression_type(DBCompressionType::Zstd);
-    options.set_merge_operator_associative("springhouse.newest", newest);
+    options.set_merge_operator_associative("springhouse.merge", merge);
     options
 }
 
@@ -54,8 +56,10 @@ pub(super) fn cache() -> Cache {
     Cache::new_hyper_clock_cache(BLOCK_CACHE_BYTES, 0)
 }
 
-/// Rule T5 as a merge operator: the greatest bytes win, so writes need no read and may come in any order, any number
-/// of times.
-fn newest(_key: &[u8], held: Option<&[u8]>, given: &MergeOperands) -> Option<Vec<u8>> {
-    given.iter().chain(held).max().map(<[u8]>::to_vec)
+/// [`merge_values`] as a merge operator: writes need no read and may come in any order. What cannot be merged is
+/// reported by RocksDB as corrupt when it is read.
+fn merge(_key: &[u8], held: Option<&[u8]>, given: &MergeOperands) -> Option<Vec<u8>> {
+    let mut values = held.into_iter().chain(given.iter());
+    let first = values.next()?.to_vec();
+    values.try_fold(first, |held, value| merge_values(&held, value).ok().map(Vec::from))
 }

@@ -132,6 +132,22 @@ impl Tiles {
         Timestamp::from_micros(tile.index.saturating_add(1).saturating_mul(self.levels[tile.level].micros()))
     }
 
+    /// As [`Self::cover`], with neighbouring tiles of a level joined to ranges, and with the tile that the head is in.
+    pub fn ranges(&self, tail: Timestamp, as_of: Timestamp) -> Vec<std::ops::RangeInclusive<Tile>> {
+        let Cover { tiles, head_after } = self.cover(tail, as_of);
+        let head = (head_after < as_of).then(|| self.tile_of(0, as_of));
+        let mut ranges: Vec<std::ops::RangeInclusive<Tile>> = Vec::new();
+        for tile in tiles.into_iter().chain(head) {
+            match ranges.last_mut() {
+                Some(range) if range.end().level == tile.level && range.end().index + 1 == tile.index => {
+                    *range = *range.start()..=tile;
+                }
+                _ => ranges.push(tile..=tile),
+            }
+        }
+        ranges
+    }
+
     /// Covers the event times after `tail`, which is a multiple of the step, up to and with `as_of`.
     pub fn cover(&self, tail: Timestamp, as_of: Timestamp) -> Cover {
         let whole_until = floor(as_of, self.levels[0]);

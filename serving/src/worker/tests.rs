@@ -61,6 +61,7 @@ fn deployed() -> DeployedContract {
         refresh_every: Span::from_secs(60),
         ttl: None,
         lookback: None,
+        windowed: None,
         features: vec![Column::nullable("amount", ColumnType::Float64)],
     };
     let rule = FeatureRule {

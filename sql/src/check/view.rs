@@ -44,7 +44,6 @@ impl Checker<'_> {
                 return Ok(());
             }
         };
-        let stateful = is_stateful(frame.logical_plan())?;
         let columns = match columns_of(&frame) {
             Ok(columns) => columns,
             Err(error) => {
@@ -54,8 +53,24 @@ impl Checker<'_> {
         };
         let faults = self.faults.len();
         self.check_keys(file, view, &entity, &columns);
-        let row_time = self.row_time(file, view, &sources, &columns, stateful);
-        let features = self.features(file, view, &entity, row_time.as_ref(), &columns);
+        let (stateful, row_time, windowed, features);
+        if let Some(clause) = &view.windows {
+            let checked = self.windowed(file, view, clause, &entity, frame.logical_plan());
+            let Some((found, visible)) = checked else { return Ok(()) };
+            stateful = false;
+            row_time = self.row_time(file, view, &sources, &visible, stateful);
+            if row_time == Some(RowTime::Static) {
+                let message = "a view with WINDOWS needs a source with an event time";
+                self.fault(file, view.query.at, message, None);
+            }
+            features = found.features();
+            windowed = Some(found);
+        } else {
+            stateful = is_stateful(frame.logical_plan())?;
+            row_time = self.row_time(file, view, &sources, &columns, stateful);
+            features = self.features(file, view, &entity, row_time.as_ref(), &columns);
+            windowed = None;
+        }
         let Some(row_time) = row_time.filter(|_| self.faults.len() == faults) else { return Ok(()) };
         let text = print(statement);
         let pinned: Vec<Pinned> = sources.iter().map(Source::pinned).collect();
@@ -73,6 +88,7 @@ impl Checker<'_> {
             ttl: view.ttl.as_ref().map(|ttl| ttl.value),
             // Where each row depends on one event alone, nothing before it needs to be read.
             lookback: view.lookback.as_ref().map(|span| span.value).or_else(|| (!stateful).then_some(Span::ZERO)),
+            windowed,
             features,
         };
         self.views.insert(checked.name.clone(), checked.clone());

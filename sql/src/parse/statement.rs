@@ -5,7 +5,7 @@ use datafusion::sql::sqlparser::ast::{Expr, Query};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::TokenWithSpan;
 use springhouse_featurestore::definition::{
-    Availability, Available, ColumnType, DefinitionKind, EventTime, Latency, RuleAction,
+    Availability, Available, ColumnType, DefinitionKind, EventTime, Latency, RuleAction, WindowLength,
 };
 use springhouse_featurestore::time::Span;
 
@@ -76,6 +76,24 @@ pub struct EntityStatement {
     pub keys: Vec<(Located<String>, ColumnType)>,
 }
 
+/// `WINDOWS ('2 hours', '30 days' STEP '1 day') STEP '5 minutes'`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WindowsClause {
+    /// The windows.
+    pub windows: Vec<WrittenWindow>,
+    /// The step of those that have none of their own.
+    pub step: Located<Span>,
+}
+
+/// One window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrittenWindow {
+    /// Its length.
+    pub length: Located<WindowLength>,
+    /// Its own step.
+    pub step: Option<Located<Span>>,
+}
+
 /// `CREATE FEATURE VIEW name ENTITY entity ... AS query`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ViewStatement {
@@ -85,6 +103,8 @@ pub struct ViewStatement {
     pub entity: Located<String>,
     /// The event-time column, where the query does not pass its source's through.
     pub event_time: Option<Located<String>>,
+    /// The windows of its aggregates.
+    pub windows: Option<WindowsClause>,
     /// How often it is to be refreshed.
     pub refresh_every: Located<Span>,
     /// How long a row counts.

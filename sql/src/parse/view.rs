@@ -1,14 +1,16 @@
 //! `CREATE FEATURE VIEW`.
 
+use springhouse_featurestore::definition::WindowLength;
 use springhouse_featurestore::time::Span;
 
 use super::cursor::Cursor;
-use super::{HelpBoxed, Located, Parse, ViewStatement};
+use super::{HelpBoxed, Located, Parse, ViewStatement, WindowsClause, WrittenWindow};
 
 #[derive(Default)]
 struct Clauses {
     entity: Option<Located<String>>,
     event_time: Option<Located<String>>,
+    windows: Option<Located<WindowsClause>>,
     refresh_every: Option<Located<Span>>,
     ttl: Option<Located<Span>>,
     lookback: Option<Located<Span>>,
@@ -41,6 +43,7 @@ pub(super) fn parse_view(cursor: &mut Cursor<'_>) -> Parse<Box<ViewStatement>> {
         name,
         entity,
         event_time: clauses.event_time,
+        windows: clauses.windows.map(|windows| windows.value),
         refresh_every,
         ttl: clauses.ttl,
         lookback: clauses.lookback,
@@ -66,11 +69,27 @@ fn parse_clause(cursor: &mut Cursor<'_>, clauses: &mut Clauses) -> Parse<()> {
         let span = cursor.interval()?;
         once(cursor, "LOOKBACK", &mut clauses.lookback, span)
     } else if cursor.take_word("WINDOWS") {
-        Err(cursor.fault(at, "WINDOWS is not yet supported").help_boxed(
-            "write the window in SQL, avg(x) OVER (PARTITION BY key ORDER BY event_time RANGE BETWEEN INTERVAL '2 hours' \
-             PRECEDING AND CURRENT ROW), and LOOKBACK '2 hours'",
-        ))
+        let windows = parse_windows(cursor)?;
+        once(cursor, "WINDOWS", &mut clauses.windows, Located { value: windows, at })
     } else {
-        Err(cursor.unexpected("ENTITY, EVENT TIME, REFRESH EVERY, TTL, LOOKBACK or AS"))
+        Err(cursor.unexpected("ENTITY, EVENT TIME, WINDOWS, REFRESH EVERY, TTL, LOOKBACK or AS"))
     }
+}
+
+fn parse_windows(cursor: &mut Cursor<'_>) -> Parse<WindowsClause> {
+    let windows = cursor.list(parse_window)?;
+    let at = cursor.position();
+    if !cursor.take_word("STEP") {
+        return Err(cursor.fault(at, "WINDOWS has no STEP").help_boxed(
+            "add STEP '5 minutes', or how far a window's old end may lie behind; the new end is always exact",
+        ));
+    }
+    Ok(WindowsClause { windows, step: cursor.interval()? })
+}
+
+fn parse_window(cursor: &mut Cursor<'_>) -> Parse<WrittenWindow> {
+    let text = cursor.text("a window such as '2 hours'")?;
+    let length = WindowLength::parse(&text.value).map_err(|error| cursor.fault(text.at, error.to_string()))?;
+    let step = if cursor.take_word("STEP") { Some(cursor.interval()?) } else { None };
+    Ok(WrittenWindow { length: Located { value: length, at: text.at }, step })
 }

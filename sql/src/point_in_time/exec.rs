@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::interleave;
-use arrow::datatypes::{Field, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use arrow::row::{OwnedRow, Row, RowConverter, Rows, SortField};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
@@ -20,8 +20,12 @@ use datafusion::physical_plan::{
 };
 use futures::{StreamExt, stream};
 
+use springhouse_featurestore::definition::{FeatureView, Windowed};
+use springhouse_featurestore::lookup::event_time_column;
+
 use super::merge::Sweep;
-use super::{AVAILABLE_TIME, VISIBLE_TIME, ascending};
+use super::windows::WindowMerging;
+use super::{AVAILABLE_TIME, VISIBLE_TIME, added_fields, ascending};
 
 /// Joins two sides that are spread by key and sorted: see the module's page.
 #[derive(Debug)]
@@ -29,37 +33,41 @@ pub struct PointInTimeExec {
     spine: Arc<dyn ExecutionPlan>,
     rows: Arc<dyn ExecutionPlan>,
     columns: Columns,
+    /// What is answered: the newest row, or windows over the rows.
+    windowed: Option<Arc<Windowed>>,
     schema: SchemaRef,
     properties: Arc<PlanProperties>,
 }
 
 /// Where the columns stand that the join reads.
 #[derive(Debug, Clone)]
-struct Columns {
-    spine_keys: Vec<usize>,
-    spine_time: usize,
-    row_keys: Vec<usize>,
-    visible: usize,
-    event: usize,
-    available: usize,
-    payload: Vec<usize>,
-    sort_fields: Vec<SortField>,
+pub(super) struct Columns {
+    pub(super) spine_keys: Vec<usize>,
+    pub(super) spine_time: usize,
+    pub(super) row_keys: Vec<usize>,
+    pub(super) visible: usize,
+    pub(super) event: usize,
+    pub(super) available: usize,
+    pub(super) payload: Vec<usize>,
+    pub(super) sort_fields: Vec<SortField>,
 }
 
 impl PointInTimeExec {
-    /// A join of `rows` to `spine`; both must have as many partitions, spread by `keys`, and be sorted by
-    /// (`keys`, time) and (`keys`, visible time, event time, available time, values).
+    /// A join of a view's `rows` to `spine`; both must have as many partitions, spread by the view's keys, and be sorted
+    /// by (keys, time) and (keys, visible time, event time, available time, values).
     ///
     /// # Errors
     /// When a column is missing.
     pub fn try_new(
         spine: Arc<dyn ExecutionPlan>,
         rows: Arc<dyn ExecutionPlan>,
-        keys: &[&str],
+        view: &FeatureView,
         time: &str,
-        event: &str,
         payload: &[&str],
     ) -> Result<Self> {
+        let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
+        let keys = keys.as_slice();
+        let event = &event_time_column(&view.name);
         let (left, right) = (spine.schema(), rows.schema());
         let all = |schema: &SchemaRef, names: &[&str]| -> Result<Vec<usize>> {
             Ok(names.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?)
@@ -78,10 +86,7 @@ impl PointInTimeExec {
                 .collect(),
         };
         let fields = left.fields().iter().map(|field| field.as_ref().clone());
-        let added = columns.payload.iter().map(|&index| {
-            let field = right.field(index);
-            Field::new(field.name(), field.data_type().clone(), true)
-        });
+        let added = added_fields(view).into_iter().map(|field| field.as_ref().clone());
         let schema: SchemaRef = Arc::new(Schema::new(fields.chain(added).collect::<Vec<_>>()));
         let properties = Arc::new(PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&schema)),
@@ -89,7 +94,8 @@ impl PointInTimeExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        Ok(Self { spine, rows, columns, schema, properties })
+        let windowed = view.windowed.clone().map(Arc::new);
+        Ok(Self { spine, rows, columns, windowed, schema, properties })
     }
 }
 
@@ -97,7 +103,9 @@ impl DisplayAs for PointInTimeExec {
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let spine = self.spine.schema();
         let keys: Vec<&str> = self.columns.spine_keys.iter().map(|&i| spine.field(i).name().as_str()).collect();
-        write!(f, "PointInTimeExec: keys=[{}], time={}", keys.join(", "), spine.field(self.columns.spine_time).name())
+        let time = spine.field(self.columns.spine_time).name();
+        let what = self.windowed.as_ref().map(|windowed| format!(", windows={}", windowed.windows.len()));
+        write!(f, "PointInTimeExec: keys=[{}], time={time}{}", keys.join(", "), what.unwrap_or_default())
     }
 }
 
@@ -133,6 +141,7 @@ impl ExecutionPlan for PointInTimeExec {
             spine,
             rows,
             columns: self.columns.clone(),
+            windowed: self.windowed.clone(),
             schema: Arc::clone(&self.schema),
             properties: Arc::clone(&self.properties),
         }))
@@ -143,9 +152,16 @@ impl ExecutionPlan for PointInTimeExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let spine = self.spine.execute(partition, Arc::clone(&context))?;
+        let rows = RowSide::new(self.rows.execute(partition, context)?, &self.columns)?;
+        if let Some(windowed) = &self.windowed {
+            let merging =
+                WindowMerging::new(spine, rows, &self.columns, Arc::clone(windowed), Arc::clone(&self.schema))?;
+            return Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), merging.batches())));
+        }
         let merging = Merging {
-            spine: self.spine.execute(partition, Arc::clone(&context))?,
-            rows: RowSide::new(self.rows.execute(partition, context)?, &self.columns)?,
+            spine,
+            rows,
             converter: RowConverter::new(self.columns.sort_fields.clone())?,
             sweep: Sweep::new(),
             columns: self.columns.clone(),
@@ -159,7 +175,7 @@ impl ExecutionPlan for PointInTimeExec {
 }
 
 /// Where a row lies: which of the kept batches, and which of its rows.
-type Place = (usize, usize);
+pub(super) type Place = (usize, usize);
 
 struct Merging {
     spine: SendableRecordBatchStream,
@@ -189,7 +205,7 @@ impl Merging {
 
     /// Offers all rows that are visible to a key by a time, then asks.
     async fn answer(&mut self, key: Row<'_>, time: i64) -> Result<Option<Place>> {
-        while self.rows.fill().await? {
+        while self.rows.fill(self.sweep.held()).await? {
             let Some(current) = self.rows.kept.last() else { break };
             let (at, of) = (self.rows.at, current.keys.row(self.rows.at));
             if (of, current.visible.value(at)) > (key, time) {
@@ -203,7 +219,11 @@ impl Merging {
             }
             self.rows.at += 1;
         }
-        Ok(self.sweep.answer(|held| held.row() == key))
+        let answer = self.sweep.answer(|held| held.row() == key);
+        if let Some((batch, _)) = answer {
+            self.rows.kept[batch].answers = true;
+        }
+        Ok(answer)
     }
 
     fn gather(&self, spine: &RecordBatch, places: &[Option<Place>]) -> Result<RecordBatch> {
@@ -213,8 +233,11 @@ impl Merging {
         let mut columns = spine.columns().to_vec();
         for (&index, field) in self.columns.payload.iter().zip(&self.schema.fields()[columns.len()..]) {
             let nothing = new_null_array(field.data_type(), 1);
-            let mut values: Vec<&dyn Array> = vec![nothing.as_ref()];
-            values.extend(self.rows.kept.iter().map(|kept| kept.batch.column(index).as_ref()));
+            let of_kept =
+                |kept: &Kept| kept.batch.as_ref().map_or_else(|| Arc::clone(&nothing), |b| Arc::clone(b.column(index)));
+            let arrays: Vec<ArrayRef> =
+                std::iter::once(Arc::clone(&nothing)).chain(self.rows.kept.iter().map(of_kept)).collect();
+            let values: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
             columns.push(interleave(&values, &indices)?);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(spine.num_rows()));
@@ -234,6 +257,7 @@ impl Merging {
             index += 1;
             keep.contains(&(index - 1))
         });
+        self.rows.kept.iter_mut().for_each(|kept| kept.answers = false);
         if let Some((batch, row)) = held {
             let moved = keep.iter().position(|&kept| kept == batch).unwrap_or(0);
             self.sweep.moved((moved, row));
@@ -242,21 +266,25 @@ impl Merging {
 }
 
 /// The view's side: batches with their keys converted once, and the place of the next row.
-struct RowSide {
+pub(super) struct RowSide {
     stream: SendableRecordBatchStream,
     converter: RowConverter,
     columns: Columns,
-    kept: Vec<Kept>,
-    at: usize,
+    /// The last is being read; of those before it only what answers need is kept.
+    pub(super) kept: Vec<Kept>,
+    pub(super) at: usize,
     over: bool,
 }
 
-struct Kept {
-    batch: RecordBatch,
-    keys: Rows,
-    visible: Int64Array,
-    event: Int64Array,
-    available: Int64Array,
+pub(super) struct Kept {
+    /// Gone when no answer needs it.
+    pub(super) batch: Option<RecordBatch>,
+    /// Whether an answer of the present spine batch is in it.
+    answers: bool,
+    pub(super) keys: Rows,
+    pub(super) visible: Int64Array,
+    pub(super) event: Int64Array,
+    pub(super) available: Int64Array,
 }
 
 impl RowSide {
@@ -265,9 +293,16 @@ impl RowSide {
         Ok(Self { stream, converter, columns: columns.clone(), kept: Vec::new(), at: 0, over: false })
     }
 
-    /// Makes the last kept batch the one that holds the next row; `false` at the end.
-    async fn fill(&mut self) -> Result<bool> {
-        while !self.over && self.kept.last().is_none_or(|kept| self.at >= kept.batch.num_rows()) {
+    /// Makes the last kept batch the one that holds the next row, and lets go of a batch that was read to its end
+    /// unless it has an answer or the row that is held; `false` at the end.
+    pub(super) async fn fill(&mut self, held: Option<Place>) -> Result<bool> {
+        while !self.over && self.kept.last().is_none_or(|kept| self.at >= kept.visible.len()) {
+            let read = self.kept.len().saturating_sub(1);
+            if let Some(last) = self.kept.last_mut().filter(|kept| !kept.answers)
+                && held.is_none_or(|(batch, _)| batch != read)
+            {
+                last.batch = None;
+            }
             match self.stream.next().await.transpose()? {
                 None => self.over = true,
                 Some(batch) if batch.num_rows() == 0 => {}
@@ -275,7 +310,10 @@ impl RowSide {
                     let keys = self.converter.convert_columns(&take(&batch, &self.columns.row_keys))?;
                     let (visible, event) = (micros(&batch, self.columns.visible)?, micros(&batch, self.columns.event)?);
                     let available = micros(&batch, self.columns.available)?;
-                    self.kept.push(Kept { batch, keys, visible, event, available });
+                    if let Some(last) = self.kept.last_mut() {
+                        last.keys.clear();
+                    }
+                    self.kept.push(Kept { batch: Some(batch), answers: false, keys, visible, event, available });
                     self.at = 0;
                 }
             }
@@ -284,12 +322,12 @@ impl RowSide {
     }
 }
 
-fn take(batch: &RecordBatch, indices: &[usize]) -> Vec<ArrayRef> {
+pub(super) fn take(batch: &RecordBatch, indices: &[usize]) -> Vec<ArrayRef> {
     indices.iter().map(|&index| Arc::clone(batch.column(index))).collect()
 }
 
 /// A time column as plain microseconds.
-fn micros(batch: &RecordBatch, index: usize) -> Result<Int64Array> {
+pub(super) fn micros(batch: &RecordBatch, index: usize) -> Result<Int64Array> {
     let plain = arrow::compute::cast(batch.column(index), &arrow::datatypes::DataType::Int64)?;
     Ok(plain.as_primitive::<Int64Type>().clone())
 }

@@ -77,8 +77,7 @@ impl SpineFeatures {
             entity.views.push(((*view).clone(), rows));
             entity.places.extend(places);
         }
-        let planned =
-            Self { spine, order, entities, schema: Arc::new(Schema::new(fields)), session: session.clone() };
+        let planned = Self { spine, order, entities, schema: Arc::new(Schema::new(fields)), session: session.clone() };
         for entity in &planned.entities {
             planned.key_columns(entity)?;
         }
