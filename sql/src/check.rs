@@ -45,6 +45,7 @@ pub async fn check(files: &[SourceFile], catalog: &CatalogState, session: &Sessi
         sources: BTreeMap::new(),
         entities: BTreeMap::new(),
         views: BTreeMap::new(),
+        unread: Vec::new(),
         checked: Checked::default(),
     };
     let mut statements = Vec::new();
@@ -61,7 +62,8 @@ pub async fn check(files: &[SourceFile], catalog: &CatalogState, session: &Sessi
         }
     }
     match Diagnostics::of(checker.faults) {
-        Some(faults) => Err(faults.into()),
+        // It may be why the rest does not fit.
+        Some(faults) => Err(checker.unread.into_iter().next().unwrap_or_else(|| faults.into())),
         None => Ok(checker.checked),
     }
 }
@@ -104,6 +106,8 @@ struct Checker<'a> {
     sources: BTreeMap<String, Source>,
     entities: BTreeMap<String, Entity>,
     views: BTreeMap<String, FeatureView>,
+    /// What of the catalog cannot be read here.
+    unread: Vec<Error>,
     checked: Checked,
 }
 

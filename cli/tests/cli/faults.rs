@@ -163,6 +163,11 @@ fn two_appliers_at_once_lose_nothing() {
     for mut run in [start(&project, "apply -m flights"), start(&other, "apply -m gates")] {
         assert!(run.wait().expect("ends").success());
     }
+    // The other folder does not have the flights' files, and needs none of them.
+    other.write("gates.sql", "CREATE ENTITY gate KEY (gate VARCHAR);\nCREATE ENTITY stand KEY (stand VARCHAR);\n");
+    other.ok("apply -m stands");
+    other.write("late.sql", "CREATE SOURCE late STATIC AS SELECT tailnum FROM flights;\n");
+    other.fails("apply -m late", &["data/flights.parquet", "does not exist"]);
     let log = project.ok("log");
     assert!(log.contains("commit 1") && log.contains("commit 2"), "{log}");
     assert!(log.contains("+ entity gate") && log.contains("+ contract arrival_delay"), "{log}");

@@ -6,8 +6,11 @@
 //! | key | value |
 //! |---|---|
 //! | entity, `00` | a packed row without columns: the times of the newest event |
-//! | entity, `01`, chunk | tiles of the levels below the top: those of a day, where the top is a day |
-//! | entity, `02`, chunk | tiles of the top level: 32 of them |
+//! | entity, `01`, chunk | tiles of the levels below the top: those of a day |
+//! | entity, `02`, chunk | tiles of the top level: 32 days |
+//!
+//! Where the windows are short enough for their steps, a chunk holds the tiles of all levels over several days, and there
+//! are none of the other kind.
 //!
 //! ```text
 //! chunk: tag FF | number of summaries | their parts, 1 byte each | tiles in order: slot (2) | length (4) | summaries
@@ -25,11 +28,11 @@ use crate::{Error, Result};
 /// The first byte of a chunk.
 const TAG: u8 = 0xFF;
 
-/// Tiles of the top level in a chunk, where it is not cut by the levels below.
+/// Tiles of the top level in a chunk of that level alone.
 const TOP_TILES: i64 = 32;
 
-/// Tiles of the only level in a chunk, where there is no other.
-const ONLY_TILES: i64 = 512;
+/// About as many tiles of all levels are in one chunk: more would be read for nothing.
+const JOINED_TILES: i64 = 512;
 
 /// The bytes that an entity's key ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,40 +63,50 @@ impl ChunkId {
 /// How tiles lie in chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkLayout {
-    /// Tiles of each level in a chunk.
-    tiles: Vec<i64>,
-    /// The slot of each level's first tile.
-    first_slots: Vec<i64>,
+    levels: Vec<LevelPlace>,
     header: Vec<u8>,
+}
+
+/// How the tiles of a level lie in chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LevelPlace {
+    kind: u8,
+    /// Tiles in a chunk.
+    tiles: i64,
+    /// The slot of the first.
+    first_slot: i64,
 }
 
 impl ChunkLayout {
     /// The layout for a view's tiles.
     pub fn new(layout: &TileLayout) -> Self {
-        let levels = layout.tiles().levels();
-        let top = levels.len() - 1;
-        let (mut tiles, mut first_slots, mut next) = (Vec::new(), Vec::new(), 0);
-        for (level, length) in levels.iter().enumerate() {
-            let count = match level {
-                _ if top == 0 => ONLY_TILES,
-                level if level == top => TOP_TILES,
-                _ => levels[top].micros() / length.micros(),
-            };
-            first_slots.push(if level == top { 0 } else { next });
-            next += count;
-            tiles.push(count);
+        let lengths = layout.tiles().levels();
+        let top = lengths[lengths.len() - 1].micros();
+        // What one tile of the top level covers, in tiles of all levels.
+        let per_top: i64 = lengths.iter().map(|length| top / length.micros()).sum();
+        let tops = (JOINED_TILES / per_top).max(1);
+        let longest = layout.windows().iter().map(|window| window.length().micros()).max().unwrap_or(0);
+        let joined = lengths.len() == 1 || longest <= tops * top;
+        let (mut levels, mut next) = (Vec::with_capacity(lengths.len()), 0);
+        for length in lengths.iter().map(|length| length.micros()) {
+            levels.push(if !joined && length == top {
+                LevelPlace { kind: 2, tiles: TOP_TILES, first_slot: 0 }
+            } else {
+                let tiles = top / length * if joined { tops } else { 1 };
+                LevelPlace { kind: 1, tiles, first_slot: next }
+            });
+            next += levels[levels.len() - 1].tiles;
         }
         let mut header = vec![TAG, u8::try_from(layout.parts().len()).unwrap_or(u8::MAX)];
         header.extend(layout.parts().map(Parts::bits));
-        Self { tiles, first_slots, header }
+        Self { levels, header }
     }
 
     /// Where a tile lies.
     pub fn place(&self, tile: Tile) -> (ChunkId, u16) {
-        let (count, top) = (self.tiles[tile.level], self.tiles.len() - 1);
-        let kind = if tile.level == top { 2 } else { 1 };
-        let slot = self.first_slots[tile.level] + tile.index.rem_euclid(count);
-        (ChunkId { kind, index: tile.index.div_euclid(count) }, u16::try_from(slot).unwrap_or(u16::MAX))
+        let LevelPlace { kind, tiles, first_slot } = self.levels[tile.level];
+        let slot = first_slot + tile.index.rem_euclid(tiles);
+        (ChunkId { kind, index: tile.index.div_euclid(tiles) }, u16::try_from(slot).unwrap_or(u16::MAX))
     }
 
     /// An entity's tiles as chunks.
@@ -156,8 +169,18 @@ impl<'a> ReadTiles<'a> {
         Ok(Some((u16::from_be_bytes([head[0], head[1]]), state)))
     }
 
-    fn summaries(&self, mut state: &[u8]) -> Result<Summaries> {
-        self.parts.iter().map(|parts| Summary::decode(*parts, &mut state)).collect()
+    fn summaries(&self, state: &[u8]) -> Result<Summaries> {
+        let mut summaries = Summaries::with_capacity(self.parts.len());
+        self.read_into(state, &mut summaries)?;
+        Ok(summaries)
+    }
+
+    fn read_into(&self, mut state: &[u8], summaries: &mut Summaries) -> Result<()> {
+        summaries.clear();
+        for parts in &self.parts {
+            summaries.push(Summary::decode(*parts, &mut state)?);
+        }
+        Ok(())
     }
 }
 
@@ -165,14 +188,18 @@ impl<'a> ReadTiles<'a> {
 ///
 /// # Errors
 /// [`crate::ErrorKind::Damaged`] when the bytes are not a chunk.
-pub fn read_chunk(bytes: &[u8], wanted: &[(u16, u64)], mut each: impl FnMut(u64, Summaries)) -> Result<()> {
+pub fn read_chunk(bytes: &[u8], wanted: &[(u16, u64)], mut each: impl FnMut(u64, &Summaries)) -> Result<()> {
     let mut tiles = ReadTiles::new(bytes)?;
+    let mut summaries = Summaries::new();
     let mut wanted = wanted.iter().peekable();
     while let Some((slot, state)) = tiles.next()? {
         while wanted.next_if(|(of, _)| *of < slot).is_some() {}
         match wanted.peek() {
             None => break,
-            Some((of, mask)) if *of == slot => each(*mask, tiles.summaries(state)?),
+            Some((of, mask)) if *of == slot => {
+                tiles.read_into(state, &mut summaries)?;
+                each(*mask, &summaries);
+            }
             Some(_) => {}
         }
     }
@@ -274,14 +301,14 @@ mod tests {
     use crate::definition::{Aggregate, AggregateFunction, Column, ColumnType, ViewWindow, WindowLength, Windowed};
     use crate::time::Span;
 
-    fn layout(step: i64) -> TileLayout {
+    fn layout(step: i64, windows: [&str; 3]) -> TileLayout {
         let aggregate =
             |function, argument| Aggregate { alias: "a".to_owned(), function, argument, output: ColumnType::Float64 };
         let length = |text| WindowLength::parse(text).expect("valid");
         let step = Span::from_secs(step);
         TileLayout::new(&Windowed {
             step,
-            windows: ["2 hours", "3 days", "40 days"].map(|text| ViewWindow { length: length(text), step }).to_vec(),
+            windows: windows.map(|text| ViewWindow { length: length(text), step }).to_vec(),
             arguments: vec![Column::nullable("argument_0", ColumnType::Float64)],
             aggregates: vec![
                 aggregate(AggregateFunction::Count, None),
@@ -298,9 +325,10 @@ mod tests {
             parts in proptest::collection::vec(
                 proptest::collection::vec((0_i64..6_000_000, proptest::option::of(-50_i32..50)), 0..12), 1..6),
             step in prop_oneof![Just(60_i64), Just(300), Just(420), Just(3_600), Just(86_400)],
+            windows in prop_oneof![Just(["2 hours", "3 days", "40 days"]), Just(["2 hours", "6 hours", "1 day"])],
             later in 0_i64..3_000_000,
         ) {
-            let layout = layout(if step == 86_400 { 3_600 } else { step });
+            let layout = layout(if step == 86_400 { 3_600 } else { step }, windows);
             let chunks = ChunkLayout::new(&layout);
             let (mut whole, mut stored) = (EntityTiles::default(), std::collections::BTreeMap::<ChunkId, Bytes>::new());
             for events in &parts {
@@ -330,7 +358,7 @@ mod tests {
                 read_chunk(bytes, wanted, |mask, summaries| {
                     for (index, window) in windows.iter_mut().enumerate() {
                         if mask >> index & 1 == 1 {
-                            layout.merge(window, &summaries);
+                            layout.merge(window, summaries);
                         }
                     }
                 }).expect("own bytes");

@@ -86,7 +86,7 @@ impl WindowReads {
             read_chunk(chunk, wanted, |mask, summaries| {
                 for (index, window) in windows.iter_mut().enumerate() {
                     if mask >> index & 1 == 1 {
-                        self.layout.merge(window, &summaries);
+                        self.layout.merge(window, summaries);
                     }
                 }
             })?;

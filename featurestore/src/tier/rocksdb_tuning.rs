@@ -10,8 +10,9 @@ const BLOCK_CACHE_BYTES: usize = 64 << 20;
 /// Memory for fresh writes of one column family before they are flushed.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 
-/// Larger blocks than RocksDB's 4 KiB: a sorted batch finds more of its keys in each, and a smaller index stays hot.
-const BLOCK_BYTES: usize = 16 << 10;
+/// Larger blocks than RocksDB's 4 KiB: a sorted batch finds more of its keys in each, and a smaller index stays hot. A
+/// hash index has room for 253 keys of a block.
+const BLOCK_BYTES: usize = 8 << 10;
 
 /// Bits of bloom filter per key: about 1 % false positives, so that an absent key costs no block read.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;

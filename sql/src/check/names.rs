@@ -30,7 +30,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Takes over what the catalog defines and the files neither define anew nor drop.
+    /// Takes over what the catalog defines and the files neither define anew nor drop. Tables of the catalog whose files
+    /// cannot be read here matter only where the files' definitions need them.
     pub(super) async fn add_from_catalog(&mut self, statements: &[Placed<'_>]) -> Result<()> {
         let spoken: BTreeSet<(DefinitionKind, String)> = statements
             .iter()
@@ -45,11 +46,11 @@ impl Checker<'_> {
             }
             match definition.as_ref() {
                 Definition::Table(table) => {
-                    self.session.add_table(table).await?;
+                    self.unread.extend(self.session.add_table(table).await.err());
                     self.tables.insert(table.name.clone(), table.clone());
                 }
                 Definition::Source(source) => {
-                    self.session.add_source(source, None).await?;
+                    self.unread.extend(self.session.add_source(source, None).await.err());
                     self.sources.insert(source.name.clone(), source.clone());
                 }
                 Definition::Entity(entity) => {
