@@ -89,7 +89,7 @@ enum Values {
     /// From the entity's row in the view; which of the key set's views it is.
     Row(usize),
     /// From the entity's tiles.
-    Windows(WindowReads),
+    Windows(Box<WindowReads>),
 }
 
 impl LookupPlan {
@@ -115,7 +115,7 @@ impl LookupPlan {
                 key_sets.push(KeySet { codec, indices, views: Vec::new() });
             }
             let values = match &view.windowed {
-                Some(windowed) => Values::Windows(WindowReads::new(windowed)?),
+                Some(windowed) => Values::Windows(Box::new(WindowReads::new(windowed)?)),
                 None => {
                     let siblings = &mut key_sets[key_set].views;
                     siblings.push(view.pinned());

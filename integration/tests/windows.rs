@@ -92,31 +92,35 @@ enum Expected {
     Float(Option<f64>),
 }
 
+fn length<T>(values: &[T]) -> i64 {
+    i64::try_from(values.len()).expect("small")
+}
+
 /// All features of a window by their aliases. The amounts are halves of small integers, so plain arithmetic is exact
 /// up to the last operation.
+#[expect(clippy::cast_possible_truncation, reason = "small numbers")]
 fn aggregates(amounts: &[Option<f64>]) -> [(&'static str, Expected); 10] {
     let known: Vec<f64> = amounts.iter().flatten().copied().collect();
     let above =
         |a: &f64, b: &f64| a.is_nan().cmp(&b.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-    let (n, sum) = (known.len() as f64, known.iter().sum::<f64>() + 0.0);
+    let n = f64::from(u32::try_from(known.len()).expect("small"));
+    let sum = known.iter().sum::<f64>() + 0.0;
     let squares: f64 = known.iter().map(|value| value * value).sum();
     let finite = known.iter().all(|value| value.is_finite());
     let numerator = if finite { n * squares - sum * sum } else { f64::NAN };
+    let large: Vec<f64> = known.iter().copied().filter(|value| value.is_nan() || *value > 20.0).collect();
     let some = |count: usize, value: f64| (known.len() >= count).then_some(value);
     let whole: Vec<i64> = known.iter().filter(|value| value.is_finite()).map(|value| value.floor() as i64).collect();
     [
-        ("payments", Expected::Integer(Some(amounts.len() as i64))),
-        ("known", Expected::Integer(Some(known.len() as i64))),
+        ("payments", Expected::Integer(Some(length(amounts)))),
+        ("known", Expected::Integer(Some(length(&known)))),
         ("total", Expected::Float(some(1, sum))),
         ("mean", Expected::Float(some(1, sum / n))),
         ("least", Expected::Float(known.iter().copied().min_by(above).map(|value| value + 0.0))),
         ("most", Expected::Float(known.iter().copied().max_by(above).map(|value| value + 0.0))),
         ("variance", Expected::Float(some(2, numerator / (n * (n - 1.0))))),
         ("spread", Expected::Float(some(1, (numerator / (n * n)).sqrt()))),
-        (
-            "large",
-            Expected::Integer(Some(known.iter().filter(|value| value.is_nan() || **value > 20.0).count() as i64)),
-        ),
+        ("large", Expected::Integer(Some(length(&large)))),
         ("whole", Expected::Integer((!whole.is_empty()).then(|| whole.iter().sum()))),
     ]
 }

@@ -89,6 +89,15 @@ fn every_command_works_as_it_is_typed() {
     assert!(stopped.contains("store is not running") && stopped.contains("airport_weather"), "{stopped}");
 
     serves(&project);
+
+    let features = std::fs::read_to_string(project.path("features.sql")).expect("readable");
+    project.write("features.sql", features.replace("'2 hours', '24 hours'", "'2 hours', '24 hours', '3 days'"));
+    let plan = project.ok("plan");
+    for reached in
+        ["~ feature view airport_departures", "reaches contract arrival_delay", &format!("reaches package {digest}")]
+    {
+        assert!(plan.contains(reached), "{reached}\n{plan}");
+    }
 }
 
 fn serves(project: &Project) {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Parts, Summary, Value};
 use crate::Result;
-use crate::definition::Windowed;
+use crate::definition::{ViewWindow, Windowed};
 use crate::time::{Tile, Tiles, Timestamp, Window};
 
 /// What the summaries of a view hold: one for each argument that an aggregate reads, one for the events themselves.
@@ -43,7 +43,7 @@ impl TileLayout {
         }
         Ok(Self {
             tiles: windowed.tiles()?,
-            windows: windowed.windows.iter().map(|window| window.window()).collect::<Result<_>>()?,
+            windows: windowed.windows.iter().map(ViewWindow::window).collect::<Result<_>>()?,
             summaries,
             of_aggregate,
         })
@@ -152,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::definition::{Aggregate, AggregateFunction, Column, ColumnType, ViewWindow, WindowLength};
+    use crate::definition::{Aggregate, AggregateFunction, Column, ColumnType, WindowLength};
     use crate::time::Span;
 
     fn windowed(step: Span, windows: &[&str]) -> Windowed {
@@ -198,8 +198,12 @@ mod tests {
         ) {
             let layout = TileLayout::new(&windowed(Span::from_secs(step), &["2 hours", "30 hours", "3 days"])).expect("valid");
             if on_boundaries {
-                events.iter_mut().for_each(|(second, _)| *second -= *second % step);
-                asked.iter_mut().for_each(|second| *second -= *second % step);
+                for (second, _) in &mut events {
+                    *second -= *second % step;
+                }
+                for second in &mut asked {
+                    *second -= *second % step;
+                }
             }
             asked.sort_unstable();
             events.sort_unstable_by_key(|(second, _)| *second);

@@ -9,6 +9,7 @@
 //! Only an entity's keys pass through its sorts, never the whole spine; the results are laid beside each other row
 //! for row. So memory does not grow with the number of views.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
@@ -105,7 +106,8 @@ impl SpineFeatures {
         for entity in &self.entities {
             let names: Vec<&str> = entity.views.iter().map(|(view, _)| view.name.as_str()).collect();
             let plan = self.join(entity, thin(entity)?).await?;
-            text += &format!("\n{}\n{}", names.join(", "), displayable(plan.as_ref()).indent(false));
+            write!(text, "\n{}\n{}", names.join(", "), displayable(plan.as_ref()).indent(false))
+                .map_err(|error| Error::internal("a plan cannot be shown").source(error))?;
         }
         Ok(text)
     }
