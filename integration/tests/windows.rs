@@ -24,13 +24,15 @@ const WINDOWS: [(&str, i64, i64); 4] = [("90s", 90, 60), ("10m", 600, 60), ("3h"
 const TTL: i64 = 86_400;
 
 const VIEW: &str = "
+CREATE SOURCE branches STATIC AS SELECT * FROM (VALUES ('ann', 'north'), ('bob', 'south'), ('cid', 'north')) AS v (customer, branch);
 CREATE FEATURE VIEW spending ENTITY user_account
   WINDOWS ('90 seconds', '10 minutes', '3 hours' STEP '1 hour', '2 days') STEP '1 minute'
   REFRESH EVERY '1 minute' TTL '1 day'
   AS SELECT user_name, count(*) AS payments, count(amount) AS known, sum(amount) AS total, avg(amount) AS mean,
             min(amount) AS least, max(amount) AS most, var_samp(amount) AS variance, stddev_pop(amount) AS spread,
-            count(*) FILTER (WHERE amount > 20) AS large, sum(CAST(floor(amount) AS BIGINT)) FILTER (WHERE amount > -1000 AND amount < 1000) AS whole
-     FROM paid WHERE user_name <> 'test' GROUP BY user_name;
+            count(*) FILTER (WHERE amount > 20) AS large, sum(CAST(floor(amount) AS BIGINT)) FILTER (WHERE amount > -1000 AND amount < 1000) AS whole,
+            count(*) FILTER (WHERE branch = 'north') AS northern
+     FROM paid JOIN branches ON customer = user_name WHERE user_name <> 'test' GROUP BY user_name;
 CREATE CONTRACT limits TIER interactive
   REQUEST (user_name VARCHAR)
   FEATURES (spending FRESH WITHIN '2 minutes' ON STALE SERVE ON MISSING DEFAULT)
@@ -99,7 +101,7 @@ fn length<T>(values: &[T]) -> i64 {
 /// All features of a window by their aliases. The amounts are halves of small integers, so plain arithmetic is exact
 /// up to the last operation.
 #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
-fn aggregates(amounts: &[Option<f64>]) -> [(&'static str, Expected); 10] {
+fn aggregates(amounts: &[Option<f64>], northern: bool) -> [(&'static str, Expected); 11] {
     let known: Vec<f64> = amounts.iter().flatten().copied().collect();
     let above =
         |a: &f64, b: &f64| a.is_nan().cmp(&b.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
@@ -121,6 +123,7 @@ fn aggregates(amounts: &[Option<f64>]) -> [(&'static str, Expected); 10] {
         ("variance", Expected::Float(some(2, numerator / (n * (n - 1.0))))),
         ("spread", Expected::Float(some(1, (numerator / (n * n)).sqrt()))),
         ("large", Expected::Integer(Some(length(&large)))),
+        ("northern", Expected::Integer(Some(if northern { length(amounts) } else { 0 }))),
         ("whole", Expected::Integer((!whole.is_empty()).then(|| whole.iter().sum()))),
     ]
 }
@@ -131,7 +134,7 @@ fn check(answer: &RecordBatch, row: usize, events: &[Event], user: Option<&str>,
     assert_eq!(times.is_valid(row).then(|| times.value(row)), newest.map(|second| second * 1_000_000), "{place}");
     for window in WINDOWS {
         let amounts = user.map(|user| in_window(events, user, known, now, window)).unwrap_or_default();
-        for (alias, expected) in aggregates(&amounts) {
+        for (alias, expected) in aggregates(&amounts, user != Some("bob")) {
             let name = format!("spending.{alias}_{}", window.0);
             let column = &answer[name.as_str()];
             let found = format!("{name} {place}: {amounts:?}");
@@ -240,7 +243,7 @@ async fn windows_in_training_sets_are_those_of_the_oracle() {
 }
 
 /// What is changed in the windowed view, and what the error must then say.
-const FAULTS: [(&str, &str, &str); 17] = [
+const FAULTS: [(&str, &str, &str); 20] = [
     ("'90 seconds'", "'90 months'", "not an interval"),
     ("'90 seconds'", "'1 hour 30 minutes'", "not a window's length"),
     ("'90 seconds'", "'30 seconds'", "the window '30 seconds' is shorter than its step, '1 minute'"),
@@ -256,7 +259,18 @@ const FAULTS: [(&str, &str, &str); 17] = [
     ("count(amount) AS known", "sum(amont) AS known", "did you mean 'amount'?"),
     ("GROUP BY user_name", "GROUP BY user_name, known_at", "the query groups by more than its keys"),
     ("GROUP BY user_name", "GROUP BY user_name HAVING count(*) > 1", "without HAVING, ORDER BY or LIMIT"),
-    ("FROM paid WHERE", "FROM (SELECT user_name, amount FROM paid) AS p WHERE", "no event time"),
+    ("FROM paid JOIN", "FROM (SELECT user_name, amount FROM paid) AS p JOIN", "no event time"),
+    (
+        "FROM paid JOIN",
+        "FROM paid JOIN (SELECT paid_at AS other FROM paid) AS o ON true JOIN",
+        "reads one source of events, once",
+    ),
+    (
+        "= user_name WHERE",
+        "= user_name WHERE amount > (SELECT max(amount) FROM paid) AND",
+        "every event stands by itself",
+    ),
+    ("FROM paid JOIN", "FROM (SELECT DISTINCT * FROM paid) AS p JOIN", "every event stands by itself"),
     ("TTL '1 day'", "LOOKBACK '1 day'", "LOOKBACK has no meaning beside WINDOWS"),
 ];
 

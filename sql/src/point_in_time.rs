@@ -16,7 +16,9 @@
 //! Sorting spills to disk beyond the session's memory; the merge itself holds a few batches.
 
 mod exec;
+mod latest;
 mod merge;
+mod sides;
 mod windows;
 
 use std::sync::Arc;

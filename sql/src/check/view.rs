@@ -55,14 +55,10 @@ impl Checker<'_> {
         self.check_keys(file, view, &entity, &columns);
         let (stateful, row_time, windowed, features);
         if let Some(clause) = &view.windows {
-            let checked = self.windowed(file, view, clause, &entity, frame.logical_plan());
+            let checked = self.windowed(file, view, clause, &entity, &sources, frame.logical_plan());
             let Some((found, visible)) = checked else { return Ok(()) };
             stateful = false;
             row_time = self.row_time(file, view, &sources, &visible, stateful);
-            if row_time == Some(RowTime::Static) {
-                let message = "a view with WINDOWS needs a source with an event time";
-                self.fault(file, view.query.at, message, None);
-            }
             features = found.features();
             windowed = Some(found);
         } else {

@@ -1,9 +1,9 @@
 //! Views with `WINDOWS`.
 
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
-use springhouse_featurestore::definition::{Column, ColumnType, Entity, ViewWindow, Windowed};
+use springhouse_featurestore::definition::{Column, ColumnType, Entity, EventTime, Source, ViewWindow, Windowed};
 use springhouse_featurestore::time::Span;
 
 use super::Checker;
@@ -14,8 +14,11 @@ use crate::windowed::EventQuery;
 /// The finest step: below it a day has more tiles than a chunk has places.
 const LEAST_STEP: Span = Span::from_secs(10);
 
-/// The most windows of a view.
+/// The most windows of a view: a tile's are named by the bits of one word.
 const MOST_WINDOWS: usize = 64;
+
+/// The most arguments of a view: a chunk counts what it summarises in a byte.
+const MOST_ARGUMENTS: usize = 200;
 
 impl Checker<'_> {
     /// Checks the windows and the query's shape; gives them with the columns that are visible below the aggregates.
@@ -25,6 +28,7 @@ impl Checker<'_> {
         view: &ViewStatement,
         clause: &WindowsClause,
         entity: &Entity,
+        sources: &[Source],
         plan: &LogicalPlan,
     ) -> Option<(Windowed, Vec<Column>)> {
         let faults = self.faults.len();
@@ -34,7 +38,7 @@ impl Checker<'_> {
         }
         let windows = self.windows(file, clause);
         let taken = EventQuery::take_apart(plan).and_then(|query| {
-            refuse_stateful(&query.events)?;
+            refuse_stateful(&query.events, sources)?;
             Ok(query)
         });
         let query = match taken {
@@ -63,6 +67,10 @@ impl Checker<'_> {
             arguments: query.argument_columns(),
             aggregates: query.aggregates,
         };
+        if windowed.arguments.len() > MOST_ARGUMENTS {
+            let message = format!("the view's aggregates have more than {MOST_ARGUMENTS} different arguments");
+            self.fault(file, view.query.at, message, Some("make two views of it".to_owned()));
+        }
         self.name_clashes(file, view, entity, &windowed);
         (self.faults.len() == faults).then_some((windowed, visible))
     }
@@ -107,18 +115,33 @@ impl Checker<'_> {
     }
 }
 
-/// Refuses what makes an event's row depend on other events.
-fn refuse_stateful(events: &LogicalPlan) -> Result<(), DataFusionError> {
-    events
-        .apply(|node| match node {
-            LogicalPlan::Window(_) | LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Limit(_) => {
-                Err(DataFusionError::Plan(
-                    "below a windowed view's aggregates every event stands by itself: no window functions, groups, \
-                     DISTINCT or LIMIT in FROM"
-                        .to_owned(),
-                ))
+/// Refuses what makes an event's row depend on other events. What a source does in its own query is its own.
+fn refuse_stateful(events: &LogicalPlan, sources: &[Source]) -> Result<(), DataFusionError> {
+    let mut timed = 0;
+    events.apply_with_subqueries(|node| match node {
+        LogicalPlan::Window(_) | LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Limit(_) => {
+            Err(DataFusionError::Plan(
+                "below a windowed view's aggregates every event stands by itself: no window functions, groups, DISTINCT \
+                 or LIMIT in FROM"
+                    .to_owned(),
+            ))
+        }
+        // A source is planned as its query under its name.
+        LogicalPlan::SubqueryAlias(of) => match sources.iter().find(|source| source.name == of.alias.table()) {
+            Some(source) => {
+                timed += usize::from(source.event_time != EventTime::Static);
+                Ok(TreeNodeRecursion::Jump)
             }
-            _ => Ok(TreeNodeRecursion::Continue),
-        })
-        .map(|_| ())
+            None => Ok(TreeNodeRecursion::Continue),
+        },
+        _ => Ok(TreeNodeRecursion::Continue),
+    })?;
+    if timed == 1 {
+        return Ok(());
+    }
+    Err(DataFusionError::Plan(
+        "a windowed view reads one source of events, once, and any number of STATIC ones: joined with another event, an \
+         event would not stand by itself"
+            .to_owned(),
+    ))
 }

@@ -10,7 +10,7 @@ pub(super) struct Sweep<K, R> {
     best: Option<((i64, i64), R)>,
 }
 
-impl<K, R: Copy> Sweep<K, R> {
+impl<K, R: Clone> Sweep<K, R> {
     pub(super) fn new() -> Self {
         Self { key: None, best: None }
     }
@@ -22,7 +22,7 @@ impl<K, R: Copy> Sweep<K, R> {
             self.key = Some(key());
             self.best = None;
         }
-        if self.best.is_none_or(|(held, _)| times >= held) {
+        if self.best.as_ref().is_none_or(|(held, _)| times >= *held) {
             self.best = Some((times, row));
         }
     }
@@ -30,19 +30,7 @@ impl<K, R: Copy> Sweep<K, R> {
     /// The row that holds now for the key that `is` recognises.
     pub(super) fn answer(&self, is: impl Fn(&K) -> bool) -> Option<R> {
         let same = self.key.as_ref().is_some_and(is);
-        self.best.filter(|_| same).map(|(_, row)| row)
-    }
-
-    /// The row held, whatever its key: its batch must be kept.
-    pub(super) fn held(&self) -> Option<R> {
-        self.best.map(|(_, row)| row)
-    }
-
-    /// Says where the held row lies now.
-    pub(super) fn moved(&mut self, row: R) {
-        if let Some((_, held)) = &mut self.best {
-            *held = row;
-        }
+        self.best.as_ref().filter(|_| same).map(|(_, row)| row.clone())
     }
 }
 

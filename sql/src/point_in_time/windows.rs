@@ -3,33 +3,28 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
+use arrow::array::{RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
-use arrow::row::{OwnedRow, RowConverter};
+use arrow::row::{OwnedRow, Row};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::SendableRecordBatchStream;
-use futures::stream::BoxStream;
-use futures::{StreamExt, stream};
 use springhouse_featurestore::aggregate::{Arguments, EntityTiles, Summaries, TileLayout, feature_columns};
 use springhouse_featurestore::definition::Windowed;
 use springhouse_featurestore::time::Timestamp;
 
-use super::exec::{Columns, RowSide, micros, take};
+use super::sides::{Columns, RowBatch, RowSide, SpineSide, take};
 
 /// A window's summaries for each window of a view, and the event time of the entity's newest event.
 type Answer = (Vec<Summaries>, i64);
 
-pub(super) struct WindowMerging {
-    spine: SendableRecordBatchStream,
+pub(super) struct WindowSums {
+    spine: SpineSide,
     rows: RowSide,
-    converter: RowConverter,
-    columns: Columns,
+    payload: Vec<usize>,
     windowed: Arc<Windowed>,
     layout: TileLayout,
     schema: SchemaRef,
-    /// The arguments of the row batch being read, and which batch that is.
-    arguments: Option<Arguments>,
-    batches_read: usize,
+    /// The arguments of the batch of rows being read.
+    arguments: Option<(Arc<RowBatch>, Arguments)>,
     held: Option<(OwnedRow, EntityTiles)>,
 }
 
@@ -37,48 +32,29 @@ fn failed(error: springhouse_featurestore::Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }
 
-impl WindowMerging {
+impl WindowSums {
     pub(super) fn new(
-        spine: SendableRecordBatchStream,
+        spine: SpineSide,
         rows: RowSide,
         columns: &Columns,
-        windowed: Arc<Windowed>,
+        windowed: &Arc<Windowed>,
         schema: SchemaRef,
     ) -> Result<Self> {
-        Ok(Self {
-            spine,
-            rows,
-            converter: RowConverter::new(columns.sort_fields.clone())?,
-            columns: columns.clone(),
-            layout: TileLayout::new(&windowed).map_err(failed)?,
-            windowed,
-            schema,
-            arguments: None,
-            batches_read: 0,
-            held: None,
-        })
+        let layout = TileLayout::new(windowed).map_err(failed)?;
+        let payload = columns.payload.clone();
+        Ok(Self { spine, rows, payload, windowed: Arc::clone(windowed), layout, schema, arguments: None, held: None })
     }
 
-    pub(super) fn batches(self) -> BoxStream<'static, Result<RecordBatch>> {
-        let batches =
-            stream::try_unfold(
-                self,
-                |mut merging| async move { Ok(merging.next().await?.map(|batch| (batch, merging))) },
-            );
-        batches.boxed()
-    }
-
-    async fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let Some(batch) = self.spine.next().await.transpose()? else { return Ok(None) };
-        let keys = take(&batch, &self.columns.spine_keys);
-        let nulls: Vec<&ArrayRef> = keys.iter().filter(|key| key.null_count() > 0).collect();
-        let keys_of = self.converter.convert_columns(&keys)?;
-        let times = micros(&batch, self.columns.spine_time)?;
+    pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        let Some(questions) = self.spine.next().await? else { return Ok(None) };
+        let batch = &questions.batch;
         let mut answers: Vec<Option<Vec<Summaries>>> = Vec::with_capacity(batch.num_rows());
         let mut events: Vec<Option<i64>> = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
-            let absent = times.is_null(row) || nulls.iter().any(|key| key.is_null(row));
-            let answer = if absent { None } else { self.answer(&keys_of.row(row).owned(), times.value(row)).await? };
+            let answer = match questions.at(row) {
+                Some((key, time)) => self.answer(key, time).await?,
+                None => None,
+            };
             events.push(answer.as_ref().map(|(_, event)| *event));
             answers.push(answer.map(|(windows, _)| windows));
         }
@@ -90,48 +66,31 @@ impl WindowMerging {
     }
 
     /// Adds all events that are visible to a key by a time, then asks.
-    async fn answer(&mut self, key: &OwnedRow, time: i64) -> Result<Option<Answer>> {
+    async fn answer(&mut self, key: Row<'_>, time: i64) -> Result<Option<Answer>> {
         let mut values = Vec::new();
-        while self.rows.fill(None).await? {
-            self.drop_read_batches();
-            let Some(current) = self.rows.kept.last() else { break };
-            let (at, of) = (self.rows.at, current.keys.row(self.rows.at));
-            if (of, current.visible.value(at)) > (key.row(), time) {
-                break;
-            }
+        while let Some((batch, at)) = self.rows.next_until(key, time).await? {
+            let of = batch.keys.row(at);
             // Events of keys that the spine does not ask for are passed over.
-            if of == key.row() {
-                if self.arguments.is_none() {
-                    let Some(batch) = &current.batch else {
-                        return Err(DataFusionError::Internal("a batch being read is gone".to_owned()));
-                    };
-                    let columns = take(batch, &self.columns.payload);
-                    self.arguments = Some(Arguments::new(&self.windowed, &columns).map_err(failed)?);
-                }
-                if self.held.as_ref().is_none_or(|(held, _)| held.row() != of) {
-                    self.held = Some((of.owned(), EntityTiles::default()));
-                }
-                let event = |times: &Int64Array| Timestamp::from_micros(times.value(at));
-                if let (Some((_, tiles)), Some(arguments)) = (&mut self.held, &self.arguments) {
-                    arguments.of_row(at, &mut values);
-                    tiles.add(&self.layout, event(&current.event), event(&current.available), &values);
-                }
+            if of != key {
+                continue;
             }
-            self.rows.at += 1;
+            if self.arguments.as_ref().is_none_or(|(read, _)| !Arc::ptr_eq(read, batch)) {
+                let arguments = Arguments::new(&self.windowed, &take(&batch.batch, &self.payload)).map_err(failed)?;
+                self.arguments = Some((Arc::clone(batch), arguments));
+            }
+            if self.held.as_ref().is_none_or(|(held, _)| held.row() != of) {
+                self.held = Some((of.owned(), EntityTiles::default()));
+            }
+            if let (Some((_, tiles)), Some((_, arguments))) = (&mut self.held, &self.arguments) {
+                arguments.of_row(at, &mut values);
+                let [event, available] =
+                    [&batch.event, &batch.available].map(|times| Timestamp::from_micros(times.value(at)));
+                tiles.add(&self.layout, event, available, &values);
+            }
         }
-        let Some((_, tiles)) = self.held.as_mut().filter(|(held, _)| held.row() == key.row()) else { return Ok(None) };
+        let Some((_, tiles)) = self.held.as_mut().filter(|(held, _)| held.row() == key) else { return Ok(None) };
         let as_of = Timestamp::from_micros(time);
         tiles.forget_before(&self.layout, as_of);
         Ok(tiles.newest().map(|(event, _)| (tiles.windows(&self.layout, as_of), event.micros())))
-    }
-
-    /// Only the batch being read is needed.
-    fn drop_read_batches(&mut self) {
-        let read = self.rows.kept.len() - 1;
-        if read > 0 || self.batches_read == 0 {
-            self.rows.kept.drain(..read);
-            self.batches_read += 1;
-            self.arguments = None;
-        }
     }
 }
