@@ -7,9 +7,8 @@
 //! | state | answers | can a part be taken away again |
 //! |---|---|---|
 //! | [`Total`] | `sum` and `avg` of floats | yes |
-//! | [`Moments`] | `count`, `sum`, `avg`, `variance`, `stddev` of floats | yes |
 //! | [`Extremes`] | `min` and `max` | no |
-//! | [`Summary`] | of these what the aggregates over one argument need | no |
+//! | [`Summary`] | of these, a count and the sum of squares what the aggregates over one argument need | no |
 //!
 //! A view's [`TileLayout`] says which summaries its tiles hold; [`EntityTiles`] puts windows together from them.
 //!
@@ -19,15 +18,15 @@
 mod columns;
 mod dyadic;
 mod extremes;
-mod moments;
 mod summary;
 mod tiles;
 mod total;
+mod variance;
 
-pub use columns::{Arguments, feature_columns};
+pub use columns::{Arguments, FeatureBuilder};
 pub use dyadic::Dyadic;
 pub use extremes::{Extremes, float_of, order_of};
-pub use moments::{Divisor, Moments};
 pub use summary::{Parts, Summary, Value};
 pub use tiles::{EntityTiles, Summaries, TileLayout};
 pub use total::Total;
+pub use variance::Divisor;

@@ -89,8 +89,11 @@ pub struct EntityRead {
     pub marks: Vec<Mark>,
 }
 
-/// Makes the rows of several keys of one view from a tier.
-pub type ComputeRows<'a> = dyn Fn(&dyn OnlineTier, &[&[u8]]) -> Result<ViewRead> + 'a;
+/// Reads rows of one view.
+pub type ReadRows<'a> = dyn Fn(&[&[u8]]) -> Result<ViewRead> + 'a;
+
+/// Makes the rows of several keys of one view from what it reads.
+pub type ComputeRows<'a> = dyn Fn(&ReadRows<'_>, &[&[u8]]) -> Result<ViewRead> + 'a;
 
 /// A tier that answers online reads: the newest row of each entity, per view version.
 ///
@@ -122,14 +125,23 @@ pub trait OnlineTier: Send + Sync + Debug {
         Ok(EntityRead { entities, marks })
     }
 
-    /// Reads rows that are computed from the entities' entries, such as the features of windows. `compute` makes the rows
-    /// of several keys from a tier that it is given, all at one instant. They hold as long as nothing changes in the
-    /// view and `epoch` is the same: a tier may keep them until then.
+    /// Reads rows that are computed from other rows of the view, such as the features of windows, all at one instant.
+    /// The row of a key holds until that key is written, a new generation is finished, or `epoch` is another: a tier may
+    /// keep it so long.
     ///
     /// # Errors
     /// As [`Self::read`], and those of `compute`.
-    fn read_computed(&self, view: &Pinned, epoch: &[u8], keys: &[&[u8]], compute: &ComputeRows<'_>)
-    -> Result<ViewRead>;
+    fn read_computed(
+        &self,
+        view: &Pinned,
+        epoch: &[u8],
+        keys: &[&[u8]],
+        compute: &ComputeRows<'_>,
+    ) -> Result<ViewRead> {
+        // There is no need to keep anything.
+        let _ = epoch;
+        compute(&|keys| self.read(view, keys), keys)
+    }
 
     /// How far the tier has got with a view.
     ///

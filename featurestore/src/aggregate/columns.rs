@@ -76,76 +76,118 @@ impl Arguments {
     }
 }
 
-/// The feature columns of rows of windows: for each row the summaries of each window, or nothing where there is no row.
-///
-/// # Errors
-/// [`crate::ErrorKind::Internal`] when the summaries are not the layout's.
-pub fn feature_columns(
-    windowed: &Windowed,
-    layout: &TileLayout,
-    rows: &[Option<Vec<Summaries>>],
-) -> Result<Vec<ArrayRef>> {
-    let mut columns = Vec::with_capacity(windowed.aggregates.len() * windowed.windows.len());
-    for (index, aggregate) in windowed.aggregates.iter().enumerate() {
-        let summary = layout.summary_of(index);
-        let argument = aggregate.argument.map(|argument| windowed.arguments[argument].column_type);
-        for window in 0..windowed.windows.len() {
-            let of_row = |row: &Option<Vec<Summaries>>| row.as_ref().map(|windows| windows[window][summary].clone());
-            columns.push(column(aggregate, argument, rows.iter().map(of_row))?);
+/// Builds the feature columns of a windowed view, a row of windows at a time.
+#[derive(Debug)]
+pub struct FeatureBuilder<'a> {
+    /// Each aggregate over each window, in the order of the features.
+    columns: Vec<FeatureColumn<'a>>,
+}
+
+#[derive(Debug)]
+struct FeatureColumn<'a> {
+    aggregate: &'a Aggregate,
+    window: usize,
+    summary: usize,
+    values: Values,
+}
+
+/// Finished values.
+#[derive(Debug)]
+enum Values {
+    Integers(Vec<Option<i64>>),
+    Unsigned(Vec<Option<u64>>),
+    Floats(Vec<Option<f64>>),
+}
+
+impl<'a> FeatureBuilder<'a> {
+    /// No rows yet.
+    pub fn new(windowed: &'a Windowed, layout: &TileLayout) -> Self {
+        let mut columns = Vec::with_capacity(windowed.aggregates.len() * windowed.windows.len());
+        for (index, aggregate) in windowed.aggregates.iter().enumerate() {
+            let argument = aggregate.argument.map(|argument| windowed.arguments[argument].column_type);
+            for window in 0..windowed.windows.len() {
+                let (summary, values) = (layout.summary_of(index), Values::of(aggregate.function, argument));
+                columns.push(FeatureColumn { aggregate, window, summary, values });
+            }
+        }
+        Self { columns }
+    }
+
+    /// Adds the summaries of each window of an entity; nulls where the entity does not exist.
+    pub fn append(&mut self, windows: Option<&[Summaries]>) {
+        for column in &mut self.columns {
+            let summary = windows.map(|windows| &windows[column.window][column.summary]);
+            column.values.append(column.aggregate.function, summary);
         }
     }
-    Ok(columns)
+
+    /// The columns.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when values do not fit the features' types.
+    pub fn finish(self) -> Result<Vec<ArrayRef>> {
+        self.columns.into_iter().map(FeatureColumn::finish).collect()
+    }
 }
 
-fn column(
-    aggregate: &Aggregate,
-    argument: Option<ColumnType>,
-    summaries: impl Iterator<Item = Option<Summary>>,
-) -> Result<ArrayRef> {
-    let values: ArrayRef = match (aggregate.function, argument) {
-        (AggregateFunction::Count, _) => {
-            let count = |summary: Summary| i64::try_from(summary.count()).ok();
-            Arc::new(Int64Array::from_iter(summaries.map(|of| of.and_then(count))))
-        }
-        (AggregateFunction::Sum, Some(ColumnType::Float32 | ColumnType::Float64)) => {
-            let sum = |summary: Summary| (summary.count() > 0).then(|| summary.total().sum());
-            Arc::new(Float64Array::from_iter(summaries.map(|of| of.and_then(sum))))
-        }
-        (AggregateFunction::Sum, _) => {
-            let sum = |summary: Summary| (summary.count() > 0).then(|| summary.total().integer()).flatten();
-            Arc::new(Int64Array::from_iter(summaries.map(|of| of.and_then(sum).and_then(|sum| sum.try_into().ok()))))
-        }
-        (AggregateFunction::Least | AggregateFunction::Greatest, argument) => {
-            let least = aggregate.function == AggregateFunction::Least;
-            let end = move |summary: Summary| {
-                if least { summary.extremes().least() } else { summary.extremes().greatest() }
-            };
-            extremes(argument, summaries.map(|of| of.and_then(end)))?
-        }
-        (AggregateFunction::Mean, _) => Arc::new(Float64Array::from_iter(summaries.map(|of| of?.mean()))),
-        (AggregateFunction::VarianceSample | AggregateFunction::VariancePopulation, _) => {
-            let divisor = aggregate.function.divisor();
-            Arc::new(Float64Array::from_iter(summaries.map(|of| of?.variance(divisor))))
-        }
-        (AggregateFunction::DeviationSample | AggregateFunction::DeviationPopulation, _) => {
-            let divisor = aggregate.function.divisor();
-            Arc::new(Float64Array::from_iter(summaries.map(|of| of?.deviation(divisor))))
-        }
-    };
-    let wanted = aggregate.output.to_arrow();
-    Ok(if values.data_type() == &wanted { values } else { cast(&values, &wanted)? })
+impl FeatureColumn<'_> {
+    fn finish(self) -> Result<ArrayRef> {
+        let values: ArrayRef = match self.values {
+            Values::Integers(values) => Arc::new(Int64Array::from(values)),
+            Values::Unsigned(values) => Arc::new(UInt64Array::from(values)),
+            Values::Floats(values) => Arc::new(Float64Array::from(values)),
+        };
+        let output = self.aggregate.output;
+        // Days are 32 bits wide.
+        let values = if output == ColumnType::Date { cast(&values, &DataType::Int32)? } else { values };
+        Ok(cast(&values, &output.to_arrow())?)
+    }
 }
 
-/// The least or greatest values of an argument, from the integers that stand for them.
-fn extremes(argument: Option<ColumnType>, orders: impl Iterator<Item = Option<i64>>) -> Result<ArrayRef> {
-    Ok(match argument {
-        Some(ColumnType::Float32 | ColumnType::Float64) => {
-            Arc::new(Float64Array::from_iter(orders.map(|order| order.map(float_of))))
+impl Values {
+    fn of(function: AggregateFunction, argument: Option<ColumnType>) -> Self {
+        let float = matches!(argument, Some(ColumnType::Float32 | ColumnType::Float64));
+        let unsigned =
+            matches!(argument, Some(ColumnType::UInt8 | ColumnType::UInt16 | ColumnType::UInt32 | ColumnType::UInt64));
+        match function {
+            AggregateFunction::Count => Self::Integers(Vec::new()),
+            AggregateFunction::Least | AggregateFunction::Greatest if unsigned => Self::Unsigned(Vec::new()),
+            AggregateFunction::Sum | AggregateFunction::Least | AggregateFunction::Greatest if !float => {
+                Self::Integers(Vec::new())
+            }
+            _ => Self::Floats(Vec::new()),
         }
-        Some(ColumnType::UInt8 | ColumnType::UInt16 | ColumnType::UInt32 | ColumnType::UInt64) => {
-            Arc::new(UInt64Array::from_iter(orders.map(|order| order.map(|order| order.cast_unsigned() ^ 1 << 63))))
+    }
+
+    fn append(&mut self, function: AggregateFunction, summary: Option<&Summary>) {
+        let end = |summary: &Summary| match function {
+            AggregateFunction::Least => summary.extremes().least(),
+            _ => summary.extremes().greatest(),
+        };
+        match self {
+            Self::Integers(values) => values.push(summary.and_then(|summary| match function {
+                // No window has 2^63 events: null cannot stand for such a count.
+                AggregateFunction::Count => i64::try_from(summary.count()).ok(),
+                // Beyond BIGINT a sum is null, as it is of nothing.
+                AggregateFunction::Sum => {
+                    summary.total().integer().filter(|_| summary.count() > 0).and_then(|sum| i64::try_from(sum).ok())
+                }
+                _ => end(summary),
+            })),
+            Self::Unsigned(values) => {
+                values.push(summary.and_then(end).map(|order| order.cast_unsigned() ^ 1 << 63));
+            }
+            Self::Floats(values) => values.push(summary.and_then(|summary| match function {
+                AggregateFunction::Sum => (summary.count() > 0).then(|| summary.total().sum()),
+                AggregateFunction::VarianceSample | AggregateFunction::VariancePopulation => {
+                    summary.variance(function.divisor())
+                }
+                AggregateFunction::DeviationSample | AggregateFunction::DeviationPopulation => {
+                    summary.deviation(function.divisor())
+                }
+                AggregateFunction::Least | AggregateFunction::Greatest => end(summary).map(float_of),
+                AggregateFunction::Mean | AggregateFunction::Count => summary.mean(),
+            })),
         }
-        Some(ColumnType::Date) => cast(&(Arc::new(Int64Array::from_iter(orders)) as ArrayRef), &DataType::Int32)?,
-        _ => Arc::new(Int64Array::from_iter(orders)),
-    })
+    }
 }

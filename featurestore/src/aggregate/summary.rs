@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Divisor, Extremes, Moments, Total, order_of};
+use super::variance::{deviation, variance};
+use super::{Divisor, Extremes, Total, order_of};
 use crate::{Error, Result};
 
 /// What a summary holds beside the count.
@@ -129,16 +130,12 @@ impl Summary {
 
     /// Their variance, rounded once.
     pub fn variance(&self, divisor: Divisor) -> Option<f64> {
-        self.moments().variance(divisor)
+        variance(self.count, &self.total, &self.squares, divisor)
     }
 
     /// Their standard deviation, rounded once.
     pub fn deviation(&self, divisor: Divisor) -> Option<f64> {
-        self.moments().deviation(divisor)
-    }
-
-    fn moments(&self) -> Moments {
-        Moments::of(self.count, self.total.clone(), self.squares.clone())
+        deviation(self.count, &self.total, &self.squares, divisor)
     }
 
     /// The least and the greatest, as integers in their order.

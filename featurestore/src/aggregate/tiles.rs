@@ -69,6 +69,13 @@ impl TileLayout {
         self.of_aggregate[aggregate]
     }
 
+    /// What windows depend on of the time: as long as it is the same they cover the same tiles, and those of an entity
+    /// without new events hold the same.
+    pub fn epoch(&self, as_of: Timestamp) -> Vec<u8> {
+        let tails = self.windows.iter().map(|window| window.tail(as_of).micros());
+        tails.chain([self.tiles.tile_of(0, as_of).index]).flat_map(i64::to_be_bytes).collect()
+    }
+
     /// The summaries of nothing.
     pub fn empty(&self) -> Summaries {
         vec![Summary::default(); self.summaries.len()]

@@ -46,9 +46,9 @@ impl ChunkId {
     /// The entry of the newest event's times.
     pub const NEWEST: Self = Self { kind: 0, index: 0 };
 
-    /// The entity's key, where a key may be that of its newest event's times. Every change of an entity writes that one.
-    pub fn entity_of_newest(key: &[u8]) -> Option<&[u8]> {
-        key.split_last().filter(|(kind, _)| **kind == Self::NEWEST.kind).map(|(_, entity)| entity)
+    /// The entity's key, of the key of its newest event's times. Every change of an entity writes that one.
+    pub fn entity_of_newest(key: &[u8]) -> &[u8] {
+        key.strip_suffix(&[Self::NEWEST.kind]).unwrap_or(key)
     }
 
     /// Appends it to an entity's key.
@@ -260,9 +260,6 @@ fn merge_chunks(held: &[u8], given: &[u8]) -> Result<Vec<u8>> {
 /// Which chunks of an entity the windows of a view read as of a time, and which of their tiles for which windows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkReads {
-    /// What they depend on of the time: as long as it is the same the reads are, and so are the windows of an entity
-    /// without new events.
-    pub epoch: Vec<u8>,
     /// Chunks in order, each with its slots in order and the mask of windows that each is in.
     pub chunks: Vec<(ChunkId, Vec<(u16, u64)>)>,
 }
@@ -286,9 +283,7 @@ impl ChunkReads {
                 _ => reads.push((chunk, vec![(slot, mask)])),
             }
         }
-        let tails = layout.windows().iter().map(|window| window.tail(as_of).micros());
-        let epoch = tails.chain([layout.tiles().tile_of(0, as_of).index]).flat_map(i64::to_be_bytes).collect();
-        Self { epoch, chunks: reads }
+        Self { chunks: reads }
     }
 }
 

@@ -1,12 +1,11 @@
 //! Reading windows: which chunks of tiles they are put together from as of now, and what they add up to.
 
-use arrow::array::ArrayRef;
 use bytes::Bytes;
 
-use crate::aggregate::{Summaries, TileLayout, feature_columns};
+use crate::aggregate::{FeatureBuilder, Summaries, TileLayout};
 use crate::definition::{Pinned, Windowed};
 use crate::encoding::{ChunkId, ChunkLayout, ChunkReads, RowHeader, RowLayout, read_chunk};
-use crate::tier::{OnlineTier, ViewRead};
+use crate::tier::{OnlineTier, ReadRows, ViewRead};
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -34,49 +33,45 @@ impl WindowReads {
         entities: &[&[u8]],
         now: Timestamp,
     ) -> Result<ViewRead> {
-        let reads = ChunkReads::new(&self.layout, &self.chunks, now);
-        tier.read_computed(view, &reads.epoch, entities, &|tier, entities| {
-            self.compute(tier, view, packed, &reads, entities)
+        let newest: Vec<Vec<u8>> = entities.iter().map(|entity| chunk_key(entity, ChunkId::NEWEST)).collect();
+        let newest: Vec<&[u8]> = newest.iter().map(Vec::as_slice).collect();
+        tier.read_computed(view, &self.layout.epoch(now), &newest, &|read, newest| {
+            let reads = ChunkReads::new(&self.layout, &self.chunks, now);
+            self.compute(read, packed, &reads, newest).map_err(|error| error.with("view", view))
         })
     }
 
+    /// `newest` are the keys of the entities' newest events.
     fn compute(
         &self,
-        tier: &dyn OnlineTier,
-        view: &Pinned,
+        read: &ReadRows<'_>,
         packed: &RowLayout,
         reads: &ChunkReads,
-        entities: &[&[u8]],
+        newest: &[&[u8]],
     ) -> Result<ViewRead> {
-        let ids: Vec<ChunkId> =
-            [ChunkId::NEWEST].into_iter().chain(reads.chunks.iter().map(|(chunk, _)| *chunk)).collect();
-        let mut keys = Vec::with_capacity(entities.len() * ids.len());
-        for entity in entities {
-            for id in &ids {
-                let mut key = Vec::with_capacity(entity.len() + 9);
-                key.extend_from_slice(entity);
-                id.write(&mut key);
-                keys.push(key);
-            }
+        let entries = reads.chunks.len() + 1;
+        let mut keys = Vec::with_capacity(newest.len() * entries);
+        for key in newest {
+            keys.push(key.to_vec());
+            let entity = ChunkId::entity_of_newest(key);
+            keys.extend(reads.chunks.iter().map(|(chunk, _)| chunk_key(entity, *chunk)));
         }
         let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-        let read = tier.read(view, &keys)?;
-        let mut headers = Vec::with_capacity(entities.len());
-        let mut windows = Vec::with_capacity(entities.len());
-        for (entity, key) in read.rows.chunks(ids.len()).zip(entities) {
-            let Some(newest) = &entity[0] else { continue };
-            headers.push(RowHeader::read(newest).ok_or_else(|| {
+        let ViewRead { rows, mark } = read(&keys)?;
+        let mut headers = Vec::with_capacity(newest.len());
+        let mut features = FeatureBuilder::new(&self.windowed, &self.layout);
+        for (entity, key) in rows.chunks(entries).zip(newest) {
+            let Some(times) = &entity[0] else { continue };
+            headers.push(RowHeader::read(times).ok_or_else(|| {
                 Error::damaged("the times of an entity's newest event are cut off")
-                    .with("view", view)
                     .with("key", crate::definition::hex(key))
                     .remedy("delete the disk tier's folder; it is rebuilt from object storage")
             })?);
-            windows.push(Some(self.windows(reads, &entity[1..])?));
+            features.append(Some(&self.windows(reads, &entity[1..])?));
         }
-        let features: Vec<ArrayRef> = feature_columns(&self.windowed, &self.layout, &windows)?;
-        let mut rows = packed.encode(&headers, &features)?.into_iter();
-        let of_entity = |entity: &[Option<Bytes>]| entity[0].as_ref().and_then(|_| rows.next()).map(Bytes::from);
-        Ok(ViewRead { rows: read.rows.chunks(ids.len()).map(of_entity).collect(), mark: read.mark })
+        let mut packed = packed.encode(&headers, &features.finish()?)?.into_iter();
+        let of_entity = |entity: &[Option<Bytes>]| entity[0].as_ref().and_then(|_| packed.next()).map(Bytes::from);
+        Ok(ViewRead { rows: rows.chunks(entries).map(of_entity).collect(), mark })
     }
 
     fn windows(&self, reads: &ChunkReads, chunks: &[Option<Bytes>]) -> Result<Vec<Summaries>> {
@@ -93,4 +88,11 @@ impl WindowReads {
         }
         Ok(windows)
     }
+}
+
+fn chunk_key(entity: &[u8], chunk: ChunkId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(entity.len() + 9);
+    key.extend_from_slice(entity);
+    chunk.write(&mut key);
+    key
 }

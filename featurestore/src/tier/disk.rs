@@ -15,9 +15,7 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ComputeRows, EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning,
-};
+use super::{EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning};
 use crate::definition::{Pinned, Version};
 use crate::encoding::{is_chunk, merge_values};
 use crate::{Error, Result};
@@ -207,16 +205,6 @@ impl OnlineTier for DiskTier {
             }
         }
         Ok(EntityRead { entities: rows.into_iter().map(Into::into).collect(), marks })
-    }
-
-    fn read_computed(
-        &self,
-        _view: &Pinned,
-        _epoch: &[u8],
-        keys: &[&[u8]],
-        compute: &ComputeRows<'_>,
-    ) -> Result<ViewRead> {
-        compute(self, keys)
     }
 
     fn mark(&self, view: &Pinned) -> Result<Mark> {

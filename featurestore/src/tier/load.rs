@@ -65,7 +65,7 @@ pub async fn catch_up(
     for (number, commit) in commits {
         let mut held = BTreeMap::new();
         for file in &commit.files {
-            packer.read(log, number, file, |rows| merge_rows(&mut held, rows)).await?;
+            packer.read(log, number, file, |_, rows| merge_rows(&mut held, rows)).await?;
         }
         reached = Mark { commit: number, watermark: Some(commit.watermark) };
         tier.apply(log.view(), held.into_iter().collect(), reached)?;
@@ -79,8 +79,8 @@ async fn load_anew(tier: &dyn OnlineTier, log: &ViewLog, packer: &Packer, progre
     let mut batches = tier.begin_generation(log.view())?;
     for (number, file) in &files {
         packer
-            .read(log, *number, file, |rows| {
-                progress.advance(rows.len() as u64);
+            .read(log, *number, file, |read, rows| {
+                progress.advance(read);
                 batches.add(rows)
             })
             .await?;
@@ -141,16 +141,18 @@ impl Packer {
         })
     }
 
+    /// Reads a file; `each` gets how many rows a batch had, and what they are packed to.
     async fn read(
         &self,
         log: &ViewLog,
         number: u64,
         file: &DataFile,
-        mut each: impl FnMut(Vec<KeyedRow>) -> Result<()>,
+        mut each: impl FnMut(u64, Vec<KeyedRow>) -> Result<()>,
     ) -> Result<()> {
         let mut batches = log.read(file).await?;
         while let Some(batch) = batches.try_next().await? {
-            each(self.pack(&batch, number).map_err(|error| error.with("path", &file.path))?)?;
+            let rows = self.pack(&batch, number).map_err(|error| error.with("path", &file.path))?;
+            each(batch.num_rows() as u64, rows)?;
         }
         Ok(())
     }
@@ -199,17 +201,19 @@ impl TilePacker {
         newest: &RowLayout,
     ) -> Result<Vec<KeyedRow>> {
         let arguments = Arguments::new(&self.windowed, arguments)?;
-        let mut entities: BTreeMap<&[u8], (EntityTiles, RowHeader)> = BTreeMap::new();
+        let mut entities: BTreeMap<&[u8], EntityTiles> = BTreeMap::new();
         let mut values = Vec::new();
         for (row, (key, header)) in keys.iter().zip(headers).enumerate() {
             let Some(key) = key else { continue };
-            let (tiles, last) = entities.entry(key).or_insert_with(|| (EntityTiles::default(), *header));
             arguments.of_row(row, &mut values);
+            let tiles = entities.entry(key).or_default();
             tiles.add(&self.layout, header.event_time, header.available_time, &values);
-            *last = (*last).max(*header);
         }
         let mut keyed = Vec::new();
-        for (key, (tiles, last)) in entities {
+        let sequence = headers.first().map(|header| header.sequence).unwrap_or_default();
+        for (key, tiles) in entities {
+            let Some((event_time, available_time)) = tiles.newest() else { continue };
+            let last = RowHeader { event_time, available_time, sequence };
             let entry = |id: ChunkId| {
                 let mut key = key.to_vec();
                 id.write(&mut key);

@@ -18,7 +18,6 @@ use moka::sync::Cache;
 use super::{ComputeRows, EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
 use crate::Result;
 use crate::definition::Pinned;
-use crate::encoding::ChunkId;
 
 /// What the cache itself needs for an entry, beside key and row (measured for moka 0.12; it is a weight, not a promise).
 const ENTRY_OVERHEAD_BYTES: usize = 160;
@@ -151,74 +150,37 @@ impl<T: OnlineTier> MemoryTier<T> {
         Ok(group)
     }
 
-    fn read_through(&self, views: &[Pinned], incarnation: u32, keys: &[&[u8]]) -> Result<Vec<EntityRows>> {
-        let mut entities = Vec::with_capacity(keys.len());
-        let mut missed = Vec::new();
-        let mut cache_key = Vec::with_capacity(64);
-        for (index, key) in keys.iter().enumerate() {
-            set_cache_key(&mut cache_key, incarnation, key);
-            entities.push(match self.cache.get(cache_key.as_slice()) {
-                Some(Entry::Rows(rows)) => Some(rows),
-                Some(Entry::Computed { .. }) | None => {
-                    missed.push(index);
-                    None
-                }
-            });
-        }
-        self.reads.fetch_add(keys.len() as u64, Ordering::Relaxed);
-        self.hits.fetch_add((keys.len() - missed.len()) as u64, Ordering::Relaxed);
-        if !missed.is_empty() {
-            let missed_keys: Vec<&[u8]> = missed.iter().map(|&index| keys[index]).collect();
-            let read = self.below.read_entities(views, &missed_keys)?;
-            for (index, entity) in missed.into_iter().zip(read.entities) {
-                set_cache_key(&mut cache_key, incarnation, keys[index]);
-                self.cache.insert(cache_key.clone().into_boxed_slice(), Entry::Rows(Arc::clone(&entity)));
-                entities[index] = Some(entity);
-            }
-        }
-        Ok(entities.into_iter().flatten().collect())
-    }
-
-    fn compute_through(
+    /// The values of keys: those that `known` takes out of the cache, and those that `load` gives for the others, which
+    /// are kept as `entry` says.
+    fn through<V: Clone>(
         &self,
         incarnation: u32,
-        epoch: &[u8],
         keys: &[&[u8]],
-        compute: &ComputeRows<'_>,
-    ) -> Result<Vec<Option<Bytes>>> {
-        let mut rows = vec![None; keys.len()];
+        known: impl Fn(Entry) -> Option<V>,
+        load: impl FnOnce(&[&[u8]]) -> Result<Vec<V>>,
+        entry: impl Fn(V) -> Entry,
+    ) -> Result<Vec<V>> {
+        let mut values = Vec::with_capacity(keys.len());
         let mut missed = Vec::new();
         let mut cache_key = Vec::with_capacity(64);
         for (index, key) in keys.iter().enumerate() {
             set_cache_key(&mut cache_key, incarnation, key);
-            match self.cache.get(cache_key.as_slice()) {
-                Some(Entry::Computed { epoch: of, row }) if of == epoch => rows[index] = row,
-                _ => missed.push(index),
+            values.push(self.cache.get(cache_key.as_slice()).and_then(&known));
+            if values[index].is_none() {
+                missed.push(index);
             }
         }
         self.reads.fetch_add(keys.len() as u64, Ordering::Relaxed);
         self.hits.fetch_add((keys.len() - missed.len()) as u64, Ordering::Relaxed);
         if !missed.is_empty() {
-            let epoch = Bytes::copy_from_slice(epoch);
             let missed_keys: Vec<&[u8]> = missed.iter().map(|&index| keys[index]).collect();
-            for (index, row) in missed.into_iter().zip(compute(&self.below, &missed_keys)?.rows) {
+            for (index, value) in missed.into_iter().zip(load(&missed_keys)?) {
                 set_cache_key(&mut cache_key, incarnation, keys[index]);
-                let entry = Entry::Computed { epoch: epoch.clone(), row: row.clone() };
-                self.cache.insert(cache_key.clone().into_boxed_slice(), entry);
-                rows[index] = row;
+                self.cache.insert(cache_key.clone().into_boxed_slice(), entry(value.clone()));
+                values[index] = Some(value);
             }
         }
-        Ok(rows)
-    }
-}
-
-/// Drops what is known of the entity that a written key belongs to, and of the key itself.
-fn drop_entries(cache: &Cache<Box<[u8]>, Entry, RandomState>, cache_key: &mut Vec<u8>, incarnation: u32, key: &[u8]) {
-    set_cache_key(cache_key, incarnation, key);
-    cache.invalidate(cache_key.as_slice());
-    if let Some(entity) = ChunkId::entity_of_newest(key) {
-        set_cache_key(cache_key, incarnation, entity);
-        cache.invalidate(cache_key.as_slice());
+        Ok(values.into_iter().flatten().collect())
     }
 }
 
@@ -241,7 +203,9 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         }
         let group = self.group(views)?;
         let locks = group.lock();
-        let entities = self.read_through(views, group.incarnation.load(Ordering::Acquire), keys)?;
+        let known = |entry| if let Entry::Rows(rows) = entry { Some(rows) } else { None };
+        let load = |keys: &[&[u8]]| self.below.read_entities(views, keys).map(|read| read.entities);
+        let entities = self.through(group.incarnation.load(Ordering::Acquire), keys, known, load, Entry::Rows)?;
         Ok(EntityRead { entities, marks: group.places.iter().map(|&place| locks[place].mark).collect() })
     }
 
@@ -257,8 +221,15 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         }
         let group = self.group(std::slice::from_ref(view))?;
         let locks = group.lock();
-        let incarnation = group.incarnation.load(Ordering::Acquire);
-        let rows = self.compute_through(incarnation, epoch, keys, compute)?;
+        let known = |entry| match entry {
+            Entry::Computed { epoch: of, row } if of == epoch => Some(row),
+            Entry::Computed { .. } | Entry::Rows(_) => None,
+        };
+        let read_below = |keys: &[&[u8]]| self.below.read(view, keys);
+        let load = |keys: &[&[u8]]| compute(&read_below, keys).map(|read| read.rows);
+        let kept = Bytes::copy_from_slice(epoch);
+        let entry = |row| Entry::Computed { epoch: kept.clone(), row };
+        let rows = self.through(group.incarnation.load(Ordering::Acquire), keys, known, load, entry)?;
         Ok(ViewRead { rows, mark: locks.first().map(|state| state.mark).unwrap_or_default() })
     }
 
@@ -275,7 +246,8 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         for group in &state.groups {
             let incarnation = group.incarnation.load(Ordering::Acquire);
             for key in &keys {
-                drop_entries(&self.cache, &mut cache_key, incarnation, key);
+                set_cache_key(&mut cache_key, incarnation, key);
+                self.cache.invalidate(cache_key.as_slice());
             }
         }
         state.mark = mark;

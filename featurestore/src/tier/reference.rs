@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 
-use super::{ComputeRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows};
+use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows};
 use crate::Result;
 use crate::definition::Pinned;
 
@@ -34,16 +34,6 @@ impl OnlineTier for ReferenceTier {
             return Ok(ViewRead { rows: vec![None; keys.len()], mark: Mark::default() });
         };
         Ok(ViewRead { rows: keys.iter().map(|key| view.rows.get(*key).cloned()).collect(), mark: view.mark })
-    }
-
-    fn read_computed(
-        &self,
-        _view: &Pinned,
-        _epoch: &[u8],
-        keys: &[&[u8]],
-        compute: &ComputeRows<'_>,
-    ) -> Result<ViewRead> {
-        compute(self, keys)
     }
 
     fn mark(&self, view: &Pinned) -> Result<Mark> {

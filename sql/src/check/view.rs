@@ -53,20 +53,18 @@ impl Checker<'_> {
         };
         let faults = self.faults.len();
         self.check_keys(file, view, &entity, &columns);
-        let (stateful, row_time, windowed, features);
-        if let Some(clause) = &view.windows {
-            let checked = self.windowed(file, view, clause, &entity, &sources, frame.logical_plan());
-            let Some((found, visible)) = checked else { return Ok(()) };
-            stateful = false;
-            row_time = self.row_time(file, view, &sources, &visible, stateful);
-            features = found.features();
-            windowed = Some(found);
-        } else {
-            stateful = is_stateful(frame.logical_plan())?;
-            row_time = self.row_time(file, view, &sources, &columns, stateful);
-            features = self.features(file, view, &entity, row_time.as_ref(), &columns);
-            windowed = None;
-        }
+        let (windowed, visible, stateful) = match &view.windows {
+            None => (None, columns.clone(), is_stateful(frame.logical_plan())?),
+            Some(clause) => match self.windowed(file, view, clause, &entity, &sources, frame.logical_plan()) {
+                Some((windowed, visible)) => (Some(windowed), visible, false),
+                None => return Ok(()),
+            },
+        };
+        let row_time = self.row_time(file, view, &sources, &visible, stateful);
+        let features = match &windowed {
+            Some(windowed) => windowed.features(),
+            None => self.features(file, view, &entity, row_time.as_ref(), &columns),
+        };
         let Some(row_time) = row_time.filter(|_| self.faults.len() == faults) else { return Ok(()) };
         let text = print(statement);
         let pinned: Vec<Pinned> = sources.iter().map(Source::pinned).collect();

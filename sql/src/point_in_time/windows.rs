@@ -7,7 +7,7 @@ use arrow::array::{RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
 use arrow::row::{OwnedRow, Row};
 use datafusion::error::{DataFusionError, Result};
-use springhouse_featurestore::aggregate::{Arguments, EntityTiles, Summaries, TileLayout, feature_columns};
+use springhouse_featurestore::aggregate::{Arguments, EntityTiles, FeatureBuilder, Summaries, TileLayout};
 use springhouse_featurestore::definition::Windowed;
 use springhouse_featurestore::time::Timestamp;
 
@@ -21,7 +21,7 @@ pub(super) struct WindowSums {
     rows: RowSide,
     payload: Vec<usize>,
     windowed: Arc<Windowed>,
-    layout: TileLayout,
+    layout: Arc<TileLayout>,
     schema: SchemaRef,
     /// The arguments of the batch of rows being read.
     arguments: Option<(Arc<RowBatch>, Arguments)>,
@@ -40,7 +40,7 @@ impl WindowSums {
         windowed: &Arc<Windowed>,
         schema: SchemaRef,
     ) -> Result<Self> {
-        let layout = TileLayout::new(windowed).map_err(failed)?;
+        let layout = Arc::new(TileLayout::new(windowed).map_err(failed)?);
         let payload = columns.payload.clone();
         Ok(Self { spine, rows, payload, windowed: Arc::clone(windowed), layout, schema, arguments: None, held: None })
     }
@@ -48,7 +48,8 @@ impl WindowSums {
     pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
         let Some(questions) = self.spine.next().await? else { return Ok(None) };
         let batch = &questions.batch;
-        let mut answers: Vec<Option<Vec<Summaries>>> = Vec::with_capacity(batch.num_rows());
+        let (windowed, layout) = (Arc::clone(&self.windowed), Arc::clone(&self.layout));
+        let mut features = FeatureBuilder::new(&windowed, &layout);
         let mut events: Vec<Option<i64>> = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let answer = match questions.at(row) {
@@ -56,10 +57,10 @@ impl WindowSums {
                 None => None,
             };
             events.push(answer.as_ref().map(|(_, event)| *event));
-            answers.push(answer.map(|(windows, _)| windows));
+            features.append(answer.as_ref().map(|(windows, _)| windows.as_slice()));
         }
         let mut columns = batch.columns().to_vec();
-        columns.extend(feature_columns(&self.windowed, &self.layout, &answers).map_err(failed)?);
+        columns.extend(features.finish().map_err(failed)?);
         columns.push(Arc::new(TimestampMicrosecondArray::from(events).with_timezone("UTC")));
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?))
