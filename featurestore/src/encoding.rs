@@ -5,7 +5,7 @@ mod chunk;
 mod key;
 mod row;
 
-pub use chunk::{ChunkId, ChunkLayout, ChunkReads, is_chunk, merge_values, read_chunk};
+pub use chunk::{ChunkId, ChunkLayout, ChunkReads, add_chunk, is_chunk, merge_values};
 pub use key::{EncodedKeys, KeyCodec};
 pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout};
 

@@ -89,8 +89,11 @@ pub struct EntityRead {
     pub marks: Vec<Mark>,
 }
 
-/// Reads rows of one view.
-pub type ReadRows<'a> = dyn Fn(&[&[u8]]) -> Result<ViewRead> + 'a;
+/// Told the row of a key, by the key's place among those asked for.
+pub type EachRow<'a> = dyn FnMut(usize, Option<&[u8]>) -> Result<()> + 'a;
+
+/// Reads rows of one view, and tells how far the view had got.
+pub type ReadRows<'a> = dyn Fn(&[&[u8]], &mut EachRow<'_>) -> Result<Mark> + 'a;
 
 /// Makes the rows of several keys of one view from what it reads.
 pub type ComputeRows<'a> = dyn Fn(&ReadRows<'_>, &[&[u8]]) -> Result<ViewRead> + 'a;
@@ -112,6 +115,16 @@ pub trait OnlineTier: Send + Sync + Debug {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] or [`crate::ErrorKind::Unavailable`] from the storage below.
     fn read(&self, view: &Pinned, keys: &[&[u8]]) -> Result<ViewRead>;
+
+    /// Reads the rows of several keys at one instant and hands each over where it lies, in the keys' order.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and those of `each`.
+    fn read_each(&self, view: &Pinned, keys: &[&[u8]], each: &mut EachRow<'_>) -> Result<Mark> {
+        let ViewRead { rows, mark } = self.read(view, keys)?;
+        rows.iter().enumerate().try_for_each(|(index, row)| each(index, row.as_deref()))?;
+        Ok(mark)
+    }
 
     /// Reads the rows of several keys in several views of their entity, each view at one instant.
     ///
@@ -140,7 +153,7 @@ pub trait OnlineTier: Send + Sync + Debug {
     ) -> Result<ViewRead> {
         // There is no need to keep anything.
         let _ = epoch;
-        compute(&|keys| self.read(view, keys), keys)
+        compute(&|keys, each| self.read_each(view, keys, each), keys)
     }
 
     /// How far the tier has got with a view.

@@ -4,6 +4,8 @@
 //! The scope is the request's columns by their names, then every feature as `view.feature`, nulls where the contract's
 //! rules put them.
 
+mod rewrite;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -75,7 +77,7 @@ impl Scope {
         let context = SimplifyContext::builder().with_schema(Arc::new(self.logical.clone())).build();
         let simplifier = ExprSimplifier::new(context);
         let expression = simplifier.simplify(simplifier.coerce(expression, &self.logical)?)?;
-        let compiled = state.create_physical_expr(expression, &self.logical)?;
+        let compiled = rewrite::rewrite(state.create_physical_expr(expression, &self.logical)?, &self.physical)?;
         let data_type = compiled.data_type(&self.physical)?;
         let column_type =
             ColumnType::from_arrow(&data_type).map_err(|error| DataFusionError::Plan(error.to_string()))?;

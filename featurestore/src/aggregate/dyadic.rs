@@ -211,21 +211,37 @@ impl Dyadic {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when the bytes end too early.
     pub fn decode(bytes: &mut &[u8]) -> Result<Self> {
+        let mut read = Self::default();
+        read.merge_encoded(bytes)?;
+        Ok(read)
+    }
+
+    /// Adds a number in its canonical form, and moves past it.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when the bytes end too early.
+    pub fn merge_encoded(&mut self, bytes: &mut &[u8]) -> Result<()> {
         let cut = || Error::damaged("a stored sum is cut off").remedy("refresh the view again");
         let (head, rest) = bytes.split_at_checked(4).ok_or_else(cut)?;
-        let exponent = (u16::from_be_bytes([head[0], head[1]]) ^ 1 << 15).cast_signed();
+        let exponent = i32::from((u16::from_be_bytes([head[0], head[1]]) ^ 1 << 15).cast_signed());
         let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
         let (digits, rest) = rest.split_at_checked(length).ok_or_else(cut)?;
         *bytes = rest;
-        let integer = if length <= 16 {
+        if length <= 8 {
+            // Nearly always; the bytes are shifted in rather than copied, whose length is not known beforehand.
+            let magnitude = digits.iter().rev().fold(0_u64, |whole, byte| whole << 8 | u64::from(*byte));
+            let unused = 64 - 8 * u32::try_from(length).unwrap_or(8);
+            let integer = magnitude.checked_shl(unused).map_or(0, |high| high.cast_signed() >> unused);
+            self.add(i128::from(integer), exponent);
+        } else if length <= 16 {
             let negative = digits.last().is_some_and(|byte| byte >> 7 == 1);
             let mut whole = [if negative { 0xFF } else { 0 }; 16];
             whole[..length].copy_from_slice(digits);
-            Integer::Small(i128::from_le_bytes(whole))
+            self.add(i128::from_le_bytes(whole), exponent);
         } else {
-            Integer::Large(Box::new(BigInt::from_signed_bytes_le(digits)))
-        };
-        Ok(Self { integer, exponent: i32::from(exponent) })
+            self.add_large(&BigInt::from_signed_bytes_le(digits), exponent);
+        }
+        Ok(())
     }
 }
 

@@ -167,27 +167,43 @@ impl Summary {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when they end too early.
     pub fn decode(parts: Parts, bytes: &mut &[u8]) -> Result<Self> {
-        let cut = || Error::damaged("a stored summary is cut off").remedy("refresh the view again");
-        let (mut read, mut shift) = (Self::default(), 0);
-        loop {
-            let (byte, rest) = bytes.split_first().filter(|_| shift < 64).ok_or_else(cut)?;
-            *bytes = rest;
-            read.count |= u64::from(byte & 0x7F) << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
+        let mut read = Self::default();
+        read.merge_encoded(parts, bytes)?;
+        Ok(read)
+    }
+
+    /// Adds a summary as it is stored, without making one of it, and moves past its bytes.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when they end too early.
+    pub fn merge_encoded(&mut self, parts: Parts, bytes: &mut &[u8]) -> Result<()> {
+        self.count += read_count(bytes)?;
         if parts.total {
-            read.total = Total::decode(bytes)?;
+            self.total.merge_encoded(bytes)?;
         }
         if parts.squares {
-            read.squares = Total::decode(bytes)?;
+            self.squares.merge_encoded(bytes)?;
         }
         if parts.extremes {
-            read.extremes = Extremes::decode(bytes)?;
+            self.extremes.merge(&Extremes::decode(bytes)?);
         }
-        Ok(read)
+        Ok(())
+    }
+}
+
+fn read_count(bytes: &mut &[u8]) -> Result<u64> {
+    let (mut count, mut shift) = (0, 0);
+    loop {
+        let (byte, rest) = bytes
+            .split_first()
+            .filter(|_| shift < 64)
+            .ok_or_else(|| Error::damaged("a stored summary is cut off").remedy("refresh the view again"))?;
+        *bytes = rest;
+        count |= u64::from(byte & 0x7F) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return Ok(count);
+        }
     }
 }
 

@@ -111,19 +111,27 @@ impl Total {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when they end too early.
     pub fn decode(bytes: &mut &[u8]) -> Result<Self> {
+        let mut read = Self::default();
+        read.merge_encoded(bytes)?;
+        Ok(read)
+    }
+
+    /// Adds a total as it is stored, and moves past its bytes.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when they end too early.
+    pub fn merge_encoded(&mut self, bytes: &mut &[u8]) -> Result<()> {
         let cut = || Error::damaged("a stored total is cut off").remedy("refresh the view again");
         let (flags, mut rest) = bytes.split_first().ok_or_else(cut)?;
-        let mut special = [0; 3];
         if flags & 1 == 1 {
-            for count in &mut special {
+            for count in &mut self.special {
                 let (head, tail) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
-                *count = u64::from_be_bytes(*head);
+                *count += u64::from_be_bytes(*head);
                 rest = tail;
             }
         }
-        let finite = Dyadic::decode(&mut rest)?;
         *bytes = rest;
-        Ok(Self { finite, special })
+        self.finite.merge_encoded(bytes)
     }
 }
 

@@ -13,8 +13,11 @@
 //! are none of the other kind.
 //!
 //! ```text
-//! chunk: tag FF | number of summaries | their parts, 1 byte each | tiles in order: slot (2) | length (4) | summaries
+//! chunk: tag FF | number of summaries | their parts, 1 byte each | number of tiles (2)
+//!        | for each tile, in order: slot (2), where its summaries end (4) | the summaries of all tiles
 //! ```
+//!
+//! The directory lets a reader go to the tiles that it wants, and read those without making summaries of them.
 //!
 //! Two chunks of one key merge to one that holds the events of both ([`merge_values`]); a packed row never begins with
 //! the tag, since no event happens after the year 280,000.
@@ -64,7 +67,8 @@ impl ChunkId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkLayout {
     levels: Vec<LevelPlace>,
-    header: Vec<u8>,
+    /// The parts of each summary.
+    parts: Vec<u8>,
 }
 
 /// How the tiles of a level lie in chunks.
@@ -97,9 +101,7 @@ impl ChunkLayout {
             });
             next += levels[levels.len() - 1].tiles;
         }
-        let mut header = vec![TAG, u8::try_from(layout.parts().len()).unwrap_or(u8::MAX)];
-        header.extend(layout.parts().map(Parts::bits));
-        Self { levels, header }
+        Self { levels, parts: layout.parts().map(Parts::bits).collect() }
     }
 
     /// Where a tile lies.
@@ -114,26 +116,52 @@ impl ChunkLayout {
         let mut placed: Vec<((ChunkId, u16), &Summaries)> =
             tiles.iter().map(|(tile, summaries)| (self.place(tile), summaries)).collect();
         placed.sort_unstable_by_key(|(place, _)| *place);
-        let mut chunks: Vec<(ChunkId, Vec<u8>)> = Vec::new();
-        let mut state = Vec::new();
-        for ((chunk, slot), summaries) in placed {
-            if chunks.last().is_none_or(|(last, _)| *last != chunk) {
-                chunks.push((chunk, self.header.clone()));
-            }
-            state.clear();
-            layout.parts().zip(summaries).for_each(|(parts, summary)| summary.encode(parts, &mut state));
-            if let Some((_, bytes)) = chunks.last_mut() {
-                put_tile(bytes, slot, &state);
-            }
-        }
+        let chunks = placed.chunk_by(|((one, _), _), ((other, _), _)| one == other);
         chunks
+            .map(|tiles| {
+                let mut chunk = ChunkBuilder::new(&self.parts);
+                for ((_, slot), summaries) in tiles {
+                    chunk.put(*slot, |out| {
+                        layout.parts().zip(*summaries).for_each(|(parts, summary)| summary.encode(parts, out));
+                    });
+                }
+                (tiles[0].0.0, chunk.finish())
+            })
+            .collect()
     }
 }
 
-fn put_tile(bytes: &mut Vec<u8>, slot: u16, state: &[u8]) {
-    bytes.extend_from_slice(&slot.to_be_bytes());
-    bytes.extend_from_slice(&u32::try_from(state.len()).unwrap_or(u32::MAX).to_be_bytes());
-    bytes.extend_from_slice(state);
+/// Bytes of a directory's entry.
+const ENTRY_BYTES: usize = 6;
+
+/// Puts a chunk together, tile by tile in the order of their slots.
+struct ChunkBuilder<'a> {
+    parts: &'a [u8],
+    directory: Vec<u8>,
+    states: Vec<u8>,
+}
+
+impl<'a> ChunkBuilder<'a> {
+    fn new(parts: &'a [u8]) -> Self {
+        Self { parts, directory: Vec::new(), states: Vec::new() }
+    }
+
+    fn put(&mut self, slot: u16, state: impl FnOnce(&mut Vec<u8>)) {
+        state(&mut self.states);
+        self.directory.extend_from_slice(&slot.to_be_bytes());
+        self.directory.extend_from_slice(&u32::try_from(self.states.len()).unwrap_or(u32::MAX).to_be_bytes());
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.parts.len() + self.directory.len() + self.states.len() + 4);
+        bytes.extend_from_slice(&[TAG, u8::try_from(self.parts.len()).unwrap_or(u8::MAX)]);
+        bytes.extend_from_slice(self.parts);
+        let tiles = self.directory.len() / ENTRY_BYTES;
+        bytes.extend_from_slice(&u16::try_from(tiles).unwrap_or(u16::MAX).to_be_bytes());
+        bytes.extend_from_slice(&self.directory);
+        bytes.extend_from_slice(&self.states);
+        bytes
+    }
 }
 
 fn damaged() -> Error {
@@ -141,64 +169,67 @@ fn damaged() -> Error {
         .remedy("delete the disk tier's folder; it is rebuilt from object storage")
 }
 
-/// The tiles of a chunk, read one after another.
-struct ReadTiles<'a> {
-    parts: Vec<Parts>,
-    rest: &'a [u8],
+/// A chunk as it lies.
+#[derive(Clone, Copy)]
+struct Chunk<'a> {
+    parts: &'a [u8],
+    directory: &'a [[u8; ENTRY_BYTES]],
+    states: &'a [u8],
 }
 
-impl<'a> ReadTiles<'a> {
+impl<'a> Chunk<'a> {
     fn new(bytes: &'a [u8]) -> Result<Self> {
         let (&[tag, count], rest) = bytes.split_first_chunk::<2>().ok_or_else(damaged)?;
         let (parts, rest) = rest.split_at_checked(usize::from(count)).ok_or_else(damaged)?;
-        if tag != TAG {
+        let (tiles, rest) = rest.split_first_chunk::<2>().ok_or_else(damaged)?;
+        let entries = usize::from(u16::from_be_bytes(*tiles)) * ENTRY_BYTES;
+        let (directory, states) = rest.split_at_checked(entries).ok_or_else(damaged)?;
+        let chunk = Self { parts, directory: directory.as_chunks().0, states };
+        let end = chunk.directory.last().map_or(0, end_of);
+        if tag != TAG || end != states.len() {
             return Err(damaged());
         }
-        Ok(Self { parts: parts.iter().copied().map(Parts::of_bits).collect(), rest })
+        Ok(chunk)
     }
 
-    /// The next tile's slot and state.
-    fn next(&mut self) -> Result<Option<(u16, &'a [u8])>> {
-        if self.rest.is_empty() {
-            return Ok(None);
-        }
-        let (head, rest) = self.rest.split_first_chunk::<6>().ok_or_else(damaged)?;
-        let length = u32::from_be_bytes([head[2], head[3], head[4], head[5]]) as usize;
-        let (state, rest) = rest.split_at_checked(length).ok_or_else(damaged)?;
-        self.rest = rest;
-        Ok(Some((u16::from_be_bytes([head[0], head[1]]), state)))
+    fn slot(&self, index: usize) -> Option<u16> {
+        self.directory.get(index).map(slot_of)
     }
 
-    fn summaries(&self, state: &[u8]) -> Result<Summaries> {
-        let mut summaries = Summaries::with_capacity(self.parts.len());
-        self.read_into(state, &mut summaries)?;
-        Ok(summaries)
-    }
-
-    fn read_into(&self, mut state: &[u8], summaries: &mut Summaries) -> Result<()> {
-        summaries.clear();
-        for parts in &self.parts {
-            summaries.push(Summary::decode(*parts, &mut state)?);
-        }
-        Ok(())
+    fn state(&self, index: usize) -> Result<&'a [u8]> {
+        let start = index.checked_sub(1).map_or(0, |before| end_of(&self.directory[before]));
+        self.states.get(start..end_of(&self.directory[index])).ok_or_else(damaged)
     }
 }
 
-/// Gives each tile of a chunk that `wanted` names (by a mask of windows) to `each`, with its mask.
+fn slot_of(entry: &[u8; ENTRY_BYTES]) -> u16 {
+    u16::from_be_bytes([entry[0], entry[1]])
+}
+
+fn end_of(entry: &[u8; ENTRY_BYTES]) -> usize {
+    u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]) as usize
+}
+
+/// Adds the tiles of a chunk that `wanted` names to the totals that it names beside them.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Damaged`] when the bytes are not a chunk.
-pub fn read_chunk(bytes: &[u8], wanted: &[(u16, u64)], mut each: impl FnMut(u64, &Summaries)) -> Result<()> {
-    let mut tiles = ReadTiles::new(bytes)?;
-    let mut summaries = Summaries::new();
-    let mut wanted = wanted.iter().peekable();
-    while let Some((slot, state)) = tiles.next()? {
-        while wanted.next_if(|(of, _)| *of < slot).is_some() {}
-        match wanted.peek() {
+pub fn add_chunk(bytes: &[u8], wanted: &[(u16, usize)], totals: &mut [Summaries]) -> Result<()> {
+    let chunk = Chunk::new(bytes)?;
+    let Some((first, _)) = wanted.first() else { return Ok(()) };
+    let mut index = chunk.directory.partition_point(|entry| slot_of(entry) < *first);
+    for (slot, total) in wanted {
+        // Where few tiles hold events and many are wanted, and the other way round: both runs are gone along once.
+        while chunk.slot(index).is_some_and(|held| held < *slot) {
+            index += 1;
+        }
+        match chunk.slot(index) {
             None => break,
-            Some((of, mask)) if *of == slot => {
-                tiles.read_into(state, &mut summaries)?;
-                each(*mask, &summaries);
+            Some(held) if held == *slot => {
+                let mut state = chunk.state(index)?;
+                for (summary, parts) in totals[*total].iter_mut().zip(chunk.parts) {
+                    summary.merge_encoded(Parts::of_bits(*parts), &mut state)?;
+                }
             }
             Some(_) => {}
         }
@@ -224,44 +255,52 @@ pub fn merge_values(held: &[u8], given: &[u8]) -> Result<Bytes> {
 }
 
 fn merge_chunks(held: &[u8], given: &[u8]) -> Result<Vec<u8>> {
-    let (mut ours, mut theirs) = (ReadTiles::new(held)?, ReadTiles::new(given)?);
+    let (ours, theirs) = (Chunk::new(held)?, Chunk::new(given)?);
     if ours.parts != theirs.parts {
         return Err(damaged());
     }
-    let mut merged = Vec::with_capacity(held.len() + given.len());
-    merged.extend_from_slice(&held[..ours.parts.len() + 2]);
-    let (mut our, mut their) = (ours.next()?, theirs.next()?);
+    let mut merged = ChunkBuilder::new(ours.parts);
+    let (mut our, mut their) = (0, 0);
     loop {
-        match (our, their) {
-            (None, None) => return Ok(merged),
-            (Some((slot, state)), Some((other, more))) if slot == other => {
-                let (mut summaries, added) = (ours.summaries(state)?, theirs.summaries(more)?);
-                let mut bytes = Vec::with_capacity(state.len() + 8);
-                for ((summary, other), parts) in summaries.iter_mut().zip(&added).zip(&ours.parts) {
-                    summary.merge(other, *parts);
-                    summary.encode(*parts, &mut bytes);
-                }
-                put_tile(&mut merged, slot, &bytes);
-                (our, their) = (ours.next()?, theirs.next()?);
+        let (slot, both) = match (ours.slot(our), theirs.slot(their)) {
+            (None, None) => return Ok(merged.finish()),
+            (Some(slot), Some(other)) => (slot.min(other), slot == other),
+            (slot, other) => (slot.or(other).unwrap_or_default(), false),
+        };
+        if both {
+            let (mut state, mut more) = (ours.state(our)?, theirs.state(their)?);
+            let mut summaries = Summaries::with_capacity(ours.parts.len());
+            for parts in ours.parts.iter().copied().map(Parts::of_bits) {
+                let mut summary = Summary::decode(parts, &mut state)?;
+                summary.merge_encoded(parts, &mut more)?;
+                summaries.push(summary);
             }
-            (Some((slot, state)), other) if other.is_none_or(|(other, _)| slot < other) => {
-                put_tile(&mut merged, slot, state);
-                our = ours.next()?;
-            }
-            (_, Some((slot, state))) => {
-                put_tile(&mut merged, slot, state);
-                their = theirs.next()?;
-            }
-            (Some(_), None) => return Err(damaged()),
+            merged.put(slot, |out| {
+                summaries.iter().zip(ours.parts).for_each(|(summary, parts)| summary.encode(Parts::of_bits(*parts), out));
+            });
+            (our, their) = (our + 1, their + 1);
+        } else if ours.slot(our) == Some(slot) {
+            let state = ours.state(our)?;
+            merged.put(slot, |out| out.extend_from_slice(state));
+            our += 1;
+        } else {
+            let state = theirs.state(their)?;
+            merged.put(slot, |out| out.extend_from_slice(state));
+            their += 1;
         }
     }
 }
 
 /// Which chunks of an entity the windows of a view read as of a time, and which of their tiles for which windows.
+///
+/// Tiles that the same windows cover are added to one total: where windows overlap, as those of one view do, each tile
+/// is added once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkReads {
-    /// Chunks in order, each with its slots in order and the mask of windows that each is in.
-    pub chunks: Vec<(ChunkId, Vec<(u16, u64)>)>,
+    /// Chunks in order, each with its slots in order and the total that each is added to.
+    pub chunks: Vec<(ChunkId, Vec<(u16, usize)>)>,
+    /// For each total the windows (bits) that it is part of.
+    pub totals: Vec<u64>,
 }
 
 impl ChunkReads {
@@ -276,14 +315,29 @@ impl ChunkReads {
                 }
             }
         }
-        let mut reads: Vec<(ChunkId, Vec<(u16, u64)>)> = Vec::new();
-        for ((chunk, slot), mask) in slots {
+        let (mut reads, mut totals): (Vec<(ChunkId, Vec<(u16, usize)>)>, Vec<u64>) = (Vec::new(), Vec::new());
+        for ((chunk, slot), windows) in slots {
+            let total = totals.iter().position(|known| *known == windows).unwrap_or_else(|| {
+                totals.push(windows);
+                totals.len() - 1
+            });
             match reads.last_mut() {
-                Some((last, wanted)) if *last == chunk => wanted.push((slot, mask)),
-                _ => reads.push((chunk, vec![(slot, mask)])),
+                Some((last, wanted)) if *last == chunk => wanted.push((slot, total)),
+                _ => reads.push((chunk, vec![(slot, total)])),
             }
         }
-        Self { chunks: reads }
+        Self { chunks: reads, totals }
+    }
+
+    /// The windows that the totals add up to.
+    pub fn windows(&self, layout: &TileLayout, totals: &[Summaries]) -> Vec<Summaries> {
+        let mut windows = vec![layout.empty(); layout.windows().len()];
+        for (total, of) in totals.iter().zip(&self.totals) {
+            for (_, window) in windows.iter_mut().enumerate().filter(|(index, _)| of >> index & 1 == 1) {
+                layout.merge(window, total);
+            }
+        }
+        windows
     }
 }
 
@@ -347,18 +401,12 @@ mod tests {
             let as_of = Timestamp::from_micros((6_000_000 + later) * 1_000_000);
             let reads = ChunkReads::new(&layout, &chunks, as_of);
             prop_assert!(reads.chunks.len() <= if step == 420 { 18 } else { 8 }, "{} chunks", reads.chunks.len());
-            let mut windows = vec![layout.empty(); layout.windows().len()];
+            let mut totals = vec![layout.empty(); reads.totals.len()];
             for (id, wanted) in &reads.chunks {
                 let Some(bytes) = stored.get(id) else { continue };
-                read_chunk(bytes, wanted, |mask, summaries| {
-                    for (index, window) in windows.iter_mut().enumerate() {
-                        if mask >> index & 1 == 1 {
-                            layout.merge(window, summaries);
-                        }
-                    }
-                }).expect("own bytes");
+                add_chunk(bytes, wanted, &mut totals).expect("own bytes");
             }
-            prop_assert_eq!(windows, whole.windows(&layout, as_of));
+            prop_assert_eq!(reads.windows(&layout, &totals), whole.windows(&layout, as_of));
         }
     }
 
@@ -366,8 +414,8 @@ mod tests {
     fn of_two_rows_the_greater_holds_and_damage_is_named() {
         assert_eq!(merge_values(b"a", b"b").expect("rows"), b"b".as_slice());
         assert_eq!(merge_values(b"b", b"a").expect("rows"), b"b".as_slice());
-        let chunk = [TAG, 1, 0, 0, 5, 0, 0, 0, 1, 7];
-        assert_eq!(merge_values(&chunk, &chunk).expect("chunks")[9], 14);
-        assert!(merge_values(&chunk, &chunk[..9]).is_err() && merge_values(&[TAG, 9], &chunk).is_err());
+        let chunk = [TAG, 1, 0, 0, 1, 0, 5, 0, 0, 0, 1, 7];
+        assert_eq!(merge_values(&chunk, &chunk).expect("chunks")[11], 14);
+        assert!(merge_values(&chunk, &chunk[..11]).is_err() && merge_values(&[TAG, 9], &chunk).is_err());
     }
 }

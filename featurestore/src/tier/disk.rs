@@ -15,7 +15,7 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning};
+use super::{EachRow, EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning};
 use crate::definition::{Pinned, Version};
 use crate::encoding::{is_chunk, merge_values};
 use crate::{Error, Result};
@@ -175,20 +175,26 @@ fn open_error(folder: &Path, error: rocksdb::Error) -> Error {
 
 impl OnlineTier for DiskTier {
     fn read(&self, view: &Pinned, keys: &[&[u8]]) -> Result<ViewRead> {
+        let mut rows = Vec::with_capacity(keys.len());
+        let mark = self.read_each(view, keys, &mut |_, row| {
+            rows.push(row.map(Bytes::copy_from_slice));
+            Ok(())
+        })?;
+        Ok(ViewRead { rows, mark })
+    }
+
+    fn read_each(&self, view: &Pinned, keys: &[&[u8]], each: &mut EachRow<'_>) -> Result<Mark> {
         let Some(slot) = self.slot(view) else {
-            return Ok(ViewRead { rows: vec![None; keys.len()], mark: Mark::default() });
+            (0..keys.len()).try_for_each(|index| each(index, None))?;
+            return Ok(Mark::default());
         };
         let state = slot.read().unwrap_or_else(PoisonError::into_inner);
         let handle = self.family_handle(&family(view, state.generation))?;
-        let sorted = keys.is_sorted();
-        let rows = self
-            .database
-            .batched_multi_get_cf(&handle, keys.iter(), sorted)
-            .into_iter()
-            .map(|row| row.map(|row| row.map(|bytes| Bytes::copy_from_slice(&bytes))))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| self.failed(error))?;
-        Ok(ViewRead { rows, mark: state.mark })
+        let rows = self.database.batched_multi_get_cf(&handle, keys, keys.is_sorted());
+        for (index, row) in rows.into_iter().enumerate() {
+            each(index, row.map_err(|error| self.failed(error))?.as_deref())?;
+        }
+        Ok(state.mark)
     }
 
     fn read_entities(&self, views: &[Pinned], keys: &[&[u8]]) -> Result<EntityRead> {

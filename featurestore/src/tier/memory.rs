@@ -15,7 +15,7 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
-use super::{ComputeRows, EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
+use super::{ComputeRows, EachRow, EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
 use crate::Result;
 use crate::definition::Pinned;
 
@@ -225,7 +225,7 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
             Entry::Computed { epoch: of, row } if of == epoch => Some(row),
             Entry::Computed { .. } | Entry::Rows(_) => None,
         };
-        let read_below = |keys: &[&[u8]]| self.below.read(view, keys);
+        let read_below = |keys: &[&[u8]], each: &mut EachRow<'_>| self.below.read_each(view, keys, each);
         let load = |keys: &[&[u8]]| compute(&read_below, keys).map(|read| read.rows);
         let kept = Bytes::copy_from_slice(epoch);
         let entry = |row| Entry::Computed { epoch: kept.clone(), row };

@@ -144,8 +144,11 @@ pub(crate) fn matrix(inputs: &RecordBatch, names: &[String], filling: &[f32]) ->
         let column = cast(column, &DataType::Float32)?;
         let column = column.as_primitive::<Float32Type>();
         let cells = values.iter_mut().skip(index).step_by(names.len());
-        for (row, (cell, value)) in cells.zip(column.values()).enumerate() {
-            *cell = if value.is_nan() || column.is_null(row) { filling[index] } else { *value };
+        let filled = |value: f32| if value.is_nan() { filling[index] } else { value };
+        if column.null_count() == 0 {
+            cells.zip(column.values()).for_each(|(cell, value)| *cell = filled(*value));
+        } else {
+            cells.zip(column).for_each(|(cell, value)| *cell = value.map_or(filling[index], filled));
         }
     }
     Ok((values, rows))
