@@ -16,17 +16,28 @@
 //! is encoded reads back with the same bytes.
 
 mod columns;
+mod distinct;
 mod dyadic;
+mod ends;
 mod extremes;
+mod hyper_log_log;
+mod quantiles;
 mod summary;
 mod tiles;
 mod total;
+mod value;
 mod variance;
 
 pub use columns::{Arguments, FeatureBuilder};
+pub use distinct::{Distinct, MOST_DISTINCT};
 pub use dyadic::Dyadic;
+pub use ends::Ends;
 pub use extremes::{Extremes, float_of, order_of};
-pub use summary::{Parts, Summary, Value};
+pub use hyper_log_log::HyperLogLog;
+pub use quantiles::Quantiles;
+pub use summary::{Parts, Summary};
 pub use tiles::{EntityTiles, Summaries, TileLayout};
 pub use total::Total;
+use value::{read_array, read_number};
+pub use value::{Held, Value};
 pub use variance::Divisor;

@@ -31,7 +31,9 @@ CREATE FEATURE VIEW spending ENTITY user_account
   AS SELECT user_name, count(*) AS payments, count(amount) AS known, sum(amount) AS total, avg(amount) AS mean,
             min(amount) AS least, max(amount) AS most, var_samp(amount) AS variance, stddev_pop(amount) AS spread,
             count(*) FILTER (WHERE amount > 20) AS large, sum(CAST(floor(amount) AS BIGINT)) FILTER (WHERE amount > -1000 AND amount < 1000) AS whole,
-            count(*) FILTER (WHERE branch = 'north') AS northern
+            count(*) FILTER (WHERE branch = 'north') AS northern, count(DISTINCT amount) AS kinds,
+            first_value(amount) AS opening, last_value(amount) IGNORE NULLS AS latest, last_value(branch) AS place,
+            approx_distinct(amount) AS about, approx_percentile_cont(amount, 0.25) AS quarter, approx_median(floor(amount)) AS middle
      FROM paid JOIN branches ON customer = user_name WHERE user_name <> 'test' GROUP BY user_name;
 CREATE CONTRACT limits TIER interactive
   REQUEST (user_name VARCHAR)
@@ -63,21 +65,21 @@ fn history(random: &mut Seeded) -> Vec<Event> {
         .collect()
 }
 
-/// The amounts in a window as of `now`, of the events known by `known`.
+/// The amounts in a window as of `now`, of the events known by `known`, each after its event and available time.
 fn in_window(
     events: &[Event],
     user: &str,
     known: i64,
     now: i64,
     (_, length, step): (&str, i64, i64),
-) -> Vec<Option<f64>> {
+) -> Vec<(i64, i64, Option<f64>)> {
     let tail = (now - length).div_euclid(step) * step;
     events
         .iter()
         .filter(|(of, event, available, _)| {
             *of == user && *available <= known && *event <= known && tail < *event && *event <= now
         })
-        .map(|event| event.3)
+        .map(|event| (event.1, event.2, event.3))
         .collect()
 }
 
@@ -92,6 +94,11 @@ fn newest(events: &[Event], user: &str, known: i64, now: i64) -> Option<i64> {
 enum Expected {
     Integer(Option<i64>),
     Float(Option<f64>),
+    Text(Option<&'static str>),
+    /// Within three standard errors of a sketch.
+    About(i64),
+    /// Within 0.4 %.
+    Near(Option<f64>),
 }
 
 fn length<T>(values: &[T]) -> i64 {
@@ -101,10 +108,23 @@ fn length<T>(values: &[T]) -> i64 {
 /// All features of a window by their aliases. The amounts are halves of small integers, so plain arithmetic is exact
 /// up to the last operation.
 #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
-fn aggregates(amounts: &[Option<f64>], northern: bool) -> [(&'static str, Expected); 11] {
+fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static str, Expected); 18] {
+    let amounts: Vec<Option<f64>> = events.iter().map(|event| event.2).collect();
     let known: Vec<f64> = amounts.iter().flatten().copied().collect();
     let above =
         |a: &f64, b: &f64| a.is_nan().cmp(&b.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    // What is added at one time comes in order of its bits, as the docs say; null before everything.
+    let bits = |value: Option<f64>| value.map(|value| value.to_bits().cast_signed());
+    let in_time = |a: &&(i64, i64, Option<f64>), b: &&(i64, i64, Option<f64>)| {
+        (a.0, a.1, bits(a.2)).cmp(&(b.0, b.1, bits(b.2)))
+    };
+    let mut sorted = known.clone();
+    sorted.sort_by(above);
+    let quarter = sorted.get(sorted.len().saturating_sub(1) / 4).copied();
+    let middle = sorted.get(sorted.len().saturating_sub(1) / 2).map(|value| value.floor());
+    let mut kinds: Vec<String> = sorted.iter().map(|value| (value + 0.0).to_string()).collect();
+    kinds.dedup();
+    let place = if northern { "north" } else { "south" };
     let n = f64::from(u32::try_from(known.len()).expect("small"));
     let sum = known.iter().sum::<f64>() + 0.0;
     let squares: f64 = known.iter().map(|value| value * value).sum();
@@ -114,7 +134,7 @@ fn aggregates(amounts: &[Option<f64>], northern: bool) -> [(&'static str, Expect
     let some = |count: usize, value: f64| (known.len() >= count).then_some(value);
     let whole: Vec<i64> = known.iter().filter(|value| value.is_finite()).map(|value| value.floor() as i64).collect();
     [
-        ("payments", Expected::Integer(Some(length(amounts)))),
+        ("payments", Expected::Integer(Some(length(&amounts)))),
         ("known", Expected::Integer(Some(length(&known)))),
         ("total", Expected::Float(some(1, sum))),
         ("mean", Expected::Float(some(1, sum / n))),
@@ -123,7 +143,14 @@ fn aggregates(amounts: &[Option<f64>], northern: bool) -> [(&'static str, Expect
         ("variance", Expected::Float(some(2, numerator / (n * (n - 1.0))))),
         ("spread", Expected::Float(some(1, (numerator / (n * n)).sqrt()))),
         ("large", Expected::Integer(Some(length(&large)))),
-        ("northern", Expected::Integer(Some(if northern { length(amounts) } else { 0 }))),
+        ("northern", Expected::Integer(Some(if northern { length(&amounts) } else { 0 }))),
+        ("kinds", Expected::Integer(Some(length(&kinds)))),
+        ("about", Expected::About(length(&kinds))),
+        ("opening", Expected::Float(events.iter().min_by(in_time).and_then(|event| event.2))),
+        ("latest", Expected::Float(events.iter().filter(|event| event.2.is_some()).max_by(in_time).and_then(|event| event.2))),
+        ("place", Expected::Text((!events.is_empty()).then_some(place))),
+        ("quarter", Expected::Near(quarter)),
+        ("middle", Expected::Near(middle)),
         ("whole", Expected::Integer((!whole.is_empty()).then(|| whole.iter().sum()))),
     ]
 }
@@ -146,6 +173,26 @@ fn check(answer: &RecordBatch, row: usize, events: &[Event], user: Option<&str>,
                 Expected::Integer(expected) => {
                     let values = column.as_primitive::<Int64Type>();
                     assert_eq!(values.is_valid(row).then(|| values.value(row)), expected, "{found}");
+                }
+                Expected::Text(expected) => {
+                    let values = column.as_string::<i32>();
+                    assert_eq!(values.is_valid(row).then(|| values.value(row)), expected, "{found}");
+                }
+                Expected::About(expected) => {
+                    let value = column.as_primitive::<Int64Type>().value(row);
+                    assert!((value - expected).abs() <= 1 + expected / 20, "{found}: {value}, expected {expected}");
+                }
+                Expected::Near(expected) => {
+                    let values = column.as_primitive::<Float64Type>();
+                    let near = match (values.is_valid(row).then(|| values.value(row)), expected) {
+                        (Some(value), Some(expected)) => {
+                            (value - expected).abs() <= expected.abs() / 256.0
+                                || value.to_bits() == expected.to_bits()
+                                || value.is_nan() && expected.is_nan()
+                        }
+                        (value, expected) => value.is_none() && expected.is_none(),
+                    };
+                    assert!(near, "{found}: {values:?} {expected:?}");
                 }
                 Expected::Float(expected) => {
                     let values = column.as_primitive::<Float64Type>();
@@ -243,7 +290,7 @@ async fn windows_in_training_sets_are_those_of_the_oracle() {
 }
 
 /// What is changed in the windowed view, and what the error must then say.
-const FAULTS: [(&str, &str, &str); 20] = [
+const FAULTS: [(&str, &str, &str); 24] = [
     ("'90 seconds'", "'90 months'", "not an interval"),
     ("'90 seconds'", "'1 hour 30 minutes'", "not a window's length"),
     ("'90 seconds'", "'30 seconds'", "the window '30 seconds' is shorter than its step, '1 minute'"),
@@ -253,7 +300,11 @@ const FAULTS: [(&str, &str, &str); 20] = [
     ("count(amount) AS known", "count(amount) AS payments", "unique expression names"),
     ("count(amount) AS known", "count(amount) + 1 AS known", "the output 'known' is neither a key nor one aggregate"),
     ("count(amount) AS known", "count(amount)", "needs a plain name"),
-    ("count(amount) AS known", "count(DISTINCT amount) AS known", "'count' DISTINCT is not yet supported over windows"),
+    ("count(amount) AS known", "sum(DISTINCT amount) AS known", "'sum' DISTINCT is not yet supported over windows"),
+    ("count(amount) AS known", "last_value(amount ORDER BY amount) AS known", "events are in order of event time"),
+    ("count(amount) AS known", "first_value(amount) FILTER (WHERE amount > 1) AS known", "only with IGNORE NULLS"),
+    ("count(amount) AS known", "approx_percentile_cont(amount, 1.5) AS known", "1.5"),
+    ("count(amount) AS known", "approx_percentile_cont(user_name, 0.5) AS known", "approx_percentile_cont"),
     ("count(amount) AS known", "median(amount) AS known", "'median' is not yet supported over windows"),
     ("count(amount) AS known", "min(user_name) AS known", "'min' of a window does not take VARCHAR"),
     ("count(amount) AS known", "sum(amont) AS known", "did you mean 'amount'?"),

@@ -2,9 +2,11 @@
 //! is about (the rows of `FROM` and `WHERE`), what is taken from each (the aggregates' arguments), and what is computed
 //! of them over every window.
 
-use datafusion::common::Column as LogicalColumn;
+use arrow::datatypes::DataType;
+use datafusion::common::{Column as LogicalColumn, ScalarValue};
 use datafusion::error::{DataFusionError, Result as QueryResult};
 use datafusion::logical_expr::LogicalPlanBuilder;
+use datafusion::logical_expr::expr::{AggregateFunctionParams, NullTreatment};
 use datafusion::logical_expr::{Aggregate as AggregatePlan, Expr, ExprSchemable, LogicalPlan, Projection, lit, when};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::definition::{Aggregate, AggregateFunction, Column, ColumnType};
@@ -89,23 +91,16 @@ impl EventQuery {
             return refused(format!("the output '{alias}' is not an aggregate"));
         };
         let name = call.func.name().to_lowercase();
-        let Some(function) = AggregateFunction::of_name(&name).filter(|_| !call.params.distinct) else {
-            let names: Vec<&str> = AggregateFunction::ALL.iter().map(|(name, _)| *name).collect();
-            let distinct = if call.params.distinct { "DISTINCT " } else { "" };
-            return refused(format!(
-                "'{name}' {distinct}is not yet supported over windows; the aggregates are {}",
-                names.join(", ")
-            ));
-        };
-        if !call.params.order_by.is_empty() || call.params.null_treatment.is_some() || call.params.args.len() != 1 {
-            return refused(format!("'{name}' over windows takes one argument, and no order"));
-        }
+        let function = function_of(&name, &call.params)?;
         let value = call.params.args[0].clone();
         let every = matches!(&value, Expr::Literal(literal, _) if !literal.is_null());
         let argument = match call.params.filter {
             None if function == AggregateFunction::Count && every => None,
             None => Some(self.argument(value)?),
-            // Nulls count for nothing in any of the aggregates.
+            Some(_) if matches!(function, AggregateFunction::First { nulls: true } | AggregateFunction::Last { nulls: true }) => {
+                return refused(format!("'{name}' of a window takes FILTER only with IGNORE NULLS: the output '{alias}'"));
+            }
+            // Nulls count for nothing in any of the others.
             Some(filter) => {
                 let value = if every { lit(1_i64) } else { value };
                 Some(self.argument(when(*filter, value).end()?)?)
@@ -162,6 +157,51 @@ impl EventQuery {
         let plan = LogicalPlanBuilder::from(self.events).project(columns)?.build()?;
         Ok(DataFrame::new(session.context().state(), plan))
     }
+}
+
+/// The function that a call asks for.
+fn function_of(name: &str, call: &AggregateFunctionParams) -> QueryResult<AggregateFunction> {
+    let nulls = call.null_treatment != Some(NullTreatment::IgnoreNulls);
+    let (function, arguments) = match (name, AggregateFunction::of_name(name)) {
+        ("count", _) if call.distinct => (AggregateFunction::CountDistinct, 1),
+        ("approx_percentile_cont", _) if !call.distinct => (percentile(call)?, 2),
+        (_, Some(AggregateFunction::First { .. })) if !call.distinct => (AggregateFunction::First { nulls }, 1),
+        (_, Some(AggregateFunction::Last { .. })) if !call.distinct => (AggregateFunction::Last { nulls }, 1),
+        (_, Some(function)) if !call.distinct => (function, 1),
+        _ => {
+            let names: Vec<&str> = AggregateFunction::ALL.iter().map(|(name, _)| *name).collect();
+            let distinct = if call.distinct { "DISTINCT " } else { "" };
+            return refused(format!(
+                "'{name}' {distinct}is not yet supported over windows; the aggregates are {}, count(DISTINCT ...) and \
+                 approx_percentile_cont",
+                names.join(", ")
+            ));
+        }
+    };
+    // The one order that is written is the percentile's own, WITHIN GROUP (ORDER BY x).
+    let ordered = !call.order_by.is_empty() && arguments == 1;
+    let ends = matches!(function, AggregateFunction::First { .. } | AggregateFunction::Last { .. });
+    if ordered || call.null_treatment.is_some() && !ends || call.args.len() != arguments {
+        let plural = if arguments == 1 { "one argument" } else { "a value and a percentile" };
+        return refused(format!("'{name}' over windows takes {plural}, and no order: events are in order of event time"));
+    }
+    Ok(function)
+}
+
+/// The percentile of `approx_percentile_cont(x, p)`, also written `approx_percentile_cont(p) WITHIN GROUP (ORDER BY x)`.
+fn percentile(call: &AggregateFunctionParams) -> QueryResult<AggregateFunction> {
+    let wrong = || refused("the percentile of 'approx_percentile_cont' is a number from 0 to 1 with at most six decimals");
+    if call.order_by.iter().any(|order| !order.asc) {
+        return refused("'approx_percentile_cont' over windows counts from the least: leave DESC out, and take 1 - p");
+    }
+    let Some(Expr::Literal(literal, _)) = call.args.get(1) else { return wrong() };
+    let Ok(ScalarValue::Float64(Some(share))) = literal.cast_to(&DataType::Float64) else { return wrong() };
+    let millionths = (share * 1e6).round();
+    if !(0.0..=1.0).contains(&share) || (millionths - share * 1e6).abs() > 1e-6 {
+        return wrong();
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1,000,000")]
+    Ok(AggregateFunction::AboutQuantile { millionths: millionths as u32 })
 }
 
 /// What a windowed view's query may be.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, PrimitiveArray, UInt64Array};
-use arrow::buffer::NullBuffer;
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, PrimitiveArray, StringArray, UInt64Array,
+};
 use arrow::compute::cast;
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Float64Type, Int64Type, UInt64Type};
 
-use super::{Summaries, Summary, TileLayout, Value, float_of};
+use super::{Held, Summaries, Summary, TileLayout, Value, float_of};
 use crate::Result;
 use crate::definition::{Aggregate, AggregateFunction, ColumnType, Windowed};
 
@@ -23,7 +24,8 @@ enum Argument {
     Unsigned(UInt64Array),
     Float(Float64Array),
     Moment(Int64Array),
-    Present(Option<NullBuffer>),
+    Boolean(BooleanArray),
+    Text(StringArray),
 }
 
 fn widened<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<PrimitiveArray<T>> {
@@ -33,8 +35,8 @@ fn widened<T: ArrowPrimitiveType>(array: &ArrayRef) -> Result<PrimitiveArray<T>>
 fn value_of<T: ArrowPrimitiveType>(
     array: &PrimitiveArray<T>,
     row: usize,
-    of: impl Fn(T::Native) -> Value,
-) -> Option<Value> {
+    of: impl Fn(T::Native) -> Value<'static>,
+) -> Option<Value<'static>> {
     array.is_valid(row).then(|| of(array.value(row)))
 }
 
@@ -55,24 +57,23 @@ impl Arguments {
                 ColumnType::Float32 | ColumnType::Float64 => Argument::Float(widened::<Float64Type>(array)?),
                 ColumnType::Date => Argument::Moment(widened::<Int64Type>(&cast(array, &DataType::Int32)?)?),
                 ColumnType::Timestamp => Argument::Moment(widened::<Int64Type>(array)?),
-                ColumnType::Boolean | ColumnType::Utf8 => Argument::Present(array.logical_nulls()),
+                ColumnType::Boolean => Argument::Boolean(cast(array, &DataType::Boolean)?.as_boolean().clone()),
+                ColumnType::Utf8 => Argument::Text(cast(array, &DataType::Utf8)?.as_string::<i32>().clone()),
             })
         };
         Ok(Self { columns: windowed.arguments.iter().zip(arrays).map(column).collect::<Result<_>>()? })
     }
 
-    /// The values of an event.
-    pub fn of_row(&self, row: usize, values: &mut Vec<Option<Value>>) {
-        values.clear();
-        values.extend(self.columns.iter().map(|column| match column {
+    /// An argument's value for an event; `None` when it is null.
+    pub fn value(&self, argument: usize, row: usize) -> Option<Value<'_>> {
+        match &self.columns[argument] {
             Argument::Signed(array) => value_of(array, row, Value::Signed),
             Argument::Unsigned(array) => value_of(array, row, Value::Unsigned),
             Argument::Float(array) => value_of(array, row, Value::Float),
             Argument::Moment(array) => value_of(array, row, Value::Moment),
-            Argument::Present(nulls) => {
-                nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row)).then_some(Value::Present)
-            }
-        }));
+            Argument::Boolean(array) => array.is_valid(row).then(|| Value::Boolean(array.value(row))),
+            Argument::Text(array) => array.is_valid(row).then(|| Value::Text(array.value(row))),
+        }
     }
 }
 
@@ -97,6 +98,8 @@ enum Values {
     Integers(Vec<Option<i64>>),
     Unsigned(Vec<Option<u64>>),
     Floats(Vec<Option<f64>>),
+    Booleans(Vec<Option<bool>>),
+    Texts(Vec<Option<Box<str>>>),
 }
 
 impl<'a> FeatureBuilder<'a> {
@@ -136,6 +139,8 @@ impl FeatureColumn<'_> {
             Values::Integers(values) => Arc::new(Int64Array::from(values)),
             Values::Unsigned(values) => Arc::new(UInt64Array::from(values)),
             Values::Floats(values) => Arc::new(Float64Array::from(values)),
+            Values::Booleans(values) => Arc::new(BooleanArray::from(values)),
+            Values::Texts(values) => Arc::new(values.into_iter().collect::<StringArray>()),
         };
         let output = self.aggregate.output;
         // Days are 32 bits wide.
@@ -144,50 +149,120 @@ impl FeatureColumn<'_> {
     }
 }
 
+/// How a kept value of the argument's type lies.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Integer,
+    Unsigned,
+    Float,
+    Boolean,
+    Text,
+}
+
+impl Kind {
+    fn of(column_type: ColumnType) -> Self {
+        match column_type {
+            ColumnType::Float32 | ColumnType::Float64 => Self::Float,
+            ColumnType::UInt8 | ColumnType::UInt16 | ColumnType::UInt32 | ColumnType::UInt64 => Self::Unsigned,
+            ColumnType::Boolean => Self::Boolean,
+            ColumnType::Utf8 => Self::Text,
+            _ => Self::Integer,
+        }
+    }
+}
+
 impl Values {
     fn of(function: AggregateFunction, argument: Option<ColumnType>) -> Self {
-        let float = matches!(argument, Some(ColumnType::Float32 | ColumnType::Float64));
-        let unsigned =
-            matches!(argument, Some(ColumnType::UInt8 | ColumnType::UInt16 | ColumnType::UInt32 | ColumnType::UInt64));
-        match function {
-            AggregateFunction::Count => Self::Integers(Vec::new()),
-            AggregateFunction::Least | AggregateFunction::Greatest if unsigned => Self::Unsigned(Vec::new()),
-            AggregateFunction::Sum | AggregateFunction::Least | AggregateFunction::Greatest if !float => {
-                Self::Integers(Vec::new())
-            }
-            _ => Self::Floats(Vec::new()),
+        use AggregateFunction as Function;
+        let kind = argument.map_or(Kind::Integer, Kind::of);
+        let kind = match function {
+            Function::Count | Function::CountDistinct | Function::AboutDistinct => Kind::Integer,
+            Function::Least | Function::Greatest | Function::First { .. } | Function::Last { .. } => kind,
+            Function::Sum if !matches!(kind, Kind::Float) => Kind::Integer,
+            _ => Kind::Float,
+        };
+        match kind {
+            Kind::Integer => Self::Integers(Vec::new()),
+            Kind::Unsigned => Self::Unsigned(Vec::new()),
+            Kind::Float => Self::Floats(Vec::new()),
+            Kind::Boolean => Self::Booleans(Vec::new()),
+            Kind::Text => Self::Texts(Vec::new()),
         }
     }
 
     fn append(&mut self, function: AggregateFunction, summary: Option<&Summary>) {
-        let end = |summary: &Summary| match function {
-            AggregateFunction::Least => summary.extremes().least(),
-            _ => summary.extremes().greatest(),
-        };
         match self {
-            Self::Integers(values) => values.push(summary.and_then(|summary| match function {
-                // No window has 2^63 events: null cannot stand for such a count.
-                AggregateFunction::Count => i64::try_from(summary.count()).ok(),
-                // Beyond BIGINT a sum is null, as it is of nothing.
-                AggregateFunction::Sum => {
-                    summary.total().integer().filter(|_| summary.count() > 0).and_then(|sum| i64::try_from(sum).ok())
-                }
-                _ => end(summary),
+            Self::Integers(values) => values.push(summary.and_then(|summary| integer(function, summary))),
+            Self::Unsigned(values) => values.push(summary.and_then(|summary| match held(function, summary) {
+                Some(Held::Number(bits)) => Some(bits.cast_unsigned()),
+                Some(Held::Text(_)) => None,
+                None => extreme(function, summary).map(|order| order.cast_unsigned() ^ 1 << 63),
             })),
-            Self::Unsigned(values) => {
-                values.push(summary.and_then(end).map(|order| order.cast_unsigned() ^ 1 << 63));
-            }
-            Self::Floats(values) => values.push(summary.and_then(|summary| match function {
-                AggregateFunction::Sum => (summary.count() > 0).then(|| summary.total().sum()),
-                AggregateFunction::VarianceSample | AggregateFunction::VariancePopulation => {
-                    summary.variance(function.divisor())
-                }
-                AggregateFunction::DeviationSample | AggregateFunction::DeviationPopulation => {
-                    summary.deviation(function.divisor())
-                }
-                AggregateFunction::Least | AggregateFunction::Greatest => end(summary).map(float_of),
-                AggregateFunction::Mean | AggregateFunction::Count => summary.mean(),
+            Self::Floats(values) => values.push(summary.and_then(|summary| float(function, summary))),
+            Self::Booleans(values) => values.push(summary.and_then(|summary| match held(function, summary) {
+                Some(Held::Number(value)) => Some(*value != 0),
+                _ => None,
+            })),
+            Self::Texts(values) => values.push(summary.and_then(|summary| match held(function, summary) {
+                Some(Held::Text(text)) => Some(text.clone()),
+                _ => None,
             })),
         }
+    }
+}
+
+/// The least or the greatest value, by its order.
+fn extreme(function: AggregateFunction, summary: &Summary) -> Option<i64> {
+    match function {
+        AggregateFunction::Least => summary.extremes().least(),
+        AggregateFunction::Greatest => summary.extremes().greatest(),
+        _ => None,
+    }
+}
+
+/// The first or the last value.
+fn held(function: AggregateFunction, summary: &Summary) -> Option<&Held> {
+    match function {
+        AggregateFunction::First { nulls: true } => summary.first_of_rows(),
+        AggregateFunction::First { nulls: false } => summary.first(),
+        AggregateFunction::Last { nulls: true } => summary.last_of_rows(),
+        AggregateFunction::Last { nulls: false } => summary.last(),
+        _ => None,
+    }
+}
+
+fn integer(function: AggregateFunction, summary: &Summary) -> Option<i64> {
+    match function {
+        // No window has 2^63 events: null cannot stand for such a count.
+        AggregateFunction::Count => i64::try_from(summary.count()).ok(),
+        AggregateFunction::CountDistinct => summary.distinct().and_then(|count| i64::try_from(count).ok()),
+        AggregateFunction::AboutDistinct => i64::try_from(summary.about_distinct()).ok(),
+        // Beyond BIGINT a sum is null, as it is of nothing.
+        AggregateFunction::Sum => {
+            summary.total().integer().filter(|_| summary.count() > 0).and_then(|sum| i64::try_from(sum).ok())
+        }
+        _ => match held(function, summary) {
+            Some(Held::Number(value)) => Some(*value),
+            _ => extreme(function, summary),
+        },
+    }
+}
+
+fn float(function: AggregateFunction, summary: &Summary) -> Option<f64> {
+    match function {
+        AggregateFunction::Sum => (summary.count() > 0).then(|| summary.total().sum()),
+        AggregateFunction::VarianceSample | AggregateFunction::VariancePopulation => {
+            summary.variance(function.divisor())
+        }
+        AggregateFunction::DeviationSample | AggregateFunction::DeviationPopulation => {
+            summary.deviation(function.divisor())
+        }
+        AggregateFunction::AboutQuantile { millionths } => summary.quantile(millionths),
+        AggregateFunction::Least | AggregateFunction::Greatest => extreme(function, summary).map(float_of),
+        AggregateFunction::Mean => summary.mean(),
+        _ => match held(function, summary) {
+            Some(Held::Number(bits)) => Some(f64::from_bits(bits.cast_unsigned())),
+            _ => None,
+        },
     }
 }

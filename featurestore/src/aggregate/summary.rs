@@ -1,67 +1,57 @@
-//! The summary of an aggregate's argument: as much of count, sum, sum of squares, least and greatest as the aggregates
-//! over it need.
+//! The summary of an aggregate's argument: its count, and as many parts as the aggregates over it need.
 //!
-//! Bytes: the count (a varint), then the parts that the layout names, in the order of [`Parts`].
-
-use serde::{Deserialize, Serialize};
+//! Bytes: the count (a varint), then the parts that the layout names, in the order of [`Parts`]; before those from the
+//! ends on, 0 where all of them are empty and they are left out, else 1.
 
 use super::variance::{deviation, variance};
-use super::{Divisor, Extremes, Total, order_of};
+use super::{Distinct, Divisor, Ends, Extremes, Held, HyperLogLog, Quantiles, Total, Value, read_array};
+use crate::time::Timestamp;
 use crate::{Error, Result};
 
-/// What a summary holds beside the count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Parts {
-    /// The sum.
-    pub total: bool,
-    /// The sum of squares; there is then a sum too.
-    pub squares: bool,
-    /// The least and the greatest.
-    pub extremes: bool,
-}
+/// What a summary holds beside the count: a set of parts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Parts(u16);
 
 impl Parts {
-    /// As a byte.
-    pub fn bits(self) -> u8 {
-        u8::from(self.total) | u8::from(self.squares) << 1 | u8::from(self.extremes) << 2
+    /// The sum.
+    pub const TOTAL: Self = Self(1);
+    /// The sum of squares; there is then a sum too.
+    pub const SQUARES: Self = Self(1 << 1);
+    /// The least and the greatest.
+    pub const EXTREMES: Self = Self(1 << 2);
+    /// The first and the last value that is not null.
+    pub const ENDS: Self = Self(1 << 3);
+    /// The first and the last value, null or not.
+    pub const ROW_ENDS: Self = Self(1 << 4);
+    /// The distinct values.
+    pub const DISTINCT: Self = Self(1 << 5);
+    /// A sketch of the distinct values.
+    pub const HYPER_LOG_LOG: Self = Self(1 << 6);
+    /// The quantiles.
+    pub const QUANTILES: Self = Self(1 << 7);
+
+    const ALL: u16 = (1 << 8) - 1;
+    const DETAIL: Self = Self(Self::ALL & !7);
+
+    /// As two bytes.
+    pub fn to_bytes(self) -> [u8; 2] {
+        self.0.to_be_bytes()
     }
 
-    /// From a byte.
-    pub fn of_bits(bits: u8) -> Self {
-        Self { total: bits & 1 != 0, squares: bits & 2 != 0, extremes: bits & 4 != 0 }
+    /// From two bytes.
+    pub fn from_bytes(bytes: [u8; 2]) -> Self {
+        Self(u16::from_be_bytes(bytes) & Self::ALL)
     }
 
     /// What either holds.
     #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        Self::of_bits(self.bits() | other.bits())
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
-}
 
-/// A value of an argument that is not null.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Value {
-    /// A signed integer.
-    Signed(i64),
-    /// An unsigned integer.
-    Unsigned(u64),
-    /// A float.
-    Float(f64),
-    /// A date or a time: it has an order, but no sum.
-    Moment(i64),
-    /// Something that is only counted.
-    Present,
-}
-
-impl Value {
-    /// An integer that orders as values of its kind do.
-    fn order(self) -> i64 {
-        match self {
-            Self::Signed(value) | Self::Moment(value) => value,
-            Self::Unsigned(value) => (value ^ 1 << 63).cast_signed(),
-            Self::Float(value) => order_of(value),
-            Self::Present => 0,
-        }
+    /// Whether some of these are among them.
+    pub fn any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
     }
 }
 
@@ -72,44 +62,78 @@ pub struct Summary {
     total: Total,
     squares: Total,
     extremes: Extremes,
+    /// What few aggregates need; none while it would be empty.
+    detail: Option<Box<Detail>>,
+}
+
+/// The larger parts of a summary.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Detail {
+    ends: Ends,
+    row_ends: Ends,
+    distinct: Distinct,
+    sketch: HyperLogLog,
+    quantiles: Quantiles,
 }
 
 impl Summary {
-    /// Adds a value.
-    pub fn add(&mut self, value: Value, parts: Parts) {
+    /// Adds a value, or a null, of an event that happened and was known at these times.
+    pub fn add(&mut self, event: Timestamp, available: Timestamp, value: Option<Value<'_>>, parts: Parts) {
+        if parts.any(Parts::ROW_ENDS) {
+            self.detail.get_or_insert_default().row_ends.add(event, available, value);
+        }
+        let Some(value) = value else { return };
         self.count += 1;
-        if parts.total {
+        if parts.any(Parts::TOTAL) {
             match value {
                 Value::Signed(value) => self.total.add_integer(i128::from(value)),
                 Value::Unsigned(value) => self.total.add_integer(i128::from(value)),
                 Value::Float(value) => self.total.add(value),
-                Value::Moment(_) | Value::Present => {}
+                Value::Moment(_) | Value::Boolean(_) | Value::Text(_) | Value::Present => {}
             }
         }
-        if parts.squares {
+        if parts.any(Parts::SQUARES) {
             match value {
                 Value::Signed(value) => self.squares.add_integer(i128::from(value) * i128::from(value)),
                 Value::Unsigned(value) => self.squares.add_integer_square(value),
                 Value::Float(value) => self.squares.add_square(value),
-                Value::Moment(_) | Value::Present => {}
+                Value::Moment(_) | Value::Boolean(_) | Value::Text(_) | Value::Present => {}
             }
         }
-        if parts.extremes {
+        if parts.any(Parts::EXTREMES) {
             self.extremes.add(value.order());
+        }
+        if parts.any(Parts::DETAIL) {
+            let detail = self.detail.get_or_insert_default();
+            if parts.any(Parts::ENDS) {
+                detail.ends.add(event, available, Some(value));
+            }
+            if parts.any(Parts::DISTINCT) {
+                detail.distinct.add(value);
+            }
+            if parts.any(Parts::HYPER_LOG_LOG) {
+                detail.sketch.add(value);
+            }
+            if parts.any(Parts::QUANTILES) {
+                detail.quantiles.add(value.float());
+            }
         }
     }
 
     /// Adds another summary.
     pub fn merge(&mut self, other: &Self, parts: Parts) {
         self.count += other.count;
-        if parts.total {
+        if parts.any(Parts::TOTAL) {
             self.total.merge(&other.total);
         }
-        if parts.squares {
+        if parts.any(Parts::SQUARES) {
             self.squares.merge(&other.squares);
         }
-        if parts.extremes {
+        if parts.any(Parts::EXTREMES) {
             self.extremes.merge(&other.extremes);
+        }
+        if let Some(other) = &other.detail {
+            self.detail.get_or_insert_default().merge(other);
         }
     }
 
@@ -143,6 +167,41 @@ impl Summary {
         self.extremes
     }
 
+    /// The first value that is not null.
+    pub fn first(&self) -> Option<&Held> {
+        self.detail.as_ref()?.ends.first()
+    }
+
+    /// The last value that is not null.
+    pub fn last(&self) -> Option<&Held> {
+        self.detail.as_ref()?.ends.last()
+    }
+
+    /// The first event's value; `None` when it is null.
+    pub fn first_of_rows(&self) -> Option<&Held> {
+        self.detail.as_ref()?.row_ends.first()
+    }
+
+    /// The last event's value; `None` when it is null.
+    pub fn last_of_rows(&self) -> Option<&Held> {
+        self.detail.as_ref()?.row_ends.last()
+    }
+
+    /// How many distinct values there are; `None` beyond [`super::MOST_DISTINCT`].
+    pub fn distinct(&self) -> Option<usize> {
+        self.detail.as_ref().map_or(Some(0), |detail| detail.distinct.count())
+    }
+
+    /// About how many distinct values there are.
+    pub fn about_distinct(&self) -> u64 {
+        self.detail.as_ref().map_or(0, |detail| detail.sketch.estimate())
+    }
+
+    /// The value so many millionths of the way from the least to the greatest.
+    pub fn quantile(&self, millionths: u32) -> Option<f64> {
+        self.detail.as_ref()?.quantiles.at(millionths)
+    }
+
     /// Appends its bytes; equal summaries have equal bytes.
     pub fn encode(&self, parts: Parts, out: &mut Vec<u8>) {
         let mut count = self.count;
@@ -151,14 +210,20 @@ impl Summary {
             count >>= 7;
         }
         out.push(count.to_le_bytes()[0]);
-        if parts.total {
+        if parts.any(Parts::TOTAL) {
             self.total.encode(out);
         }
-        if parts.squares {
+        if parts.any(Parts::SQUARES) {
             self.squares.encode(out);
         }
-        if parts.extremes {
+        if parts.any(Parts::EXTREMES) {
             self.extremes.encode(out);
+        }
+        if parts.any(Parts::DETAIL) {
+            out.push(u8::from(self.detail.is_some()));
+            if let Some(detail) = &self.detail {
+                detail.encode(parts, out);
+            }
         }
     }
 
@@ -178,16 +243,71 @@ impl Summary {
     /// [`crate::ErrorKind::Damaged`] when they end too early.
     pub fn merge_encoded(&mut self, parts: Parts, bytes: &mut &[u8]) -> Result<()> {
         self.count += read_count(bytes)?;
-        if parts.total {
+        if parts.any(Parts::TOTAL) {
             self.total.merge_encoded(bytes)?;
         }
-        if parts.squares {
+        if parts.any(Parts::SQUARES) {
             self.squares.merge_encoded(bytes)?;
         }
-        if parts.extremes {
+        if parts.any(Parts::EXTREMES) {
             self.extremes.merge(&Extremes::decode(bytes)?);
         }
+        if parts.any(Parts::DETAIL) && read_array::<1>(bytes)? != [0] {
+            let detail = Detail::decode(parts, bytes)?;
+            match &mut self.detail {
+                Some(held) => held.merge(&detail),
+                None => self.detail = Some(Box::new(detail)),
+            }
+        }
         Ok(())
+    }
+}
+
+impl Detail {
+    fn merge(&mut self, other: &Self) {
+        self.ends.merge(&other.ends);
+        self.row_ends.merge(&other.row_ends);
+        self.distinct.merge(&other.distinct);
+        self.sketch.merge(&other.sketch);
+        self.quantiles.merge(&other.quantiles);
+    }
+
+    fn encode(&self, parts: Parts, out: &mut Vec<u8>) {
+        if parts.any(Parts::ENDS) {
+            self.ends.encode(out);
+        }
+        if parts.any(Parts::ROW_ENDS) {
+            self.row_ends.encode(out);
+        }
+        if parts.any(Parts::DISTINCT) {
+            self.distinct.encode(out);
+        }
+        if parts.any(Parts::HYPER_LOG_LOG) {
+            self.sketch.encode(out);
+        }
+        if parts.any(Parts::QUANTILES) {
+            self.quantiles.encode(out);
+        }
+    }
+
+    fn decode(parts: Parts, bytes: &mut &[u8]) -> Result<Self> {
+        let mut read = Self::default();
+        if parts.any(Parts::ENDS) {
+            read.ends = Ends::decode(bytes)?;
+        }
+        if parts.any(Parts::ROW_ENDS) {
+            read.row_ends = Ends::decode(bytes)?;
+        }
+        if parts.any(Parts::DISTINCT) {
+            read.distinct = Distinct::decode(bytes)?;
+        }
+        if parts.any(Parts::HYPER_LOG_LOG) {
+            read.sketch = HyperLogLog::decode(bytes)?;
+        }
+        if parts.any(Parts::QUANTILES) {
+            read.quantiles = Quantiles::decode(bytes)?;
+        }
+        Ok(read)
     }
 }
 
@@ -213,31 +333,56 @@ mod tests {
 
     use super::*;
 
-    fn values() -> impl Strategy<Value = Vec<Value>> {
-        let value = prop_oneof![
-            any::<i64>().prop_map(Value::Signed),
-            any::<u64>().prop_map(Value::Unsigned),
-            any::<f64>().prop_map(Value::Float),
-            any::<i64>().prop_map(Value::Moment),
-            Just(Value::Present),
-        ];
-        proptest::collection::vec(value, 0..6)
+    type Event = (i64, Option<Owned>);
+
+    #[derive(Debug, Clone)]
+    enum Owned {
+        Signed(i64),
+        Unsigned(u64),
+        Float(f64),
+        Moment(i64),
+        Boolean(bool),
+        Text(String),
+        Present,
     }
 
-    fn summary(values: &[Value], parts: Parts) -> Summary {
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let value = prop_oneof![
+            any::<i64>().prop_map(Owned::Signed),
+            any::<u64>().prop_map(Owned::Unsigned),
+            any::<f64>().prop_map(Owned::Float),
+            any::<i64>().prop_map(Owned::Moment),
+            any::<bool>().prop_map(Owned::Boolean),
+            "[ab]{0,3}".prop_map(Owned::Text),
+            Just(Owned::Present),
+        ];
+        proptest::collection::vec((0_i64..5, proptest::option::of(value)), 0..6)
+    }
+
+    fn summary(events: &[Event], parts: Parts) -> Summary {
         let mut summary = Summary::default();
-        for value in values {
-            summary.add(*value, parts);
+        for (second, value) in events {
+            let value = value.as_ref().map(|value| match value {
+                Owned::Signed(value) => Value::Signed(*value),
+                Owned::Unsigned(value) => Value::Unsigned(*value),
+                Owned::Float(value) => Value::Float(*value),
+                Owned::Moment(value) => Value::Moment(*value),
+                Owned::Boolean(value) => Value::Boolean(*value),
+                Owned::Text(value) => Value::Text(value),
+                Owned::Present => Value::Present,
+            });
+            let at = Timestamp::from_micros(*second);
+            summary.add(at, at, value, parts);
         }
         summary
     }
 
     proptest! {
         #[test]
-        fn the_laws_hold(a in values(), b in values(), c in values(), bits in 0_u8..8) {
-            let parts = Parts::of_bits(bits);
-            prop_assert_eq!(parts.bits(), bits);
-            let all: Vec<Value> = c.iter().chain(&a).chain(&b).copied().collect();
+        fn the_laws_hold(a in events(), b in events(), c in events(), bits in 0..=Parts::ALL) {
+            let parts = Parts(bits);
+            prop_assert_eq!(Parts::from_bytes(parts.to_bytes()), parts);
+            let all: Vec<Event> = c.iter().chain(&a).chain(&b).cloned().collect();
             let (a, b, c) = (summary(&a, parts), summary(&b, parts), summary(&c, parts));
             let mut left = a.clone();
             left.merge(&b, parts);
@@ -253,16 +398,18 @@ mod tests {
             right.encode(parts, &mut again);
             prop_assert_eq!(&bytes, &again);
             let mut rest = bytes.as_slice();
-            prop_assert_eq!(Summary::decode(parts, &mut rest).expect("own bytes"), left);
+            prop_assert_eq!(&Summary::decode(parts, &mut rest).expect("own bytes"), &left);
             prop_assert!(rest.is_empty() && Summary::decode(parts, &mut &bytes[..bytes.len() - 1]).is_err());
+            right.merge_encoded(parts, &mut bytes.as_slice()).expect("own bytes");
+            left.merge(&left.clone(), parts);
+            prop_assert_eq!(right, left);
         }
 
         #[test]
         fn integers_are_summed_exactly(values in proptest::collection::vec(any::<i64>(), 0..20)) {
-            let parts = Parts { total: true, ..Parts::default() };
-            let signed: Vec<Value> = values.iter().copied().map(Value::Signed).collect();
+            let signed: Vec<Event> = values.iter().map(|value| (0, Some(Owned::Signed(*value)))).collect();
             let expected: i128 = values.iter().copied().map(i128::from).sum();
-            prop_assert_eq!(summary(&signed, parts).total().integer(), Some(expected));
+            prop_assert_eq!(summary(&signed, Parts::TOTAL).total().integer(), Some(expected));
         }
     }
 }

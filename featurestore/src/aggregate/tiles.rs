@@ -81,13 +81,17 @@ impl TileLayout {
         vec![Summary::default(); self.summaries.len()]
     }
 
-    /// Adds an event with the values of its arguments.
-    pub fn add(&self, to: &mut Summaries, values: &[Option<Value>]) {
+    /// Adds an event with its event time, its available time and the values of its arguments.
+    pub fn add<'a>(
+        &self,
+        to: &mut Summaries,
+        event: Timestamp,
+        available: Timestamp,
+        value_of: impl Fn(usize) -> Option<Value<'a>>,
+    ) {
         for (summary, (argument, parts)) in to.iter_mut().zip(&self.summaries) {
-            let value = argument.map_or(Some(Value::Present), |index| values[index]);
-            if let Some(value) = value {
-                summary.add(value, *parts);
-            }
+            let value = argument.map_or(Some(Value::Present), &value_of);
+            summary.add(event, available, value, *parts);
         }
     }
 
@@ -108,10 +112,16 @@ pub struct EntityTiles {
 
 impl EntityTiles {
     /// Adds an event: its event time and available time, and the values of its arguments.
-    pub fn add(&mut self, layout: &TileLayout, event: Timestamp, available: Timestamp, values: &[Option<Value>]) {
+    pub fn add<'a>(
+        &mut self,
+        layout: &TileLayout,
+        event: Timestamp,
+        available: Timestamp,
+        value_of: impl Fn(usize) -> Option<Value<'a>>,
+    ) {
         for level in 0..layout.tiles.levels().len() {
             let tile = self.tiles.entry(layout.tiles.tile_of(level, event)).or_insert_with(|| layout.empty());
-            layout.add(tile, values);
+            layout.add(tile, event, available, &value_of);
         }
         self.newest = self.newest.max(Some((event, available)));
     }
@@ -180,6 +190,8 @@ mod tests {
                 aggregate("events", AggregateFunction::Count, None),
                 aggregate("total", AggregateFunction::Sum, Some(0)),
                 aggregate("most", AggregateFunction::Greatest, Some(0)),
+                aggregate("latest", AggregateFunction::Last { nulls: true }, Some(0)),
+                aggregate("kinds", AggregateFunction::CountDistinct, Some(0)),
             ],
         }
     }
@@ -188,8 +200,9 @@ mod tests {
     fn oracle(layout: &TileLayout, events: &[(i64, Option<f64>)], window: Window, as_of: Timestamp) -> Summaries {
         let mut total = layout.empty();
         for (second, value) in events {
-            if window.contains(as_of, Timestamp::from_micros(second * 1_000_000)) {
-                layout.add(&mut total, &[value.map(Value::Float)]);
+            let at = Timestamp::from_micros(second * 1_000_000);
+            if window.contains(as_of, at) {
+                layout.add(&mut total, at, at, |_| value.map(Value::Float));
             }
         }
         total
@@ -220,7 +233,7 @@ mod tests {
             for second in asked {
                 while next < events.len() && events[next].0 <= second {
                     let at = Timestamp::from_micros(events[next].0 * 1_000_000);
-                    held.add(&layout, at, at, &[events[next].1.map(Value::Float)]);
+                    held.add(&layout, at, at, |_| events[next].1.map(Value::Float));
                     next += 1;
                 }
                 let as_of = Timestamp::from_micros(second * 1_000_000);

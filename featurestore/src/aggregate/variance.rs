@@ -52,11 +52,12 @@ mod tests {
 
     use super::super::{Parts, Summary, Value};
     use super::*;
+    use crate::time::Timestamp;
 
     fn summary(values: &[f64]) -> Summary {
         let mut summary = Summary::default();
         for value in values {
-            summary.add(Value::Float(*value), Parts { total: true, squares: true, extremes: false });
+            summary.add(Timestamp::MIN, Timestamp::MIN, Some(Value::Float(*value)), Parts::TOTAL.or(Parts::SQUARES));
         }
         summary
     }

@@ -134,11 +134,31 @@ pub enum AggregateFunction {
     DeviationSample,
     /// `stddev_pop(x)`; null for an empty window.
     DeviationPopulation,
+    /// `count(DISTINCT x)`, exact; null beyond [`crate::aggregate::MOST_DISTINCT`] values, 0 for an empty window.
+    CountDistinct,
+    /// `first_value(x)` by event time; null for an empty window.
+    First {
+        /// Whether a null counts as a value (`RESPECT NULLS`, SQL's default).
+        nulls: bool,
+    },
+    /// `last_value(x)` by event time; null for an empty window.
+    Last {
+        /// As of the first.
+        nulls: bool,
+    },
+    /// `approx_distinct(x)`, within a few per cent; 0 for an empty window.
+    AboutDistinct,
+    /// `approx_percentile_cont(x, p)` and `approx_median(x)`: within 0.4 % of the value at that rank, and exact for
+    /// integers below 512; null for an empty window.
+    AboutQuantile {
+        /// The percentile, in millionths of the whole.
+        millionths: u32,
+    },
 }
 
 impl AggregateFunction {
-    /// All of them, with their SQL names.
-    pub const ALL: [(&'static str, Self); 13] = [
+    /// Those without settings, with their SQL names.
+    pub const ALL: [(&'static str, Self); 17] = [
         ("count", Self::Count),
         ("sum", Self::Sum),
         ("avg", Self::Mean),
@@ -152,6 +172,10 @@ impl AggregateFunction {
         ("stddev", Self::DeviationSample),
         ("stddev_samp", Self::DeviationSample),
         ("stddev_pop", Self::DeviationPopulation),
+        ("first_value", Self::First { nulls: true }),
+        ("last_value", Self::Last { nulls: true }),
+        ("approx_distinct", Self::AboutDistinct),
+        ("approx_median", Self::AboutQuantile { millionths: 500_000 }),
     ];
 
     /// The function of an SQL name.
@@ -161,12 +185,17 @@ impl AggregateFunction {
 
     /// What it reads of its argument's summary.
     pub fn parts(self) -> Parts {
-        let none = Parts::default();
         match self {
-            Self::Count => none,
-            Self::Sum | Self::Mean => Parts { total: true, ..none },
-            Self::Least | Self::Greatest => Parts { extremes: true, ..none },
-            _ => Parts { total: true, squares: true, ..none },
+            Self::Count => Parts::default(),
+            Self::Sum | Self::Mean => Parts::TOTAL,
+            Self::Least | Self::Greatest => Parts::EXTREMES,
+            Self::VarianceSample | Self::VariancePopulation | Self::DeviationSample | Self::DeviationPopulation => {
+                Parts::TOTAL.or(Parts::SQUARES)
+            }
+            Self::CountDistinct => Parts::DISTINCT,
+            Self::First { nulls } | Self::Last { nulls } => if nulls { Parts::ROW_ENDS } else { Parts::ENDS },
+            Self::AboutDistinct => Parts::HYPER_LOG_LOG,
+            Self::AboutQuantile { .. } => Parts::QUANTILES,
         }
     }
 
@@ -184,7 +213,8 @@ impl AggregateFunction {
         let float = matches!(argument, ColumnType::Float32 | ColumnType::Float64);
         let number = argument.is_numeric() && argument != ColumnType::Boolean;
         match self {
-            Self::Count => Some(ColumnType::Int64),
+            Self::Count | Self::CountDistinct | Self::AboutDistinct => Some(ColumnType::Int64),
+            Self::First { .. } | Self::Last { .. } => Some(argument),
             Self::Sum => number.then_some(if float { ColumnType::Float64 } else { ColumnType::Int64 }),
             Self::Least | Self::Greatest => {
                 (number || matches!(argument, ColumnType::Date | ColumnType::Timestamp)).then_some(argument)

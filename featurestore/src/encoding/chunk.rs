@@ -13,7 +13,7 @@
 //! are none of the other kind.
 //!
 //! ```text
-//! chunk: tag FF | number of summaries | their parts, 1 byte each | number of tiles (2)
+//! chunk: tag FF | number of summaries | their parts, 2 bytes each | number of tiles (2)
 //!        | for each tile, in order: slot (2), where its summaries end (4) | the summaries of all tiles
 //! ```
 //!
@@ -68,7 +68,7 @@ impl ChunkId {
 pub struct ChunkLayout {
     levels: Vec<LevelPlace>,
     /// The parts of each summary.
-    parts: Vec<u8>,
+    parts: Vec<[u8; 2]>,
 }
 
 /// How the tiles of a level lie in chunks.
@@ -101,7 +101,7 @@ impl ChunkLayout {
             });
             next += levels[levels.len() - 1].tiles;
         }
-        Self { levels, parts: layout.parts().map(Parts::bits).collect() }
+        Self { levels, parts: layout.parts().map(Parts::to_bytes).collect() }
     }
 
     /// Where a tile lies.
@@ -136,13 +136,13 @@ const ENTRY_BYTES: usize = 6;
 
 /// Puts a chunk together, tile by tile in the order of their slots.
 struct ChunkBuilder<'a> {
-    parts: &'a [u8],
+    parts: &'a [[u8; 2]],
     directory: Vec<u8>,
     states: Vec<u8>,
 }
 
 impl<'a> ChunkBuilder<'a> {
-    fn new(parts: &'a [u8]) -> Self {
+    fn new(parts: &'a [[u8; 2]]) -> Self {
         Self { parts, directory: Vec::new(), states: Vec::new() }
     }
 
@@ -153,9 +153,9 @@ impl<'a> ChunkBuilder<'a> {
     }
 
     fn finish(self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.parts.len() + self.directory.len() + self.states.len() + 4);
+        let mut bytes = Vec::with_capacity(2 * self.parts.len() + self.directory.len() + self.states.len() + 4);
         bytes.extend_from_slice(&[TAG, u8::try_from(self.parts.len()).unwrap_or(u8::MAX)]);
-        bytes.extend_from_slice(self.parts);
+        bytes.extend_from_slice(self.parts.as_flattened());
         let tiles = self.directory.len() / ENTRY_BYTES;
         bytes.extend_from_slice(&u16::try_from(tiles).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend_from_slice(&self.directory);
@@ -172,7 +172,7 @@ fn damaged() -> Error {
 /// A chunk as it lies.
 #[derive(Clone, Copy)]
 struct Chunk<'a> {
-    parts: &'a [u8],
+    parts: &'a [[u8; 2]],
     directory: &'a [[u8; ENTRY_BYTES]],
     states: &'a [u8],
 }
@@ -180,11 +180,11 @@ struct Chunk<'a> {
 impl<'a> Chunk<'a> {
     fn new(bytes: &'a [u8]) -> Result<Self> {
         let (&[tag, count], rest) = bytes.split_first_chunk::<2>().ok_or_else(damaged)?;
-        let (parts, rest) = rest.split_at_checked(usize::from(count)).ok_or_else(damaged)?;
+        let (parts, rest) = rest.split_at_checked(2 * usize::from(count)).ok_or_else(damaged)?;
         let (tiles, rest) = rest.split_first_chunk::<2>().ok_or_else(damaged)?;
         let entries = usize::from(u16::from_be_bytes(*tiles)) * ENTRY_BYTES;
         let (directory, states) = rest.split_at_checked(entries).ok_or_else(damaged)?;
-        let chunk = Self { parts, directory: directory.as_chunks().0, states };
+        let chunk = Self { parts: parts.as_chunks().0, directory: directory.as_chunks().0, states };
         let end = chunk.directory.last().map_or(0, end_of);
         if tag != TAG || end != states.len() {
             return Err(damaged());
@@ -228,7 +228,7 @@ pub fn add_chunk(bytes: &[u8], wanted: &[(u16, usize)], totals: &mut [Summaries]
             Some(held) if held == *slot => {
                 let mut state = chunk.state(index)?;
                 for (summary, parts) in totals[*total].iter_mut().zip(chunk.parts) {
-                    summary.merge_encoded(Parts::of_bits(*parts), &mut state)?;
+                    summary.merge_encoded(Parts::from_bytes(*parts), &mut state)?;
                 }
             }
             Some(_) => {}
@@ -270,13 +270,13 @@ fn merge_chunks(held: &[u8], given: &[u8]) -> Result<Vec<u8>> {
         if both {
             let (mut state, mut more) = (ours.state(our)?, theirs.state(their)?);
             let mut summaries = Summaries::with_capacity(ours.parts.len());
-            for parts in ours.parts.iter().copied().map(Parts::of_bits) {
+            for parts in ours.parts.iter().copied().map(Parts::from_bytes) {
                 let mut summary = Summary::decode(parts, &mut state)?;
                 summary.merge_encoded(parts, &mut more)?;
                 summaries.push(summary);
             }
             merged.put(slot, |out| {
-                summaries.iter().zip(ours.parts).for_each(|(summary, parts)| summary.encode(Parts::of_bits(*parts), out));
+                summaries.iter().zip(ours.parts).for_each(|(summary, parts)| summary.encode(Parts::from_bytes(*parts), out));
             });
             (our, their) = (our + 1, their + 1);
         } else if ours.slot(our) == Some(slot) {
@@ -363,6 +363,9 @@ mod tests {
                 aggregate(AggregateFunction::Count, None),
                 aggregate(AggregateFunction::VarianceSample, Some(0)),
                 aggregate(AggregateFunction::Least, Some(0)),
+                aggregate(AggregateFunction::First { nulls: false }, Some(0)),
+                aggregate(AggregateFunction::AboutDistinct, Some(0)),
+                aggregate(AggregateFunction::AboutQuantile { millionths: 500_000 }, Some(0)),
             ],
         })
         .expect("valid")
@@ -384,8 +387,8 @@ mod tests {
                 let mut part = EntityTiles::default();
                 for (second, tenths) in events {
                     let (at, value) = (Timestamp::from_micros(second * 1_000_000), tenths.map(|t| Value::Float(f64::from(t) / 10.0)));
-                    part.add(&layout, at, at, &[value]);
-                    whole.add(&layout, at, at, &[value]);
+                    part.add(&layout, at, at, |_| value);
+                    whole.add(&layout, at, at, |_| value);
                 }
                 for (id, bytes) in chunks.encode(&layout, &part) {
                     let merged = match stored.get(&id) {
@@ -414,8 +417,8 @@ mod tests {
     fn of_two_rows_the_greater_holds_and_damage_is_named() {
         assert_eq!(merge_values(b"a", b"b").expect("rows"), b"b".as_slice());
         assert_eq!(merge_values(b"b", b"a").expect("rows"), b"b".as_slice());
-        let chunk = [TAG, 1, 0, 0, 1, 0, 5, 0, 0, 0, 1, 7];
-        assert_eq!(merge_values(&chunk, &chunk).expect("chunks")[11], 14);
-        assert!(merge_values(&chunk, &chunk[..11]).is_err() && merge_values(&[TAG, 9], &chunk).is_err());
+        let chunk = [TAG, 1, 0, 0, 0, 1, 0, 5, 0, 0, 0, 1, 7];
+        assert_eq!(merge_values(&chunk, &chunk).expect("chunks")[12], 14);
+        assert!(merge_values(&chunk, &chunk[..12]).is_err() && merge_values(&[TAG, 9], &chunk).is_err());
     }
 }

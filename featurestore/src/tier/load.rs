@@ -202,12 +202,11 @@ impl TilePacker {
     ) -> Result<Vec<KeyedRow>> {
         let arguments = Arguments::new(&self.windowed, arguments)?;
         let mut entities: BTreeMap<&[u8], EntityTiles> = BTreeMap::new();
-        let mut values = Vec::new();
         for (row, (key, header)) in keys.iter().zip(headers).enumerate() {
             let Some(key) = key else { continue };
-            arguments.of_row(row, &mut values);
             let tiles = entities.entry(key).or_default();
-            tiles.add(&self.layout, header.event_time, header.available_time, &values);
+            let value_of = |argument| arguments.value(argument, row);
+            tiles.add(&self.layout, header.event_time, header.available_time, value_of);
         }
         let mut keyed = Vec::new();
         let sequence = headers.first().map(|header| header.sequence).unwrap_or_default();

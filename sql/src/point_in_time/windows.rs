@@ -68,7 +68,6 @@ impl WindowSums {
 
     /// Adds all events that are visible to a key by a time, then asks.
     async fn answer(&mut self, key: Row<'_>, time: i64) -> Result<Option<Answer>> {
-        let mut values = Vec::new();
         while let Some((batch, at)) = self.rows.next_until(key, time).await? {
             let of = batch.keys.row(at);
             // Events of keys that the spine does not ask for are passed over.
@@ -83,10 +82,9 @@ impl WindowSums {
                 self.held = Some((of.owned(), EntityTiles::default()));
             }
             if let (Some((_, tiles)), Some((_, arguments))) = (&mut self.held, &self.arguments) {
-                arguments.of_row(at, &mut values);
                 let [event, available] =
                     [&batch.event, &batch.available].map(|times| Timestamp::from_micros(times.value(at)));
-                tiles.add(&self.layout, event, available, &values);
+                tiles.add(&self.layout, event, available, |argument| arguments.value(argument, at));
             }
         }
         let Some((_, tiles)) = self.held.as_mut().filter(|(held, _)| held.row() == key) else { return Ok(None) };

@@ -1,0 +1,139 @@
+//! The first and the last of values, by event time.
+//!
+//! Of two values of one event time the one that was known later counts as the later, and of those the greater: which
+//! comes first never depends on the order in which they are added.
+//!
+//! Bytes: 0 for none; else 1, then first and last, each as event time, available time (8 bytes each, big-endian with
+//! the sign flipped) and a [`Held`] value.
+
+use super::{Held, Value};
+use crate::Result;
+use crate::encoding::ordered;
+use crate::time::Timestamp;
+
+/// A value and its times; what is null is seen too.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    event: Timestamp,
+    available: Timestamp,
+    value: Option<Held>,
+}
+
+/// The first and the last value.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ends {
+    ends: Option<(Seen, Seen)>,
+}
+
+impl Ends {
+    /// Adds a value that happened and was known at these times.
+    pub fn add(&mut self, event: Timestamp, available: Timestamp, value: Option<Value<'_>>) {
+        // Nearly every value lies between the ends, and need not be kept.
+        if let Some((first, last)) = &self.ends {
+            let times = (event, available);
+            if (first.event, first.available) < times && times < (last.event, last.available) {
+                return;
+            }
+        }
+        let seen = Seen { event, available, value: value.map(Held::from) };
+        self.take((seen.clone(), seen));
+    }
+
+    fn take(&mut self, (first, last): (Seen, Seen)) {
+        self.ends = Some(match self.ends.take() {
+            None => (first, last),
+            Some((ours, theirs)) => (ours.min(first), theirs.max(last)),
+        });
+    }
+
+    /// Adds others.
+    pub fn merge(&mut self, other: &Self) {
+        if let Some(ends) = &other.ends {
+            self.take(ends.clone());
+        }
+    }
+
+    /// The first value; `None` when it is null or there is none.
+    pub fn first(&self) -> Option<&Held> {
+        self.ends.as_ref().and_then(|ends| ends.0.value.as_ref())
+    }
+
+    /// The last value; `None` when it is null or there is none.
+    pub fn last(&self) -> Option<&Held> {
+        self.ends.as_ref().and_then(|ends| ends.1.value.as_ref())
+    }
+
+    /// Appends its bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(u8::from(self.ends.is_some()));
+        if let Some((first, last)) = &self.ends {
+            for seen in [first, last] {
+                out.extend_from_slice(&ordered(seen.event.micros()));
+                out.extend_from_slice(&ordered(seen.available.micros()));
+                Held::encode(seen.value.as_ref(), out);
+            }
+        }
+    }
+
+    /// Reads its bytes and moves past them.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when they end too early.
+    pub fn decode(bytes: &mut &[u8]) -> Result<Self> {
+        if super::read_array::<1>(bytes)? == [0] {
+            return Ok(Self::default());
+        }
+        let mut seen = || -> Result<Seen> {
+            let event = Timestamp::from_micros(super::read_number(bytes)?);
+            let available = Timestamp::from_micros(super::read_number(bytes)?);
+            Ok(Seen { event, available, value: Held::decode(bytes)? })
+        };
+        Ok(Self { ends: Some((seen()?, seen()?)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Event = (i64, i64, Option<(bool, i64)>);
+
+    fn ends(events: &[Event]) -> Ends {
+        let mut ends = Ends::default();
+        for (event, available, value) in events {
+            let text = value.map(|(_, value)| value.to_string()).unwrap_or_default();
+            let value = value.map(|(number, value)| if number { Value::Signed(value) } else { Value::Text(&text) });
+            ends.add(Timestamp::from_micros(*event), Timestamp::from_micros(*available), value);
+        }
+        ends
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        proptest::collection::vec((0_i64..4, 0_i64..3, proptest::option::of((any::<bool>(), 0_i64..3))), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn the_laws_hold(a in events(), b in events()) {
+            let all: Vec<Event> = b.iter().chain(&a).copied().collect();
+            let mut merged = ends(&a);
+            merged.merge(&ends(&b));
+            prop_assert_eq!(&merged, &ends(&all));
+            merged.merge(&Ends::default());
+            let mut bytes = Vec::new();
+            merged.encode(&mut bytes);
+            let mut rest = bytes.as_slice();
+            prop_assert_eq!(&Ends::decode(&mut rest).expect("own bytes"), &merged);
+            prop_assert!(rest.is_empty() && Ends::decode(&mut &bytes[..bytes.len() - 1]).is_err());
+            let last = all.iter().max_by_key(|(event, available, value)| {
+                (*event, *available, value.map(|(number, value)| (!number, value)))
+            });
+            let expected = last.and_then(|(.., value)| *value).map(|(number, value)| {
+                if number { Held::Number(value) } else { Held::Text(value.to_string().into()) }
+            });
+            prop_assert_eq!(merged.last(), expected.as_ref());
+        }
+    }
+}
