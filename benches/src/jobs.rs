@@ -6,10 +6,11 @@ use std::sync::Arc;
 use datafusion::dataframe::DataFrameWriteOptions;
 use futures::TryStreamExt;
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
+use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::open_store;
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::session::EventRange;
-use springhouse_sql::view_rows::add_sources;
+use springhouse_sql::view_rows::Sources;
 
 use crate::house::{House, example, training_set};
 use crate::load::{Compared, now, say};
@@ -36,7 +37,8 @@ async fn refresh(house: &House) -> Result<()> {
         let done = jobs.refresh(&house.state, view).await?;
         let ours = rate(done.rows, start);
         let session = house.jobs().session()?;
-        add_sources(&session, &house.state, view, EventRange::known_by(until)).await?;
+        let sources = Sources { catalog: &house.state, store: &house.store, pushed: &PushedEvents::default() };
+        sources.add(&session, view, EventRange::known_by(until)).await?;
         let start = now();
         let path = folder.join("peer.parquet").to_string_lossy().into_owned();
         let options = DataFrameWriteOptions::new().with_single_file_output(true);

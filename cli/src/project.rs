@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change};
+use springhouse_featurestore::push::{EventSink, PushLog};
 use springhouse_featurestore::tier::{DiskTier, ObjectStore, open_store};
 use springhouse_featurestore::time::{Clock, DrivenClock, SystemClock, Timestamp};
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::Jobs;
+use springhouse_materializer::push::Pushes;
 use springhouse_serving::FeatureServer;
 use springhouse_sql::diagnostic::SourceFile;
 use springhouse_sql::session::SessionOptions;
@@ -94,6 +96,16 @@ impl Project {
     pub fn feature_server(&self) -> Result<FeatureServer> {
         let disk = DiskTier::open(&self.folder.join(&self.settings.disk))?;
         Ok(FeatureServer::new(self.store()?, disk, self.settings.cache_bytes, Arc::clone(&self.clock)))
+    }
+
+    /// Takes pushes for a feature server.
+    pub async fn pushes(&self, features: &Arc<FeatureServer>) -> Result<Arc<dyn EventSink>> {
+        let log = PushLog::open(&self.folder.join(&self.settings.log))?;
+        let (tier, changing) = features.tier();
+        // The server holds the sink: the sink does not hold the server.
+        let followed = Arc::downgrade(features);
+        let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
+        Ok(Arc::new(Pushes::start(self.jobs()?, log, tier, changing, catalog).await?))
     }
 
     /// All `*.sql` files of the folder, in order of name.

@@ -14,6 +14,8 @@ pub struct Settings {
     pub store: String,
     /// The disk tier's folder, relative to the project.
     pub disk: String,
+    /// The push log's folder, relative to the project. It cannot be rebuilt: it holds what was pushed and not yet flushed.
+    pub log: String,
     /// Bytes of the memory tier; 0 turns it off.
     pub cache_bytes: u64,
     /// Bytes for sorting and grouping in queries; beyond them they spill to disk.
@@ -36,6 +38,7 @@ impl Default for Settings {
         Self {
             store: ".springhouse/store".to_owned(),
             disk: ".springhouse/disk".to_owned(),
+            log: ".springhouse/log".to_owned(),
             cache_bytes: 256 << 20,
             query_bytes: 1 << 30,
             query_threads: 0,

@@ -20,7 +20,7 @@ pub fn rows(pairs: &[(&str, &str)]) -> Vec<KeyedRow> {
 
 /// A mark for tests.
 pub fn mark(commit: u64) -> Mark {
-    Mark { commit, watermark: Some(Timestamp::from_micros(commit.cast_signed() * 10)) }
+    Mark::of_commit(commit, Some(Timestamp::from_micros(commit.cast_signed() * 10)))
 }
 
 fn read(tier: &dyn OnlineTier, view: &Pinned, keys: &[&str]) -> (Vec<Option<String>>, Mark) {

@@ -15,7 +15,8 @@
 //! 6. [`tier`] — memory (moka), disk (RocksDB) and object storage (Parquet), behind small traits.
 //! 7. [`lookup`] — keys in, features with their statuses out, over all views of a contract at once.
 //! 8. [`enforce`] — the contract's rules on what was looked up (rule T8).
-//! 9. [`training_set`] — the trait through which serving asks jobs for training sets.
+//! 9. [`push`] — events that producers send live: the log that makes them durable, and the trait that takes them.
+//! 10. [`training_set`] — the trait through which serving asks jobs for training sets.
 //!
 //! Rules of time are named T1 to T9 throughout; `docs/time.md` states them.
 
@@ -30,6 +31,7 @@ mod error;
 pub mod freshness;
 pub mod lookup;
 pub mod parquet_file;
+pub mod push;
 pub mod tier;
 pub mod time;
 pub mod training_set;

@@ -29,7 +29,7 @@ pub use disk::DiskTier;
 pub use load::{Packer, Progress, catch_up};
 pub use memory::MemoryTier;
 pub use object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, data_schema,
+    AVAILABLE_TIME, DataFile, EVENT_TIME, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, data_schema,
     get_object, list_objects, open_store, put_object,
 };
 pub use object_store::ObjectStore;
@@ -45,8 +45,21 @@ use crate::time::Timestamp;
 pub struct Mark {
     /// The number of the view's newest commit that is in the tier; 0 for none.
     pub commit: u64,
-    /// The view's watermark as of that commit.
+    /// Every event up to this time is in the tier: the commit's watermark, or a later one of what was pushed since.
     pub watermark: Option<Timestamp>,
+    /// The commit's own watermark.
+    #[serde(default)]
+    pub committed: Option<Timestamp>,
+    /// The position up to which pushed events are in the tier.
+    #[serde(default)]
+    pub pushed: u64,
+}
+
+impl Mark {
+    /// The mark of a commit, without pushes.
+    pub fn of_commit(commit: u64, watermark: Option<Timestamp>) -> Self {
+        Self { commit, watermark, committed: watermark, pushed: 0 }
+    }
 }
 
 /// A key and its packed row, as [`crate::encoding`] writes them.

@@ -8,6 +8,7 @@ mod generated_code;
 mod language;
 mod memory;
 mod project;
+mod push;
 mod s3;
 mod seeded;
 mod time_rules;

@@ -16,7 +16,7 @@ use springhouse_sql::spine::{SpineOrder, SpineSource};
 use crate::project::{DEFINITIONS, Event, TestProject, at, write_events};
 use crate::seeded::Seeded;
 
-const USERS: [&str; 4] = ["ann", "bob", "cid", "nobody"];
+pub const USERS: [&str; 4] = ["ann", "bob", "cid", "nobody"];
 
 /// The view's windows: what they are called, their length and their step in seconds.
 const WINDOWS: [(&str, i64, i64); 4] = [("90s", 90, 60), ("10m", 600, 60), ("3h", 10_800, 3_600), ("2d", 172_800, 60)];
@@ -42,7 +42,7 @@ CREATE CONTRACT limits TIER interactive
   OUTPUT (fraud_probability FLOAT);
 ";
 
-fn number(value: u64) -> i64 {
+pub fn number(value: u64) -> i64 {
     i64::try_from(value).expect("small")
 }
 
@@ -155,7 +155,7 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
     ]
 }
 
-fn check(answer: &RecordBatch, row: usize, events: &[Event], user: Option<&str>, known: i64, now: i64, place: &str) {
+pub fn check(answer: &RecordBatch, row: usize, events: &[Event], user: Option<&str>, known: i64, now: i64, place: &str) {
     let newest = user.and_then(|user| newest(events, user, known, now));
     let times = answer["spending@event_time"].as_primitive::<TimestampMicrosecondType>();
     assert_eq!(times.is_valid(row).then(|| times.value(row)), newest.map(|second| second * 1_000_000), "{place}");
@@ -213,7 +213,7 @@ fn check(answer: &RecordBatch, row: usize, events: &[Event], user: Option<&str>,
     }
 }
 
-fn definitions() -> String {
+pub fn definitions() -> String {
     format!("{DEFINITIONS}{VIEW}")
 }
 

@@ -216,13 +216,13 @@ impl ReplayedView {
             }
         }
         self.applied += 1;
-        tier.apply(&self.view.pinned(), Vec::new(), Mark { commit: self.applied, watermark: Some(now) })
+        tier.apply(&self.view.pinned(), Vec::new(), Mark::of_commit(self.applied, Some(now)))
     }
 
     fn apply(&mut self, tier: &dyn OnlineTier, batch: &RecordBatch, now: Timestamp) -> Result<()> {
         self.applied += 1;
         let rows = self.packer.pack(batch, 1)?;
-        tier.apply(&self.view.pinned(), rows, Mark { commit: self.applied, watermark: Some(now) })
+        tier.apply(&self.view.pinned(), rows, Mark::of_commit(self.applied, Some(now)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView};
+use springhouse_featurestore::push::PushHistory;
 use springhouse_featurestore::tier::{ObjectStore, ViewLog};
 use springhouse_featurestore::time::Clock;
 use springhouse_sql::session::{Session, SessionOptions};
@@ -59,14 +60,22 @@ impl Jobs {
     pub async fn full_session(&self, catalog: &CatalogState) -> Result<Session> {
         use springhouse_featurestore::definition::Definition;
         let session = self.session()?;
+        let pushed = self.pushed().state().await?.events();
         for definition in catalog.definitions() {
             match definition.as_ref() {
                 Definition::Table(table) => session.add_table(table).await?,
-                Definition::Source(source) => session.add_source(source, None).await?,
+                Definition::Source(source) => {
+                    session.add_events(source, None, true, &pushed, &self.store).await?;
+                }
                 _ => {}
             }
         }
         Ok(session)
+    }
+
+    /// The pushed events on object storage.
+    pub fn pushed(&self) -> PushHistory {
+        PushHistory::new(Arc::clone(&self.store))
     }
 
     /// The log of a view's data.

@@ -8,12 +8,14 @@
 //! 1. [`Jobs`] — what every job needs: store, catalog, session options, clock.
 //! 2. [`due`] — which views are due.
 //! 3. [`refresh`] — the rows of a view that became visible since its watermark, as one commit.
-//! 4. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
-//! 5. [`audit`] — the same rows looked up online at their own time, compared value by value.
+//! 4. [`push`] — events that producers send live: durable, in every view, flushed to object storage.
+//! 5. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
+//! 6. [`audit`] — the same rows looked up online at their own time, compared value by value.
 
 pub mod audit;
 pub mod due;
 mod jobs;
+pub mod push;
 pub mod refresh;
 pub mod training_set;
 

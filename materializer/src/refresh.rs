@@ -1,6 +1,8 @@
 //! Refresh: the rows of a view that became visible since its watermark, as one commit of data and watermark.
 //!
 //! A refresh at time T of a view with watermark W commits the rows with visible time in (W, T] and the watermark T.
+//! What is pushed to a view's sources comes to it otherwise ([`crate::push`]): the first refresh takes what has been
+//! pushed before, later ones read history alone, and the watermark is no later than the producers'.
 //! Run again at T it finds nothing to do. Cut off anywhere before the commit's conditional put it has changed nothing
 //! that a reader sees; of two that race one wins and the other looks again.
 
@@ -8,10 +10,11 @@ use futures::TryStreamExt;
 use serde::Serialize;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::tier::{DataFile, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
+use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
+use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, ErrorKind, Result};
-use springhouse_sql::view_rows::view_rows;
+use springhouse_sql::view_rows::{RowStream, Sources, view_rows};
 
 use crate::Jobs;
 
@@ -55,16 +58,23 @@ impl Jobs {
         let mut state = log.state().await?;
         let (since, now) = (state.watermark, self.clock().now());
         let mut done = Refreshed { view: view.pinned().to_string(), rows: 0, since, watermark: now, committed: false };
-        if let Some(watermark) = since.filter(|mark| *mark >= now) {
-            done.watermark = watermark;
+        if state.read_until.is_some_and(|read| read >= now) {
+            done.watermark = since.unwrap_or(now);
             return Ok(done);
         }
-        let files = self.write_rows(catalog, view, log, &state, now).await?;
+        let history = self.pushed().state().await?;
+        let watermark = watermark_of(catalog, view, &history, since, now)?;
+        let files = self.write_rows(catalog, view, log, &state, &history, now).await?;
         done.rows = files.iter().map(|file| file.rows).sum();
+        done.watermark = watermark;
         let kind = if view.is_static() { ViewCommitKind::Replace } else { ViewCommitKind::Refresh };
-        log.commit(&mut state, ViewCommit { at: now, kind, watermark: now, files }).await?;
+        let read_until = (watermark != now).then_some(now);
+        // The first refresh takes all that had been pushed by then.
+        let first = state.number == 0 && history.until > 0;
+        let pushed = first.then_some(PushedRange { after: 0, until: history.until });
+        log.commit(&mut state, ViewCommit { at: now, kind, watermark, read_until, pushed, files }).await?;
         done.committed = true;
-        tracing::info!(view = %view.name, rows = done.rows, watermark = %now, "refreshed");
+        tracing::info!(view = %view.name, rows = done.rows, watermark = %watermark, "refreshed");
         Ok(done)
     }
 
@@ -75,10 +85,24 @@ impl Jobs {
         view: &FeatureView,
         log: &ViewLog,
         state: &ViewLogState,
+        history: &PushHistoryState,
         now: Timestamp,
     ) -> Result<Vec<DataFile>> {
-        let session = self.session()?;
-        let mut rows = view_rows(&session, catalog, view, state.watermark, now).await?;
+        // Rows that reach back do so to pushed events too; to commit such a row again changes nothing (rule T5).
+        let pushed = if state.number == 0 || view.reaches_back() { history.events() } else { PushedEvents::default() };
+        let sources = Sources { catalog, store: self.store(), pushed: &pushed };
+        let rows = view_rows(&self.session()?, &sources, view, state.read_until, now).await?;
+        self.write_file(view, log, state, rows).await
+    }
+
+    /// Writes rows as a file of the next commit; without any there is no file.
+    pub(crate) async fn write_file(
+        &self,
+        view: &FeatureView,
+        log: &ViewLog,
+        state: &ViewLogState,
+        mut rows: RowStream,
+    ) -> Result<Vec<DataFile>> {
         let mut writer = None;
         while let Some(batch) = rows.try_next().await? {
             if writer.is_none() {
@@ -93,4 +117,24 @@ impl Jobs {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// How far a view can have got: until now with sources that are only read, until what their producers say with pushed
+/// ones; never back (rule T6).
+fn watermark_of(
+    catalog: &CatalogState,
+    view: &FeatureView,
+    pushed: &PushHistoryState,
+    since: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Timestamp> {
+    let mut reached = now;
+    for pinned in &view.sources {
+        let source = catalog.source(pinned)?;
+        if pushed.knows(&source.name) {
+            let told = pushed.watermarks.get(&source.name).copied().or(since);
+            reached = reached.min(told.unwrap_or(Timestamp::MIN));
+        }
+    }
+    Ok(since.map_or(reached, |since| since.max(reached)))
 }

@@ -26,7 +26,7 @@ use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::session::EventRange;
 use springhouse_sql::spine::{ROW, Spine, SpineFeatures, SpineOrder, SpineSource, TIME};
-use springhouse_sql::view_rows::{RowStream, add_sources};
+use springhouse_sql::view_rows::{RowStream, Sources};
 
 use crate::Jobs;
 use crate::jobs::views_of;
@@ -78,6 +78,7 @@ impl Jobs {
         let session = self.full_session(catalog).await?;
         let spine = Spine::open(&session, &request.spine, contract).await?;
         let latest = spine.latest().await?;
+        let pushed = self.pushed().state().await?.events();
         let mut rows = Vec::with_capacity(views.len());
         for view in &views {
             rows.push(match request.rows {
@@ -90,7 +91,8 @@ impl Jobs {
                 RowsFrom::Sources => {
                     let until = latest.unwrap_or(Timestamp::MIN);
                     let separate = self.session()?;
-                    add_sources(&separate, catalog, view, EventRange::known_by(until)).await?;
+                    let sources = Sources { catalog, store: self.store(), pushed: &pushed };
+                    sources.add(&separate, view, EventRange::known_by(until)).await?;
                     separate.view_frame(view).await?
                 }
             });

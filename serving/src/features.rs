@@ -1,7 +1,7 @@
 //! The feature server: a store's catalog and tiers, followed as they change, and the lookup over them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView, Pinned};
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::lookup::LookupPlan;
+use springhouse_featurestore::push::EventSink;
 use springhouse_featurestore::tier::{DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, ViewLog, catch_up};
 use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
@@ -87,12 +88,14 @@ pub struct FeatureStatus {
 pub struct FeatureServer {
     store: Arc<dyn ObjectStore>,
     catalog: Catalog,
-    tier: MemoryTier<DiskTier>,
+    tier: Arc<MemoryTier<DiskTier>>,
     clock: Arc<dyn Clock>,
     state: RwLock<Arc<CatalogState>>,
     plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
-    /// One follower at a time: two would load the same commits.
-    following: tokio::sync::Mutex<()>,
+    /// Held by whoever changes the tiers: two followers would load the same commits.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    /// Who takes pushes, if somebody does.
+    sink: OnceLock<Arc<dyn EventSink>>,
 }
 
 impl FeatureServer {
@@ -101,11 +104,12 @@ impl FeatureServer {
         Self {
             catalog: Catalog::new(Arc::clone(&store)),
             store,
-            tier: MemoryTier::new(disk, memory_bytes),
+            tier: Arc::new(MemoryTier::new(disk, memory_bytes)),
             clock,
             state: RwLock::default(),
             plans: RwLock::default(),
-            following: tokio::sync::Mutex::default(),
+            changing: Arc::default(),
+            sink: OnceLock::new(),
         }
     }
 
@@ -114,16 +118,31 @@ impl FeatureServer {
     /// # Errors
     /// Those of the store; what was reached before stays.
     pub async fn follow(&self, progress: &dyn Progress) -> Result<()> {
-        let _one = self.following.lock().await;
+        let _changing = self.changing.lock().await;
         let mut state = CatalogState::clone(&self.state());
         if self.catalog.follow(&mut state).await? {
             *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         }
         for view in self.state().live_views() {
             let log = ViewLog::new(Arc::clone(&self.store), &view.pinned());
-            catch_up(&self.tier, &log, view, progress).await?;
+            catch_up(self.tier.as_ref(), &log, view, progress).await?;
         }
-        Ok(())
+        match self.sink.get() {
+            // A view that was loaded anew lacks what was pushed since.
+            Some(sink) => sink.replay().await,
+            None => Ok(()),
+        }
+    }
+
+    /// The tiers, for the one who applies pushes to them, and the lock to hold meanwhile.
+    pub fn tier(&self) -> (Arc<dyn OnlineTier>, Arc<tokio::sync::Mutex<()>>) {
+        (Arc::clone(&self.tier) as Arc<dyn OnlineTier>, Arc::clone(&self.changing))
+    }
+
+    /// Tells who takes pushes; the first one told of stays.
+    pub fn push_to(&self, sink: Arc<dyn EventSink>) {
+        // There is one for each server.
+        drop(self.sink.set(sink));
     }
 
     /// The catalog as of the last [`Self::follow`].
@@ -175,7 +194,7 @@ impl FeatureServer {
     /// # Errors
     /// As [`LookupPlan::take_keys`] and [`LookupPlan::lookup`].
     pub fn lookup_with(&self, plan: &LookupPlan, keys: &RecordBatch) -> Result<RecordBatch> {
-        plan.lookup(&self.tier, &plan.take_keys(keys)?, self.clock.now())
+        plan.lookup(self.tier.as_ref(), &plan.take_keys(keys)?, self.clock.now())
     }
 
     /// How it stands.

@@ -13,6 +13,7 @@
 mod client;
 mod command;
 mod lookup;
+mod push;
 mod server;
 
 pub use client::RemoteFeatures;

@@ -20,6 +20,7 @@ use datafusion::sql::parser::{CreateExternalTable, DFParser, Statement};
 use springhouse_featurestore::definition::{
     Available, Column, ColumnType, EventTime, FeatureView, RowTime, Source, Table,
 };
+use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, ObjectStore};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
@@ -178,11 +179,65 @@ impl Session {
         }
     }
 
-    /// Adds a source under its name, with the events of a range.
+    /// Adds a source under its name, with the events of its history in a range.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names the column that is gone or of another type.
     pub async fn add_source(&self, source: &Source, range: Option<EventRange>) -> Result<()> {
+        let history = self.history(source).await?;
+        self.register(source, history, range)
+    }
+
+    /// Adds a source under its name, with the events of a range: those of its history if they are wanted, and pushed ones.
+    ///
+    /// # Errors
+    /// As [`Self::add_source`].
+    pub async fn add_events(
+        &self,
+        source: &Source,
+        range: Option<EventRange>,
+        history: bool,
+        pushed: &PushedEvents,
+        store: &Arc<dyn ObjectStore>,
+    ) -> Result<()> {
+        let mut parts = Vec::new();
+        if history {
+            parts.push(self.history(source).await?);
+        }
+        let schema = Column::to_schema(source.columns.iter());
+        if let Some(files) = pushed.files.get(&source.name) {
+            parts.push(self.data_files(store, files, &schema).await?);
+        }
+        let batches = pushed.batches.get(&source.name).map_or_else(Vec::new, Clone::clone);
+        if !batches.is_empty() || parts.is_empty() {
+            let empty = arrow::array::RecordBatch::new_empty(Arc::clone(&schema));
+            let batches = if batches.is_empty() { vec![empty] } else { batches };
+            parts.push(self.context.read_batches(batches).map_err(query_error)?);
+        }
+        let columns: Vec<Expr> = source.columns.iter().map(|column| ident(&column.name)).collect();
+        let mut whole: Option<DataFrame> = None;
+        for part in parts {
+            let part = part.select(columns.clone()).map_err(query_error)?;
+            whole = Some(match whole {
+                Some(whole) => whole.union(part).map_err(query_error)?,
+                None => part,
+            });
+        }
+        let whole = whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))?;
+        self.register(source, whole, range)
+    }
+
+    fn register(&self, source: &Source, frame: DataFrame, range: Option<EventRange>) -> Result<()> {
+        let frame = match range {
+            Some(range) => limit(frame, source, range)?,
+            None => frame,
+        };
+        self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
+        Ok(())
+    }
+
+    /// The events that a source's query reads.
+    async fn history(&self, source: &Source) -> Result<DataFrame> {
         let frame = self.source_frame(&source.query, &source.event_time).await.map_err(|error| {
             Error::invalid("a source's query no longer fits its tables").with("source", &source.name).source(error)
         })?;
@@ -196,12 +251,7 @@ impl Session {
                     .remedy("restore the table's file, or change the source and apply"));
             }
         }
-        let frame = match range {
-            Some(range) => limit(frame, source, range)?,
-            None => frame,
-        };
-        self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
-        Ok(())
+        Ok(frame)
     }
 
     /// A source's query with every column in one of our types, and the event time in UTC.
@@ -284,13 +334,21 @@ impl Session {
             let empty = arrow::array::RecordBatch::new_empty(schema);
             return self.context.read_batch(empty).map_err(query_error);
         }
+        self.data_files(store, files, &schema).await.map_err(|error| error.with("view", &view.name))
+    }
+
+    async fn data_files(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        files: &[DataFile],
+        schema: &SchemaRef,
+    ) -> Result<DataFrame> {
         let url = ObjectStoreUrl::parse(STORE_URL).map_err(query_error)?;
         self.context.register_object_store(url.as_ref(), Arc::clone(store));
         let paths: Vec<String> = files.iter().map(|file| format!("{STORE_URL}{}", file.path)).collect();
-        let options = ParquetReadOptions::default().schema(&schema);
-        self.context.read_parquet(paths, options).await.map_err(|error| {
-            Error::damaged("a view's data files cannot be read").with("view", &view.name).source(error)
-        })
+        let options = ParquetReadOptions::default().schema(schema);
+        let read = self.context.read_parquet(paths, options).await;
+        read.map_err(|error| Error::damaged("data files of the store cannot be read").source(error))
     }
 }
 

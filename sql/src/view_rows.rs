@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
+use arrow::datatypes::TimestampMicrosecondType;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use datafusion::functions::core::expr_fn::greatest;
 use datafusion::logical_expr::lit;
 use datafusion::prelude::DataFrame;
 use futures::stream::{BoxStream, StreamExt};
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{FeatureView, RowTime};
-use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
+use springhouse_featurestore::definition::{EventTime, FeatureView, RowTime, Source};
+use springhouse_featurestore::push::PushedEvents;
+use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
@@ -31,14 +33,103 @@ pub type RowStream = BoxStream<'static, Result<RecordBatch>>;
 /// [`springhouse_featurestore::ErrorKind::Invalid`] names the file or column that is wrong.
 pub async fn view_rows(
     session: &Session,
-    catalog: &CatalogState,
+    sources: &Sources<'_>,
     view: &FeatureView,
     since: Option<Timestamp>,
     until: Timestamp,
 ) -> Result<RowStream> {
     let range = EventRange { from: read_from(view, since), until };
-    add_sources(session, catalog, view, range).await?;
-    let frame = unique_order(visible_in(session.view_frame(view).await?, view, since, until)?, view)?;
+    sources.add(session, view, range).await?;
+    in_order(visible_in(session.view_frame(view).await?, view, since, until)?, view).await
+}
+
+/// The rows of `view` that `new` events of its sources bring, as [`view_rows`] gives them. Where each row stands
+/// by itself nothing but the new events is read; else those before them are read too, as far back as `LOOKBACK` says.
+///
+/// # Errors
+/// As [`view_rows`].
+pub async fn pushed_rows(
+    session: &Session,
+    sources: &Sources<'_>,
+    view: &FeatureView,
+    new: &PushedEvents,
+) -> Result<RowStream> {
+    if !view.reaches_back() {
+        for pinned in &view.sources {
+            let source = sources.catalog.source(pinned)?;
+            let alone = new.batches.contains_key(&source.name);
+            sources.add_one(session, source, None, !alone, if alone { new } else { sources.pushed }).await?;
+        }
+        return in_order(session.view_frame(view).await?, view).await;
+    }
+    let oldest = oldest_event(sources.catalog, view, new)?;
+    // Without LOOKBACK they may reach back to the first event.
+    let from = view.lookback.map_or(Timestamp::MIN, |lookback| oldest - lookback);
+    sources.add(session, view, EventRange { from, until: Timestamp::MAX }).await?;
+    let frame = session.view_frame(view).await?;
+    let recent = exact(EVENT_TIME).gt_eq(lit(timestamp(oldest)));
+    in_order(frame.filter(recent).map_err(query_error)?, view).await
+}
+
+/// The least event time of new events that a view reads.
+fn oldest_event(catalog: &CatalogState, view: &FeatureView, new: &PushedEvents) -> Result<Timestamp> {
+    let mut oldest = Timestamp::MAX;
+    for pinned in &view.sources {
+        let source = catalog.source(pinned)?;
+        let EventTime::Column { column, .. } = &source.event_time else { continue };
+        for batch in new.batches.get(&source.name).into_iter().flatten() {
+            let times = batch.column_by_name(column).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
+            let least = times.and_then(arrow::compute::min);
+            oldest = oldest.min(least.map_or(Timestamp::MAX, Timestamp::from_micros));
+        }
+    }
+    Ok(oldest)
+}
+
+/// Where a view's events are: what the catalog says of its sources, and what was pushed to them.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The catalog.
+    pub catalog: &'a CatalogState,
+    /// Where pushed events' files are.
+    pub store: &'a Arc<dyn ObjectStore>,
+    /// The pushed events that count beside the history.
+    pub pushed: &'a PushedEvents,
+}
+
+impl Sources<'_> {
+    /// Adds a view's sources (and their tables) to a session, with the events of a range.
+    ///
+    /// # Errors
+    /// As [`Session::add_table`] and [`Session::add_events`].
+    pub async fn add(&self, session: &Session, view: &FeatureView, range: EventRange) -> Result<()> {
+        for pinned in &view.sources {
+            let source = self.catalog.source(pinned)?;
+            self.add_one(session, source, Some(range), true, self.pushed).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_one(
+        &self,
+        session: &Session,
+        source: &Source,
+        range: Option<EventRange>,
+        history: bool,
+        pushed: &PushedEvents,
+    ) -> Result<()> {
+        if history {
+            for table in &source.tables {
+                session.add_table(self.catalog.table(table)?).await?;
+            }
+        }
+        session.add_events(source, range, history, pushed, self.store).await
+    }
+}
+
+/// A view's rows sorted and each once, as they are computed.
+async fn in_order(frame: DataFrame, view: &FeatureView) -> Result<RowStream> {
+    let frame = unique_order(frame, view)?;
     let keys = view.keys.len();
     let schema = springhouse_featurestore::tier::data_schema(view);
     let batches = frame.execute_stream().await.map_err(query_error)?;
@@ -55,26 +146,6 @@ pub async fn view_rows(
         std::future::ready(kept.transpose())
     });
     Ok(rows.boxed())
-}
-
-/// Adds a view's sources (and their tables) to a session, with the events of a range.
-///
-/// # Errors
-/// As [`Session::add_table`] and [`Session::add_source`].
-pub async fn add_sources(
-    session: &Session,
-    catalog: &CatalogState,
-    view: &FeatureView,
-    range: EventRange,
-) -> Result<()> {
-    for pinned in &view.sources {
-        let source = catalog.source(pinned)?;
-        for table in &source.tables {
-            session.add_table(catalog.table(table)?).await?;
-        }
-        session.add_source(source, Some(range)).await?;
-    }
-    Ok(())
 }
 
 /// The least event time that the rows visible after `since` can depend on.

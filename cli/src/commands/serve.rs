@@ -93,7 +93,10 @@ impl Serve {
         let features = Arc::new(project.feature_server()?);
         features.follow(&Bar::default()).await?;
         let training_sets = Arc::new(project.jobs()?);
-        let flight = FlightServer::new(Arc::clone(&features), training_sets, project.driven().cloned());
+        let sink = project.pushes(&features).await?;
+        features.push_to(Arc::clone(&sink));
+        features.follow(&Bar::default()).await?;
+        let flight = FlightServer::new(Arc::clone(&features), training_sets, project.driven().cloned()).with_sink(sink);
         Ok(StorePart { features, flight, socket: self.socket.clone() })
     }
 }

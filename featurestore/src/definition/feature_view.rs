@@ -69,7 +69,7 @@ pub struct FeatureView {
     pub refresh_every: Span,
     /// Rows older than this are as if they had never been.
     pub ttl: Option<Span>,
-    /// How far back one row's value may reach.
+    /// How far back one row's value may reach: zero where each row stands by itself, none for as far as there is history.
     pub lookback: Option<Span>,
     /// What is computed over windows; absent where each row of the query is a feature row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +87,11 @@ impl FeatureView {
     /// The value columns of its committed rows: the features, or the arguments of the aggregates over windows.
     pub fn row_columns(&self) -> &[Column] {
         self.windowed.as_ref().map_or(&self.features, |windowed| &windowed.arguments)
+    }
+
+    /// Whether a row's value depends on other events than its own.
+    pub fn reaches_back(&self) -> bool {
+        self.windowed.is_none() && self.lookback != Some(Span::ZERO)
     }
 
     /// Whether its rows hold at every time.

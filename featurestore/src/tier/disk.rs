@@ -356,7 +356,7 @@ mod tests {
     fn what_was_applied_is_there_after_reopening() {
         let folder = tempfile::tempdir().expect("a folder");
         let view = conformance::view("kept");
-        let mark = Mark { commit: 3, watermark: None };
+        let mark = Mark::of_commit(3, None);
         let tier = DiskTier::open(folder.path()).expect("a new folder");
         tier.apply(&view, conformance::rows(&[("a", "1")]), mark).expect("writable");
         drop(tier);
@@ -379,7 +379,7 @@ mod tests {
                 generation.add(vec![(Bytes::copy_from_slice(&key.to_be_bytes()), row)]).expect("writable");
             }
         }
-        generation.finish(Mark { commit: 1, watermark: None }).expect("ingested");
+        generation.finish(Mark::of_commit(1, None)).expect("ingested");
         for key in [0, 7, keys - 1] {
             let read = tier.read(&view, &[&key.to_be_bytes()]).expect("readable");
             assert_eq!(read.rows[0].as_ref().map(|row| (row[0], row.len())), Some((3, width)));

@@ -8,7 +8,7 @@ use arrow::datatypes::TimestampMicrosecondType;
 use bytes::Bytes;
 use futures::TryStreamExt;
 
-use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommitKind, ViewLog, ViewLogState};
+use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use super::{KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};
 use crate::definition::{Column, FeatureView, Windowed};
@@ -53,28 +53,67 @@ pub async fn catch_up(
     let packer = Packer::new(view)?;
     let commits = log.commits_after(mark.commit).await?;
     let unknown = mark.commit > 0 && !log.has(mark).await?;
-    let rows: u64 = commits.iter().flat_map(|(_, commit)| &commit.files).map(|file| file.rows).sum();
-    let replaced = commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Replace);
     if commits.is_empty() && !unknown {
         return Ok(mark);
     }
-    if unknown || replaced || rows > APPLY_AT_MOST_ROWS {
+    let mut pushed = mark.pushed;
+    let (mut rows, mut anew) = (0, unknown);
+    for (_, commit) in &commits {
+        match PushedRows::of(commit, pushed) {
+            PushedRows::Held => {}
+            PushedRows::Wanted => rows += commit.files.iter().map(|file| file.rows).sum::<u64>(),
+            PushedRows::Mixed => anew = true,
+        }
+        pushed = commit.pushed.map_or(pushed, |range| range.until.max(pushed));
+        anew |= commit.kind == ViewCommitKind::Replace;
+    }
+    if anew || rows > APPLY_AT_MOST_ROWS {
         return load_anew(tier, log, &packer, progress).await;
     }
     let mut reached = mark;
     for (number, commit) in commits {
         let mut held = BTreeMap::new();
-        for file in &commit.files {
-            packer.read(log, number, file, |_, rows| merge_rows(&mut held, rows)).await?;
+        if PushedRows::of(&commit, reached.pushed) == PushedRows::Wanted {
+            for file in &commit.files {
+                packer.read(log, number, file, |_, rows| merge_rows(&mut held, rows)).await?;
+            }
         }
-        reached = Mark { commit: number, watermark: Some(commit.watermark) };
+        reached = Mark {
+            commit: number,
+            watermark: Some(commit.watermark).max(reached.watermark),
+            committed: Some(commit.watermark),
+            pushed: commit.pushed.map_or(reached.pushed, |range| range.until.max(reached.pushed)),
+        };
         tier.apply(log.view(), held.into_iter().collect(), reached)?;
     }
     Ok(reached)
 }
 
+/// What a tier has of a commit's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PushedRows {
+    /// All of them: they were pushed, and applied before they were committed.
+    Held,
+    /// None.
+    Wanted,
+    /// Some, or nobody knows.
+    Mixed,
+}
+
+impl PushedRows {
+    /// Of a commit, in a tier that has the pushes up to a position.
+    fn of(commit: &ViewCommit, pushed: u64) -> Self {
+        match commit.pushed {
+            None => Self::Wanted,
+            Some(range) if range.after >= pushed => Self::Wanted,
+            Some(range) if range.until <= pushed && commit.kind == ViewCommitKind::Push => Self::Held,
+            Some(_) => Self::Mixed,
+        }
+    }
+}
+
 async fn load_anew(tier: &dyn OnlineTier, log: &ViewLog, packer: &Packer, progress: &dyn Progress) -> Result<Mark> {
-    let ViewLogState { number, watermark, files } = log.state().await?;
+    let ViewLogState { number, watermark, pushed, files, .. } = log.state().await?;
     progress.begin(&format!("loading {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
     let mut batches = tier.begin_generation(log.view())?;
     for (number, file) in &files {
@@ -85,7 +124,7 @@ async fn load_anew(tier: &dyn OnlineTier, log: &ViewLog, packer: &Packer, progre
             })
             .await?;
     }
-    let mark = Mark { commit: number, watermark };
+    let mark = Mark { pushed, ..Mark::of_commit(number, watermark) };
     batches.finish(mark)?;
     progress.end();
     Ok(mark)
@@ -97,7 +136,7 @@ impl ViewLog {
         let found = self.commits_after(mark.commit - 1).await?;
         Ok(found
             .first()
-            .is_some_and(|(number, commit)| *number == mark.commit && Some(commit.watermark) == mark.watermark))
+            .is_some_and(|(number, commit)| *number == mark.commit && Some(commit.watermark) == mark.committed))
     }
 }
 

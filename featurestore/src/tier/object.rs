@@ -81,6 +81,17 @@ pub enum ViewCommitKind {
     Refresh,
     /// Replaced everything: a static view's rows.
     Replace,
+    /// Added the rows of pushed events.
+    Push,
+}
+
+/// Which pushes a commit's rows are from, by their positions in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushedRange {
+    /// Those after this one,
+    pub after: u64,
+    /// up to this one.
+    pub until: u64,
 }
 
 /// A Parquet file of a view.
@@ -103,6 +114,12 @@ pub struct ViewCommit {
     pub kind: ViewCommitKind,
     /// Every event that was visible up to this time has been processed.
     pub watermark: Timestamp,
+    /// Until when history was read, where that is not the watermark: what is pushed tells its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_until: Option<Timestamp>,
+    /// The pushes among its rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushed: Option<PushedRange>,
     /// The files that it adds, or replaces all others with.
     pub files: Vec<DataFile>,
 }
@@ -114,6 +131,10 @@ pub struct ViewLogState {
     pub number: u64,
     /// The watermark.
     pub watermark: Option<Timestamp>,
+    /// Until when history has been read.
+    pub read_until: Option<Timestamp>,
+    /// The position up to which pushes are among the rows.
+    pub pushed: u64,
     /// The files that count, each with the number of the commit that added it.
     pub files: Vec<(u64, DataFile)>,
 }
@@ -125,6 +146,8 @@ impl ViewLogState {
         }
         self.number = number;
         self.watermark = Some(commit.watermark);
+        self.read_until = Some(commit.read_until.unwrap_or(commit.watermark));
+        self.pushed = commit.pushed.map_or(self.pushed, |range| range.until);
         self.files.extend(commit.files.into_iter().map(|file| (number, file)));
     }
 }

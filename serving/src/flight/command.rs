@@ -14,6 +14,16 @@ pub enum Command {
     Package(String),
     /// A training set.
     TrainingSet(TrainingSetCommand),
+    /// Events in, acknowledgements out.
+    Push(PushCommand),
+}
+
+/// To which source events are pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushCommand {
+    /// The source's name.
+    pub source: String,
 }
 
 /// Which lookup.
@@ -34,7 +44,7 @@ impl Command {
             Error::invalid("not a command")
                 .with("given", String::from_utf8_lossy(&bytes[..bytes.len().min(200)]))
                 .remedy(
-                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."} or {"training_set": {"contract": "name", "spine": "SELECT ...", "time": "column"}}"#,
+                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."}, {"push": {"source": "name"}} or {"training_set": {"contract": "name", "spine": "SELECT ...", "time": "column"}}"#,
                 )
                 .source(error)
         })
@@ -43,6 +53,11 @@ impl Command {
     /// Its bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Pushes to a source.
+    pub fn push(source: impl Into<String>) -> Self {
+        Self::Push(PushCommand { source: source.into() })
     }
 
     /// A lookup for a contract.

@@ -50,6 +50,7 @@ fn plan_for(server: &FeatureServer, descriptor: &FlightDescriptor) -> Result<Arc
         Command::Package(_) | Command::TrainingSet(_) => {
             Err(to_status(Error::invalid("DoExchange answers lookups; this command is for DoGet")))
         }
+        Command::Push(_) => Err(to_status(Error::invalid("DoExchange answers lookups; this command is for DoPut"))),
     }
 }
 

@@ -13,6 +13,7 @@ use arrow_flight::{
 };
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
+use springhouse_featurestore::push::EventSink;
 use springhouse_featurestore::time::{DrivenClock, Timestamp};
 use springhouse_featurestore::training_set::{Batches, TrainingSets};
 use springhouse_featurestore::{Error, Result};
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::command::Command;
 use super::lookup::exchange;
+use super::push::put;
 use crate::features::{FeatureServer, FeatureSource};
 use crate::status::to_status;
 
@@ -30,13 +32,15 @@ pub struct FlightServer {
     training_sets: Arc<dyn TrainingSets>,
     /// The clock that the `clock` action sets; `None` when the server runs at the machine's time.
     driven: Option<Arc<DrivenClock>>,
+    sink: Option<Arc<dyn EventSink>>,
 }
 
 /// Actions and what they do.
-const ACTIONS: [(&str, &str); 4] = [
+const ACTIONS: [(&str, &str); 5] = [
     ("contracts", "the deployed contracts with their views and packages, as JSON"),
     ("status", "what exactly is served: versions, watermarks, lags, as JSON"),
     ("follow", "load now what was committed since"),
+    ("flush", "move what was pushed to object storage now"),
     ("clock", "set the clock of a server that was started with --clock: a time such as 2013-12-01T05:00:00Z"),
 ];
 
@@ -47,12 +51,23 @@ impl FlightServer {
         training_sets: Arc<dyn TrainingSets>,
         driven: Option<Arc<DrivenClock>>,
     ) -> Self {
-        Self { features, training_sets, driven }
+        Self { features, training_sets, driven, sink: None }
     }
 
     /// As a tonic service.
     pub fn into_service(self) -> FlightServiceServer<Self> {
         FlightServiceServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The same service, which takes events too.
+    #[must_use]
+    pub fn with_sink(mut self, sink: Arc<dyn EventSink>) -> Self {
+        self.sink = Some(sink);
+        self
+    }
+
+    fn sink(&self) -> Result<Arc<dyn EventSink>> {
+        self.sink.clone().ok_or_else(|| Error::invalid("this server takes no pushes"))
     }
 
     async fn act(&self, action: &Action) -> Result<Vec<u8>> {
@@ -62,6 +77,11 @@ impl FlightServer {
             "follow" => {
                 self.features.follow(&()).await?;
                 json(&self.features.status()?)
+            }
+            "flush" => {
+                let until = self.sink()?.flush().await?;
+                self.features.follow(&()).await?;
+                json(&until)
             }
             "clock" => {
                 let clock = self.driven.as_ref().ok_or_else(|| {
@@ -89,6 +109,7 @@ impl FlightServer {
                 Ok((package_schema(), stream::iter([Ok(batch)]).boxed()))
             }
             Command::Lookup(_) => Err(Error::invalid("a lookup is an exchange of batches").remedy("call DoExchange")),
+            Command::Push(_) => Err(Error::invalid("a push sends batches").remedy("call DoPut")),
         }
     }
 
@@ -97,6 +118,7 @@ impl FlightServer {
             Command::Lookup(lookup) => Arc::clone(self.features.plan(&lookup.contract)?.schema()),
             Command::Package(_) => package_schema(),
             Command::TrainingSet(command) => self.training_sets.training_set(command).await?.0,
+            Command::Push(push) => self.sink()?.schema(&push.source).await?,
         })
     }
 
@@ -174,8 +196,9 @@ impl FlightService for FlightServer {
         Ok(Response::new(encoded.boxed()))
     }
 
-    async fn do_put(&self, _request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
-        Err(Status::unimplemented("pushes are not taken yet: put the events into the source's table and refresh"))
+    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
+        let sink = self.sink().map_err(to_status)?;
+        Ok(Response::new(put(sink, request.into_inner()).await?))
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {

@@ -1,0 +1,106 @@
+//! Pushed events: what producers send live, beside the history that a source's query reads.
+//!
+//! ```text
+//! producer -> EventSink -> PushLog (this host, synced) -> tiles and rows in the tiers -> acknowledged
+//!                             | flush, by size or time
+//!                             v
+//!                          PushHistory (object storage: Parquet + numbered commits), and a commit of each view's rows
+//! ```
+//!
+//! An event has a *position*: the log numbers pushes from 1, and a view's mark says up to which position it has them.
+//! So a push is applied once to every view, whatever crashes between: what a tier lacks is replayed from the log, and a
+//! commit of rows that it has already is passed over.
+
+mod history;
+mod log;
+
+use std::collections::BTreeMap;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use history::{PushCommit, PushHistory, PushHistoryState};
+pub use log::{Push, PushEntry, PushLog};
+
+use crate::Result;
+use crate::tier::DataFile;
+use crate::time::Timestamp;
+
+/// What a producer says about a batch of events: the JSON in the `app_metadata` of a Flight message. All of it is
+/// optional; without a producer and a sequence a batch that is sent again counts again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PushHeader {
+    /// Who sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub producer: Option<String>,
+    /// Grows with every batch of the producer; a batch whose sequence is not greater than the last is passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// The producer has sent every event up to this time. A batch without rows that says so is a heartbeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<Timestamp>,
+}
+
+/// The answer to a batch, once it is durable and every view shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushAck {
+    /// The events taken; 0 for a batch that was sent before.
+    pub rows: u64,
+    /// Whether it was sent before.
+    pub duplicate: bool,
+    /// The position of the newest push in the log.
+    pub position: u64,
+    /// Every event of the source up to this time has been pushed: the least of its producers' watermarks.
+    pub watermark: Option<Timestamp>,
+}
+
+/// Takes events for sources. What serving asks of jobs: the binary wires one to the other.
+#[async_trait]
+pub trait EventSink: Send + Sync + std::fmt::Debug {
+    /// The columns that events of a source have.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] for an unknown source, [`crate::ErrorKind::Invalid`] for one that takes no pushes.
+    async fn schema(&self, source: &str) -> Result<SchemaRef>;
+
+    /// Takes a batch: returns when it is durable, and the next lookup of every view of the source shows it.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] names the column, row and value that is wrong; nothing of the batch is then taken.
+    async fn push(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PushAck>;
+
+    /// Moves what was pushed to object storage. Returns the position up to which it is there.
+    ///
+    /// # Errors
+    /// Those of the store; what was pushed stays in the log.
+    async fn flush(&self) -> Result<u64>;
+
+    /// Applies what the tiers lack of the log. The caller holds the lock that keeps others from changing the tiers.
+    ///
+    /// # Errors
+    /// Those of the log, of the views' queries and of the tiers.
+    async fn replay(&self) -> Result<()>;
+}
+
+/// Pushed events by their source: those on object storage, and those that are only in the log.
+#[derive(Debug, Clone, Default)]
+pub struct PushedEvents {
+    /// Data files.
+    pub files: BTreeMap<String, Vec<DataFile>>,
+    /// Batches.
+    pub batches: BTreeMap<String, Vec<RecordBatch>>,
+}
+
+impl PushedEvents {
+    /// Those of some entries of the log.
+    pub fn of_entries<'a>(entries: impl IntoIterator<Item = &'a PushEntry>) -> Self {
+        let mut batches: BTreeMap<String, Vec<RecordBatch>> = BTreeMap::new();
+        for entry in entries {
+            batches.entry(entry.source.clone()).or_default().push(entry.events.clone());
+        }
+        Self { files: BTreeMap::new(), batches }
+    }
+}

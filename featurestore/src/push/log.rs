@@ -1,0 +1,360 @@
+//! The log of pushes on this host: RocksDB in a folder of its own, each write synced before it is acknowledged.
+//!
+//! Unlike the disk tier it cannot be rebuilt: it alone holds what was pushed and not yet flushed.
+//!
+//! | key | value |
+//! |---|---|
+//! | `e`, position (8) | source's length (2), source, events as an Arrow IPC stream |
+//! | `p`, source, `00`, producer | the producer's last sequence (8) |
+//! | `w`, source, `00`, producer | the producer's watermark (8) |
+//! | `n` | the last position (8) |
+//!
+//! Numbers are big-endian. A push's entry, sequence, watermark and position are one atomic write.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use arrow::array::RecordBatch;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
+
+use super::PushHeader;
+use crate::time::Timestamp;
+use crate::{Error, Result};
+
+/// A batch to append.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// Its source.
+    pub source: String,
+    /// Its events, with the source's columns; none for a heartbeat.
+    pub events: RecordBatch,
+    /// What its producer says.
+    pub header: PushHeader,
+}
+
+/// A push in the log.
+#[derive(Debug, Clone)]
+pub struct PushEntry {
+    /// Its number, from 1.
+    pub position: u64,
+    /// Its source.
+    pub source: String,
+    /// Its events.
+    pub events: RecordBatch,
+}
+
+/// What is known of producers, by source and producer.
+type Producers<T> = BTreeMap<(String, String), T>;
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    /// The sources that were pushed to, as far as the log knows.
+    sources: BTreeSet<String>,
+    sequences: Producers<u64>,
+    watermarks: Producers<Timestamp>,
+    /// Bytes of the entries that are held.
+    bytes: u64,
+}
+
+/// The log, in a folder that one process owns.
+#[derive(Debug)]
+pub struct PushLog {
+    database: DB,
+    folder: PathBuf,
+    state: Mutex<State>,
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+fn entry_key(position: u64) -> [u8; 9] {
+    let mut key = [b'e'; 9];
+    key[1..].copy_from_slice(&position.to_be_bytes());
+    key
+}
+
+fn producer_key(kind: u8, source: &str, producer: &str) -> Vec<u8> {
+    [&[kind], source.as_bytes(), &[0], producer.as_bytes()].concat()
+}
+
+impl PushLog {
+    /// Opens the log in a folder, and creates it where there is none.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Busy`] when another process has it open, [`crate::ErrorKind::Damaged`] when it cannot be read.
+    pub fn open(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            Error::unavailable("the push log's folder cannot be made").with("folder", folder.display()).source(error)
+        })?;
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.set_keep_log_file_num(4);
+        let database = DB::open(&options, folder).map_err(|error| {
+            let text = error.to_string();
+            if text.contains("lock") || text.contains("LOCK") {
+                Error::busy("the push log is in use by another process")
+                    .with("folder", folder.display())
+                    .remedy("stop that process, or push to its address")
+            } else {
+                damaged(folder, "it cannot be opened")
+            }
+            .source(error)
+        })?;
+        let log = Self { database, folder: folder.to_owned(), state: Mutex::default() };
+        log.read_state()?;
+        Ok(log)
+    }
+
+    fn read_state(&self) -> Result<()> {
+        let mut state = State::default();
+        for item in self.database.iterator(IteratorMode::Start) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            let wrong = || damaged(&self.folder, "a record is not readable");
+            let (kind, rest) = key.split_first().ok_or_else(wrong)?;
+            let producer = || {
+                let (source, producer) = std::str::from_utf8(rest).ok()?.split_once('\0')?;
+                Some((source.to_owned(), producer.to_owned()))
+            };
+            match kind {
+                b'e' => {
+                    state.bytes += value.len() as u64;
+                    state.sources.insert(source_of(&value).ok_or_else(wrong)?.to_owned());
+                }
+                b'n' => state.last = number(&value).ok_or_else(wrong)?,
+                b'p' => {
+                    let of = producer().ok_or_else(wrong)?;
+                    state.sources.insert(of.0.clone());
+                    state.sequences.insert(of, number(&value).ok_or_else(wrong)?);
+                }
+                b'w' => {
+                    let micros = number(&value).ok_or_else(wrong)?.cast_signed();
+                    let of = producer().ok_or_else(wrong)?;
+                    state.sources.insert(of.0.clone());
+                    state.watermarks.insert(of, Timestamp::from_micros(micros));
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        Ok(())
+    }
+
+    fn failed(&self, error: rocksdb::Error) -> Error {
+        Error::unavailable("the push log failed").with("folder", self.folder.display()).source(error)
+    }
+
+    /// The position of the newest push; 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).last
+    }
+
+    /// About how many bytes of events are held.
+    pub fn bytes(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    }
+
+    /// Whether a source was pushed to, as far as the log knows: it forgets with what it lets go of.
+    pub fn knows(&self, source: &str) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).sources.contains(source)
+    }
+
+    /// Counts on from a position, where the log's own is not there yet: a new log of a store that has had pushes.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn begin_after(&self, position: u64) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.last < position {
+            self.database.put(b"n", position.to_be_bytes()).map_err(|error| self.failed(error))?;
+            state.last = position;
+        }
+        Ok(())
+    }
+
+    /// Every event of the source up to this time has been pushed: the least of what its producers say.
+    pub fn watermark(&self, source: &str) -> Option<Timestamp> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.watermarks.iter().filter(|((of, _), _)| of == source).map(|(_, watermark)| *watermark).min()
+    }
+
+    /// The watermarks of all sources.
+    pub fn watermarks(&self) -> BTreeMap<String, Timestamp> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut least: BTreeMap<String, Timestamp> = BTreeMap::new();
+        for ((source, _), watermark) in &state.watermarks {
+            least.entry(source.clone()).and_modify(|held| *held = (*held).min(*watermark)).or_insert(*watermark);
+        }
+        least
+    }
+
+    /// Appends several pushes in one synced write. For each its entry, or `None` for one that was sent before; a
+    /// heartbeat's entry has no events and is not kept.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails; none of them is then in the log.
+    pub fn append(&self, pushes: Vec<Push>) -> Result<Vec<Option<PushEntry>>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut batch, mut entries) = (WriteBatch::default(), Vec::with_capacity(pushes.len()));
+        let (mut last, mut bytes) = (state.last, state.bytes);
+        let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
+        for Push { source, events, header } in pushes {
+            let producer = (source.clone(), header.producer.unwrap_or_default());
+            if let Some(sequence) = header.sequence {
+                let before = sequences.get(&producer).or_else(|| state.sequences.get(&producer));
+                if before.is_some_and(|before| *before >= sequence) {
+                    entries.push(None);
+                    continue;
+                }
+                batch.put(producer_key(b'p', &producer.0, &producer.1), sequence.to_be_bytes());
+                sequences.insert(producer.clone(), sequence);
+            }
+            if let Some(watermark) = header.watermark {
+                let before = watermarks.get(&producer).or_else(|| state.watermarks.get(&producer)).copied();
+                let watermark = before.map_or(watermark, |before| watermark.max(before));
+                batch.put(producer_key(b'w', &producer.0, &producer.1), watermark.micros().cast_unsigned().to_be_bytes());
+                watermarks.insert(producer, watermark);
+            }
+            if events.num_rows() > 0 {
+                last += 1;
+                let value = encode(&source, &events)?;
+                bytes += value.len() as u64;
+                batch.put(entry_key(last), value);
+            }
+            entries.push(Some(PushEntry { position: last, source, events }));
+        }
+        batch.put(b"n", last.to_be_bytes());
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
+        (state.last, state.bytes) = (last, bytes);
+        state.sources.extend(entries.iter().flatten().map(|entry| entry.source.clone()));
+        state.sequences.extend(sequences);
+        state.watermarks.extend(watermarks);
+        Ok(entries)
+    }
+
+    /// The entries after a position, oldest first.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
+    pub fn entries_after(&self, position: u64) -> Result<Vec<PushEntry>> {
+        let start = entry_key(position.saturating_add(1));
+        let mut entries = Vec::new();
+        for item in self.database.iterator(IteratorMode::From(&start, Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            let Some(position) = key.strip_prefix(b"e").and_then(number) else { break };
+            let (source, events) = decode(&value).map_err(|error| {
+                damaged(&self.folder, "an entry is not readable").with("position", position).source(error)
+            })?;
+            entries.push(PushEntry { position, source, events });
+        }
+        Ok(entries)
+    }
+
+    /// Lets go of the entries up to a position.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn trim(&self, position: u64) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = WriteBatch::default();
+        let mut bytes = 0;
+        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            match key.strip_prefix(b"e").and_then(number) {
+                Some(at) if at <= position => {
+                    bytes += value.len() as u64;
+                    batch.delete(&key);
+                }
+                _ => break,
+            }
+        }
+        self.database.write(batch).map_err(|error| self.failed(error))?;
+        state.bytes = state.bytes.saturating_sub(bytes);
+        Ok(())
+    }
+}
+
+fn damaged(folder: &Path, what: &str) -> Error {
+    Error::damaged(format!("the push log is damaged: {what}"))
+        .with("folder", folder.display())
+        .remedy("restore the folder from a backup; deleting it loses what was pushed and not yet flushed")
+}
+
+fn encode(source: &str, events: &RecordBatch) -> Result<Vec<u8>> {
+    let mut value = u16::try_from(source.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
+    value.extend_from_slice(source.as_bytes());
+    let mut writer = StreamWriter::try_new(value, &events.schema())?;
+    writer.write(events)?;
+    Ok(writer.into_inner()?)
+}
+
+fn source_of(value: &[u8]) -> Option<&str> {
+    let (length, rest) = value.split_first_chunk::<2>()?;
+    std::str::from_utf8(rest.get(..usize::from(u16::from_be_bytes(*length)))?).ok()
+}
+
+fn decode(value: &[u8]) -> Result<(String, RecordBatch)> {
+    let cut = || Error::damaged("an entry is cut off");
+    let source = source_of(value).ok_or_else(cut)?;
+    let events = StreamReader::try_new(&value[source.len() + 2..], None)?.next().ok_or_else(cut)??;
+    Ok((source.to_owned(), events))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, AsArray, Int64Array};
+    use arrow::datatypes::Int64Type;
+
+    use super::*;
+
+    fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
+        let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
+        Push {
+            source: "paid".to_owned(),
+            events: RecordBatch::try_from_iter([("value", array)]).expect("a batch"),
+            header: PushHeader {
+                producer: Some(producer.to_owned()),
+                sequence: Some(sequence),
+                watermark: watermark.map(Timestamp::from_micros),
+            },
+        }
+    }
+
+    fn held(log: &PushLog, after: u64) -> Vec<(u64, i64)> {
+        let entries = log.entries_after(after).expect("readable");
+        entries.iter().map(|e| (e.position, e.events.column(0).as_primitive::<Int64Type>().value(0))).collect()
+    }
+
+    #[test]
+    fn what_was_appended_is_there_once_after_reopening() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        let taken = log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
+        let positions: Vec<_> = taken.expect("writable").iter().map(|e| e.as_ref().map(|e| e.position)).collect();
+        assert_eq!(positions, [Some(1), Some(2), None]);
+        assert_eq!(PushLog::open(folder.path()).expect_err("in use").kind(), crate::ErrorKind::Busy);
+        drop(log);
+        let log = PushLog::open(folder.path()).expect("reopened");
+        assert_eq!((log.last(), held(&log, 0)), (2, vec![(1, 10), (2, 20)]));
+        assert!(log.append(vec![push("b", 1, &[20], None)]).expect("writable")[0].is_none());
+        log.append(vec![push("a", 7, &[30], Some(9)), push("b", 2, &[], Some(3))]).expect("writable");
+        assert_eq!(log.watermark("paid"), Some(Timestamp::from_micros(5)));
+        assert_eq!(log.watermark("other"), None);
+        log.trim(2).expect("writable");
+        drop(log);
+        let log = PushLog::open(folder.path()).expect("reopened");
+        assert_eq!((log.last(), held(&log, 0), held(&log, 3)), (3, vec![(3, 30)], vec![]));
+        log.trim(3).expect("writable");
+        drop(log);
+        let log = PushLog::open(folder.path()).expect("reopened");
+        assert_eq!((log.last(), log.bytes(), log.watermarks().len()), (3, 0, 1));
+    }
+}

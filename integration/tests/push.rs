@@ -1,0 +1,247 @@
+//! Pushes against the oracle of windows: events pushed in any order, again and in groups, with flushes, refreshes,
+//! restarts and lost disk tiers between, are online at once and once, and in training sets when they have been flushed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::TimestampMicrosecondType;
+use futures::TryStreamExt;
+use springhouse_featurestore::ErrorKind;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::push::{EventSink, PushHeader, PushLog};
+use springhouse_featurestore::tier::DiskTier;
+use springhouse_featurestore::time::Span;
+use springhouse_materializer::push::Pushes;
+use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_serving::FeatureServer;
+use springhouse_sql::spine::{SpineOrder, SpineSource};
+
+use crate::project::{Event, TestProject, at, write_events};
+use crate::seeded::Seeded;
+use crate::windows::{USERS, check, definitions, number};
+
+/// A store that takes pushes.
+struct Server {
+    features: Arc<FeatureServer>,
+    pushes: Arc<Pushes>,
+}
+
+impl Server {
+    async fn start(project: &TestProject, cache_bytes: u64) -> Self {
+        let (disk, log) = (project.folder.path().join("disk"), project.folder.path().join("log"));
+        let disk = opened(&disk, DiskTier::open).await;
+        let log = opened(&log, PushLog::open).await;
+        let features = Arc::new(FeatureServer::new(
+            Arc::clone(&project.store),
+            disk,
+            cache_bytes,
+            Arc::clone(&project.clock) as _,
+        ));
+        features.follow(&()).await.expect("follows");
+        let (tier, changing) = features.tier();
+        let followed = Arc::downgrade(&features);
+        let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
+        let pushes = Pushes::start(project.jobs(), log, tier, changing, catalog).await.expect("starts");
+        let pushes = Arc::new(pushes);
+        features.push_to(Arc::clone(&pushes) as _);
+        features.follow(&()).await.expect("replays");
+        Self { features, pushes }
+    }
+
+    fn lookup(&self, users: &[Option<&str>]) -> RecordBatch {
+        let users: ArrayRef = Arc::new(StringArray::from(users.to_vec()));
+        let keys = RecordBatch::try_from_iter_with_nullable([("user_name", users, true)]).expect("keys");
+        self.features.lookup_with(&self.features.plan("limits").expect("defined"), &keys).expect("looks up")
+    }
+}
+
+/// A server that was dropped lets go of its folders when its tasks have ended.
+async fn opened<T>(folder: &Path, open: fn(&Path) -> springhouse_featurestore::Result<T>) -> T {
+    for _ in 0..500 {
+        match open(folder) {
+            Err(error) if error.kind() == ErrorKind::Busy => tokio::time::sleep(Duration::from_millis(10)).await,
+            opened => return opened.expect("opens"),
+        }
+    }
+    panic!("{} stays in use", folder.display());
+}
+
+fn batch(events: &[Event]) -> RecordBatch {
+    let users: ArrayRef = Arc::new(StringArray::from_iter_values(events.iter().map(|event| event.0)));
+    let times = events.iter().map(|event| event.1 * 1_000_000);
+    let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"));
+    let amounts: ArrayRef = Arc::new(Float64Array::from_iter(events.iter().map(|event| event.3)));
+    RecordBatch::try_from_iter_with_nullable([("user_name", users, true), ("paid_at", times, true), ("amount", amounts, true)])
+        .expect("three columns")
+}
+
+fn events_before(random: &mut Seeded, now: i64, most: u64) -> Vec<Event> {
+    let amount = |random: &mut Seeded| match random.below(12) {
+        0 => None,
+        1 => Some(f64::NAN),
+        _ => Some(f64::from(i32::try_from(random.below(200)).expect("small") - 100) / 2.0),
+    };
+    (0..random.below(most))
+        .map(|_| {
+            let back = random.pick(&[60, 4_000, 100_000]);
+            let event = (now - number(random.below(back))).max(0);
+            let event = if random.below(2) == 0 { event - event % 60 } else { event };
+            (random.pick(&USERS[..3]), event, now, amount(random))
+        })
+        .collect()
+}
+
+async fn refresh_all(project: &TestProject, state: &CatalogState) {
+    for view in state.live_views() {
+        project.jobs().refresh(state, view).await.expect("refreshes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushed_events_are_online_at_once_and_once_whatever_happens_between() {
+    for case in 0..20 {
+        let mut random = Seeded::new(900 + case);
+        let mut now = 150_000;
+        let mut events = events_before(&mut random, now, 40);
+        let project = TestProject::new(&events);
+        let state = project.apply(&definitions()).await.expect("valid definitions");
+        project.clock.set(at(now));
+        refresh_all(&project, &state).await;
+        let cache_bytes = if case % 2 == 0 { 1 << 20 } else { 0 };
+        let mut server = Server::start(&project, cache_bytes).await;
+        let (mut sequence, mut last) = (0, None);
+        let answer = server.lookup(&[Some("ann")]);
+        check(&answer, 0, &events, Some("ann"), now, now, "before any push");
+        for step in 0..30 {
+            now += 1 + number(random.below(3_000));
+            project.clock.set(at(now));
+            let mut place = format!("case {case}, step {step}, at {now}");
+            match random.below(12) {
+                0 => {
+                    place += ", flushed";
+                    server.pushes.flush().await.expect("flushes");
+                    server.features.follow(&()).await.expect("follows");
+                }
+                1 => {
+                    place += ", refreshed";
+                    refresh_all(&project, &state).await;
+                    server.features.follow(&()).await.expect("follows");
+                }
+                2 => {
+                    place += ", restarted";
+                    drop(server);
+                    if random.below(2) == 0 {
+                        place += " without its disk tier";
+                        drop(opened(&project.folder.path().join("disk"), DiskTier::open).await);
+                        std::fs::remove_dir_all(project.folder.path().join("disk")).expect("removable");
+                    }
+                    server = Server::start(&project, cache_bytes).await;
+                }
+                3 => {
+                    if let Some((sent, header)) = &last {
+                        place += ", sent again";
+                        let ack = server.pushes.push("paid", RecordBatch::clone(sent), PushHeader::clone(header)).await;
+                        assert!(ack.expect("taken").duplicate, "{place}");
+                    }
+                }
+                _ => {
+                    let several = 1 + random.below(4);
+                    let mut sent = Vec::new();
+                    for _ in 0..several {
+                        sequence += 1;
+                        let pushed = events_before(&mut random, now, 6);
+                        let watermark = (random.below(3) == 0).then(|| at(now));
+                        let header = PushHeader { producer: Some("till".to_owned()), sequence: Some(sequence), watermark };
+                        events.extend(&pushed);
+                        sent.push((batch(&pushed), header));
+                    }
+                    last = sent.last().cloned();
+                    let acks = sent.into_iter().map(|(batch, header)| server.pushes.push("paid", batch, header));
+                    for ack in futures::future::join_all(acks).await {
+                        assert!(!ack.expect("taken").duplicate, "{place}");
+                    }
+                }
+            }
+            let users = [Some("ann"), Some("bob"), Some("cid"), Some("nobody"), None];
+            let answer = server.lookup(&users);
+            for (row, user) in users.into_iter().enumerate() {
+                check(&answer, row, &events, user, now, now, &format!("{place}, {user:?}"));
+            }
+        }
+        // What was flushed is in training sets, with the times at which it was known.
+        now += 60;
+        project.clock.set(at(now));
+        let header = PushHeader { producer: Some("till".to_owned()), sequence: None, watermark: Some(at(now)) };
+        server.pushes.push("paid", batch(&[]), header).await.expect("a heartbeat");
+        let answer = server.lookup(&[Some("ann")]);
+        assert_eq!(answer["spending@as_of"].as_primitive::<TimestampMicrosecondType>().value(0), now * 1_000_000);
+        assert_eq!(answer["spending@status"].as_string::<i32>().value(0) == "stale", false, "a heartbeat is fresh");
+        server.pushes.flush().await.expect("flushes");
+        refresh_all(&project, &state).await;
+        training_sets(&project, &state, &events, now, &mut random, case).await;
+    }
+}
+
+async fn training_sets(
+    project: &TestProject,
+    state: &CatalogState,
+    events: &[Event],
+    until: i64,
+    random: &mut Seeded,
+    case: u64,
+) {
+    let spine: Vec<Event> =
+        (0..60).map(|_| (random.pick(&USERS), until - number(random.below(200_000)), 0, None)).collect();
+    write_events(&project.folder.path().join("spine.parquet"), &spine);
+    let contract = state.current_contract("limits").expect("defined");
+    for rows in [RowsFrom::Committed, RowsFrom::Sources] {
+        let source = SpineSource { from: "spine.parquet".to_owned(), time: "paid_at".to_owned(), lag: Span::ZERO };
+        let request = TrainingSetRequest { spine: source, rows, with_features: true, order: SpineOrder::AsGiven };
+        let set = project.jobs().training_set(state, contract, &request).await.expect("plans");
+        let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
+        let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
+        for (row, (user, now, ..)) in spine.iter().enumerate() {
+            check(&all, row, events, Some(user), *now, *now, &format!("case {case}, {rows:?}, {user} at {now}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_push_is_named_and_nothing_of_it_is_taken() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(100));
+    refresh_all(&project, &state).await;
+    let server = Server::start(&project, 1 << 20).await;
+    let good = batch(&[("ann", 50, 0, Some(2.0))]);
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["much"]));
+    let naive: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![50_000_000]));
+    let without: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![None]).with_timezone("UTC"));
+    let replaced = |name: &str, array: &ArrayRef| {
+        let columns = good.schema_ref().fields().iter().zip(good.columns()).map(|(field, column)| {
+            (field.name().clone(), if field.name() == name { Arc::clone(array) } else { Arc::clone(column) }, true)
+        });
+        RecordBatch::try_from_iter_with_nullable(columns.collect::<Vec<_>>()).expect("a batch")
+    };
+    let more = RecordBatch::try_from_iter_with_nullable(
+        good.schema_ref().fields().iter().map(|f| f.name().clone()).zip(good.columns().iter().cloned()).chain([("tip".to_owned(), Arc::clone(good.column(2)))]).map(|(n, c)| (n, c, true)),
+    )
+    .expect("a batch");
+    for (source, events, expected) in [
+        ("paid", good.project(&[0, 1]).expect("two columns"), "a column of the source is missing [source: paid, column: amount]"),
+        ("paid", more, "column: tip"),
+        ("paid", replaced("amount", &text), "expected: DOUBLE"),
+        ("paid", replaced("paid_at", &naive), "event times have no zone"),
+        ("paid", replaced("paid_at", &without), "an event has no event time"),
+        ("paid", batch(&[("ann", 101, 0, None)]), "an event lies in the future"),
+        ("spent", good.clone(), "no such source"),
+        ("branches", good.clone(), "a STATIC source takes no pushes"),
+    ] {
+        let error = server.pushes.push(source, events, PushHeader::default()).await.expect_err(expected);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let ack = server.pushes.push("paid", good, PushHeader::default()).await.expect("taken");
+    assert_eq!((ack.rows, ack.position, ack.watermark), (1, 1, None));
+}

@@ -1,0 +1,248 @@
+//! Push: events that producers send live.
+//!
+//! One push's way: checked against its source ([`accept`]); written to the log with all others that wait, in one synced
+//! write; applied to every view of its source ([`apply`]); acknowledged. By size or time the log is flushed to object
+//! storage ([`flush`]), as events beside the history and as a commit of each view's rows.
+//!
+//! Producers that are faster than the disk wait: a queue of a few pushes is all that is held.
+
+mod accept;
+mod apply;
+mod flush;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::{Column, Definition, FeatureView, Source};
+use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog};
+use springhouse_featurestore::tier::OnlineTier;
+use springhouse_featurestore::{Error, Result};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+
+use crate::Jobs;
+
+/// Pushes that wait at once; a producer beyond them waits for a place.
+const QUEUE_PUSHES: usize = 256;
+
+/// The most events of one synced write.
+const GROUP_ROWS: usize = 64 << 10;
+
+/// A log of more bytes than this is flushed at once.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+/// A log of more bytes than this takes no more: object storage has been out of reach for long.
+const FULL_BYTES: u64 = 1 << 30;
+
+/// How long a push stays in the log alone.
+const FLUSH_EVERY: Duration = Duration::from_secs(60);
+
+/// What is told of the catalog: its newest state that the tiers follow.
+pub type FollowedCatalog = dyn Fn() -> Arc<CatalogState> + Send + Sync;
+
+/// Takes pushes for a store whose tiers this process owns.
+#[derive(Debug)]
+pub struct Pushes {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Waiting>,
+}
+
+/// A push and whom to tell.
+struct Waiting {
+    push: Push,
+    answer: oneshot::Sender<Result<PushAck>>,
+}
+
+/// What all steps need.
+struct Shared {
+    jobs: Jobs,
+    log: Arc<PushLog>,
+    tier: Arc<dyn OnlineTier>,
+    catalog: Box<FollowedCatalog>,
+    /// Held by whoever changes the tiers.
+    changing: Arc<Mutex<()>>,
+    /// One flush at a time.
+    flushing: Mutex<()>,
+    /// What has been flushed.
+    history: RwLock<Arc<PushHistoryState>>,
+    /// Whether the tiers lack something of the log.
+    behind: AtomicBool,
+    /// Wakes the flush before its time.
+    full: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("log", &self.log).finish_non_exhaustive()
+    }
+}
+
+impl Pushes {
+    /// Begins to take pushes. `changing` is the lock of those who change `tier`.
+    ///
+    /// # Errors
+    /// Those of reading what has been flushed.
+    pub async fn start(
+        jobs: Jobs,
+        log: PushLog,
+        tier: Arc<dyn OnlineTier>,
+        changing: Arc<Mutex<()>>,
+        catalog: Box<FollowedCatalog>,
+    ) -> Result<Self> {
+        let history = jobs.pushed().state().await?;
+        // A new log of an old store goes on where the last one was.
+        log.begin_after(history.until)?;
+        let shared = Arc::new(Shared {
+            jobs,
+            log: Arc::new(log),
+            tier,
+            catalog,
+            changing,
+            flushing: Mutex::default(),
+            history: RwLock::new(Arc::new(history)),
+            behind: AtomicBool::new(true),
+            full: Arc::default(),
+        });
+        let (queue, waiting) = mpsc::channel(QUEUE_PUSHES);
+        tokio::spawn(Arc::clone(&shared).ingest(waiting));
+        tokio::spawn(flush_by_time(Arc::downgrade(&shared), Arc::clone(&shared.full)));
+        Ok(Self { shared, queue })
+    }
+}
+
+/// Flushes until nobody takes pushes any more.
+async fn flush_by_time(shared: Weak<Shared>, full: Arc<Notify>) {
+    loop {
+        tokio::select! { () = tokio::time::sleep(FLUSH_EVERY) => {}, () = full.notified() => {} }
+        let Some(shared) = shared.upgrade() else { break };
+        if let Err(error) = shared.flush().await {
+            tracing::error!(error = %error.chain(), "what was pushed cannot be moved to object storage; it stays in the log");
+        }
+    }
+}
+
+#[async_trait]
+impl EventSink for Pushes {
+    async fn schema(&self, source: &str) -> Result<SchemaRef> {
+        let catalog = (self.shared.catalog)();
+        Ok(Column::to_schema(accept::source_of(&catalog, source)?.columns.iter()))
+    }
+
+    async fn push(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PushAck> {
+        let catalog = (self.shared.catalog)();
+        let events = accept::accept(accept::source_of(&catalog, source)?, &events, self.shared.jobs.clock().now())?;
+        if self.shared.log.bytes() > FULL_BYTES {
+            return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
+                .with("bytes", self.shared.log.bytes())
+                .remedy("send the batch again later; nothing of it was taken"));
+        }
+        let (answer, told) = oneshot::channel();
+        let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
+        let waiting = Waiting { push: Push { source: source.to_owned(), events, header }, answer };
+        self.queue.send(waiting).await.map_err(|_| stopped())?;
+        told.await.map_err(|_| stopped())?
+    }
+
+    async fn flush(&self) -> Result<u64> {
+        self.shared.flush().await
+    }
+
+    async fn replay(&self) -> Result<()> {
+        self.shared.replay().await
+    }
+}
+
+impl Shared {
+    /// Takes what waits, again and again.
+    async fn ingest(self: Arc<Self>, mut waiting: mpsc::Receiver<Waiting>) {
+        while let Some(first) = waiting.recv().await {
+            let mut rows = first.push.events.num_rows();
+            let mut group = vec![first];
+            while rows < GROUP_ROWS
+                && let Ok(next) = waiting.try_recv()
+            {
+                rows += next.push.events.num_rows();
+                group.push(next);
+            }
+            let (pushes, answers): (Vec<Push>, Vec<_>) = group.into_iter().map(|of| (of.push, of.answer)).unzip();
+            let taken = self.take(pushes).await;
+            for (index, answer) in answers.into_iter().enumerate() {
+                let told = match &taken {
+                    Ok(acks) => Ok(acks[index].clone()),
+                    Err(error) => Err(Error::new(error.kind(), error.chain())),
+                };
+                // A producer that went away does not hear it.
+                drop(answer.send(told));
+            }
+            if self.log.bytes() > FLUSH_BYTES {
+                self.full.notify_one();
+            }
+        }
+    }
+
+    /// Makes pushes durable and visible.
+    async fn take(&self, pushes: Vec<Push>) -> Result<Vec<PushAck>> {
+        let _changing = self.changing.lock().await;
+        let catalog = (self.catalog)();
+        if self.behind.load(Ordering::Acquire) {
+            self.apply_missing(&catalog).await?;
+        }
+        let sources: Vec<String> = pushes.iter().map(|push| push.source.clone()).collect();
+        let log = Arc::clone(&self.log);
+        let appended = tokio::task::spawn_blocking(move || log.append(pushes))
+            .await
+            .map_err(|error| Error::internal("the log's writer panicked").source(error))??;
+        // From here on the events are durable: if they cannot be applied now, they are before the next push is taken.
+        self.behind.store(true, Ordering::Release);
+        let entries: Vec<_> = appended.iter().flatten().cloned().collect();
+        self.apply(&catalog, &entries).await?;
+        self.behind.store(false, Ordering::Release);
+        let acks = sources.iter().zip(appended).map(|(source, entry)| PushAck {
+            rows: entry.as_ref().map_or(0, |entry| entry.events.num_rows() as u64),
+            duplicate: entry.is_none(),
+            position: self.log.last(),
+            watermark: self.watermark(source),
+        });
+        Ok(acks.collect())
+    }
+
+    fn history(&self) -> Arc<PushHistoryState> {
+        Arc::clone(&self.history.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether events of a source have been pushed.
+    fn knows(&self, source: &str) -> bool {
+        self.log.knows(source) || self.history().knows(source)
+    }
+
+    /// How far a source's producers have got.
+    fn watermark(&self, source: &str) -> Option<springhouse_featurestore::time::Timestamp> {
+        self.log.watermark(source).max(self.history().watermarks.get(source).copied())
+    }
+
+    /// The views that read pushed sources, each with the names of those.
+    fn pushed_views<'a>(&self, catalog: &'a CatalogState) -> Vec<(&'a FeatureView, BTreeSet<&'a str>)> {
+        let mut views = Vec::new();
+        for view in catalog.live_views() {
+            let names = view.sources.iter().map(|source| source.name.as_str());
+            let pushed: BTreeSet<&str> = names.filter(|name| self.knows(name)).collect();
+            if !pushed.is_empty() {
+                views.push((view, pushed));
+            }
+        }
+        views
+    }
+}
+
+/// The current version of a source.
+fn current_source<'a>(catalog: &'a CatalogState, name: &str) -> Option<&'a Source> {
+    catalog.definitions().find_map(|definition| match definition.as_ref() {
+        Definition::Source(source) if source.name == name => Some(source),
+        _ => None,
+    })
+}

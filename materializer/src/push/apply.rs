@@ -1,0 +1,114 @@
+//! Applies entries of the log to the tiers: each view of a pushed source gets its rows, or its tiles their events.
+
+use std::collections::BTreeSet;
+
+use futures::TryStreamExt;
+use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::{EventTime, FeatureView};
+use springhouse_featurestore::push::{PushEntry, PushedEvents};
+use springhouse_featurestore::tier::{Mark, Packer};
+use springhouse_featurestore::time::Timestamp;
+use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows};
+
+use super::Shared;
+
+impl Shared {
+    /// Applies what the tiers lack of the log. The caller holds the lock of those who change them.
+    pub(super) async fn replay(&self) -> Result<()> {
+        let catalog = (self.catalog)();
+        self.apply_missing(&catalog).await
+    }
+
+    pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
+        for (view, sources) in self.pushed_views(catalog) {
+            let mark = self.tier.mark(&view.pinned())?;
+            let entries = if mark.pushed < self.log.last() { self.log.entries_after(mark.pushed)? } else { Vec::new() };
+            self.apply_to(catalog, view, &sources, mark, &entries).await?;
+        }
+        self.behind.store(false, std::sync::atomic::Ordering::Release);
+        Ok(())
+    }
+
+    /// Applies entries that follow those that the tiers have.
+    pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry]) -> Result<()> {
+        let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
+        for (view, sources) in self.pushed_views(catalog) {
+            if !sources.is_disjoint(&touched) {
+                let mark = self.tier.mark(&view.pinned())?;
+                self.apply_to(catalog, view, &sources, mark, entries).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_to(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+        mark: Mark,
+        entries: &[PushEntry],
+    ) -> Result<()> {
+        if mark.commit == 0 {
+            // Its first refresh takes what has been pushed until then.
+            return Ok(());
+        }
+        let new: Vec<PushEntry> = entries
+            .iter()
+            .filter(|entry| entry.position > mark.pushed && sources.contains(entry.source.as_str()))
+            .filter(|entry| entry.events.num_rows() > 0)
+            .cloned()
+            .collect();
+        let mut rows = Vec::new();
+        if !new.is_empty() {
+            let packer = Packer::new(view)?;
+            let mut batches = self.rows_of(catalog, view, &new).await?;
+            while let Some(batch) = batches.try_next().await? {
+                rows.extend(packer.pack(&batch, mark.commit + 1)?);
+            }
+        }
+        let pushed = entries.last().map_or(mark.pushed, |entry| entry.position.max(mark.pushed));
+        let watermark = self.watermark_of(catalog, view, mark.committed)?.max(mark.watermark);
+        if pushed != mark.pushed || watermark != mark.watermark {
+            self.tier.apply(&view.pinned(), rows, Mark { watermark, pushed, ..mark })?;
+        }
+        Ok(())
+    }
+
+    /// A view's rows of some entries of the log.
+    pub(super) async fn rows_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        entries: &[PushEntry],
+    ) -> Result<RowStream> {
+        let new = PushedEvents::of_entries(entries);
+        let mut pushed = PushedEvents::default();
+        if view.reaches_back() {
+            // Their values reach back to other events: those that have been flushed, and those that have not.
+            let history = self.history();
+            pushed = PushedEvents { files: history.files.clone(), ..PushedEvents::of_entries(&self.log.entries_after(history.until)?) };
+        }
+        let sources = Sources { catalog, store: self.jobs.store(), pushed: &pushed };
+        pushed_rows(&self.jobs.session()?, &sources, view, &new).await
+    }
+
+    /// How far a view has got: the least of what its pushed sources' producers say and of what its commits say of others.
+    pub(super) fn watermark_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        committed: Option<Timestamp>,
+    ) -> Result<Option<Timestamp>> {
+        let mut reached = None;
+        for pinned in &view.sources {
+            if catalog.source(pinned)?.event_time == EventTime::Static {
+                continue;
+            }
+            let told = if self.knows(&pinned.name) { self.watermark(&pinned.name).or(committed) } else { committed };
+            reached = Some(reached.map_or(told, |least: Option<Timestamp>| least.min(told)));
+        }
+        Ok(reached.flatten())
+    }
+}

@@ -1,0 +1,99 @@
+//! Flush: what was pushed moves to object storage, and the log lets go of it.
+//!
+//! First the events, beside the history that the source reads; then for each view a commit of the rows that they bring;
+//! then the log is trimmed to what every view has committed. A crash between leaves more in the log than is needed, and
+//! the next flush goes on from there.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::push::{PushEntry, PushHistoryState, PushedEvents};
+use springhouse_featurestore::tier::{PushedRange, ViewCommit, ViewCommitKind};
+use springhouse_featurestore::{Error, ErrorKind, Result};
+
+use super::Shared;
+
+/// How often a view's commit looks again after a refresh came first.
+const ATTEMPTS: usize = 5;
+
+impl Shared {
+    pub(super) async fn flush(&self) -> Result<u64> {
+        let _one = self.flushing.lock().await;
+        let mut history = PushHistoryState::clone(&self.history());
+        let entries = self.log.entries_after(history.until)?;
+        let watermarks = self.log.watermarks();
+        if !entries.is_empty() || watermarks.iter().any(|(of, mark)| history.watermarks.get(of) != Some(mark)) {
+            let until = entries.last().map_or(history.until, |entry| entry.position);
+            let events = PushedEvents::of_entries(&entries);
+            let now = self.jobs.clock().now();
+            self.jobs.pushed().commit(&mut history, now, until, watermarks, &events).await?;
+            tracing::info!(until, pushes = entries.len(), "flushed");
+        }
+        let catalog = (self.catalog)();
+        let mut committed = history.until;
+        for (view, sources) in self.pushed_views(&catalog) {
+            committed = committed.min(self.commit_rows(&catalog, view, &sources, &history).await?);
+        }
+        // Whoever computes rows that reach back sees the entries in one place or the other.
+        let _changing = self.changing.lock().await;
+        *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history);
+        self.log.trim(committed)?;
+        Ok(committed)
+    }
+
+    /// Commits a view's rows of what has been flushed. Returns the position up to which it needs no more of the log.
+    async fn commit_rows(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+        history: &PushHistoryState,
+    ) -> Result<u64> {
+        for attempt in 1..=ATTEMPTS {
+            match self.try_commit_rows(catalog, view, sources, history).await {
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+                    tracing::info!(view = %view.name, attempt, "another writer came first; looking again");
+                }
+                done => return done,
+            }
+        }
+        Err(Error::conflict("other writers came first every time").with("view", view.pinned()))
+    }
+
+    async fn try_commit_rows(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+        history: &PushHistoryState,
+    ) -> Result<u64> {
+        let log = self.jobs.log(view);
+        let mut state = log.state().await?;
+        if state.number == 0 {
+            // Its first refresh reads what has been flushed from object storage.
+            return Ok(history.until);
+        }
+        let of_view = |entry: &PushEntry| {
+            entry.position > state.pushed && entry.position <= history.until && sources.contains(entry.source.as_str())
+        };
+        let entries: Vec<PushEntry> = self.log.entries_after(state.pushed)?.into_iter().filter(of_view).collect();
+        let since = state.watermark;
+        let Some(watermark) = self.watermark_of(catalog, view, since)?.max(since) else { return Ok(history.until) };
+        if entries.is_empty() && Some(watermark) == since {
+            return Ok(history.until);
+        }
+        let pushed = entries.last().map(|last| PushedRange { after: state.pushed, until: last.position });
+        let files = if entries.is_empty() {
+            Vec::new()
+        } else {
+            let rows = self.rows_of(catalog, view, &entries).await?;
+            self.jobs.write_file(view, &log, &state, rows).await?
+        };
+        let (at, kind) = (self.jobs.clock().now(), ViewCommitKind::Push);
+        let read_until = state.read_until;
+        log.commit(&mut state, ViewCommit { at, kind, watermark, read_until, pushed, files }).await?;
+        Ok(history.until)
+    }
+}
