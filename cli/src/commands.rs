@@ -7,6 +7,7 @@ mod deploy;
 mod freshness_curve;
 mod lookup;
 mod predict;
+mod push;
 mod refresh;
 mod serve;
 mod status;
@@ -73,6 +74,8 @@ enum Command {
     Deploy(deploy::Deploy),
     /// Serve features (store) and predictions (worker)
     Serve(serve::Serve),
+    /// Push events to a source of the running store
+    Push(push::Push),
     /// Look features up from the running store
     Lookup(lookup::Lookup),
     /// Ask the running worker for a prediction
@@ -117,6 +120,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Package(command) => command.run(&project, json).await?,
         Command::Deploy(command) => command.run(&project, json).await?,
         Command::Serve(command) => command.run(&project).await?,
+        Command::Push(command) => command.run(&project, json).await?,
         Command::Lookup(command) => command.run(&project, json).await?,
         Command::Predict(command) => command.run(&project, json).await?,
         Command::Status(command) => command.run(&project, json).await?,

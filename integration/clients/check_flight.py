@@ -76,4 +76,29 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     fails(lambda: client.do_get(flight.Ticket(json.dumps(order).encode())).read_all(), "user_name")
     fails(lambda: list(client.do_action("explode")), "no such action", "status")
     assert lookup(client, [keys])[0].num_rows == 5
+
+    # Pushed events: acknowledged, visible in the next lookup, once.
+    user = "pushed over " + place.split(":")[0]
+    events = pa.record_batch({
+        "user_name": [user, user], "amount": [5.0, 6.5],
+        "paid_at": pa.array([40_000_000, 50_000_000], pa.timestamp("us", "UTC"))})
+    def push(source, batch, header):
+        writer, answers = client.do_put(command({"push": {"source": source}}), batch.schema)
+        writer.write_with_metadata(batch, json.dumps(header).encode())
+        ack = answers.read()
+        writer.close()  # raises what the server said
+        return json.loads(ack.to_pybytes())
+    header = {"producer": place, "sequence": 1, "watermark": "1970-01-01T00:00:30Z"}
+    ack = push("paid", events, header)
+    # A source does not go back when another producer joins.
+    assert (ack["rows"], ack["duplicate"]) == (2, False) and ack["watermark"] >= "1970-01-01T00:00:30Z", ack
+    assert push("paid", events, header)["duplicate"]
+    assert lookup(client, [pa.record_batch({"user_name": [user]})])[0]["last_payment.amount"].to_pylist() == [6.5]
+    heartbeat = push("paid", events.slice(0, 0), {"producer": place, "sequence": 2, "watermark": "1970-01-01T00:00:45Z"})
+    assert heartbeat["rows"] == 0 and not heartbeat["duplicate"], heartbeat
+    fails(lambda: push("payd", events, {}), "no such source", "paid")
+    fails(lambda: push("paid", events.drop_columns(["amount"]), {}), "a column of the source is missing", "amount")
+    fails(lambda: push("paid", events, {"sequence": "one"}), "not a push header", "producer")
+    assert int(next(iter(client.do_action("flush"))).body.to_pybytes()) >= 1
+    assert lookup(client, [pa.record_batch({"user_name": [user]})])[0]["last_payment.amount"].to_pylist() == [6.5]
 print("flight: fine")

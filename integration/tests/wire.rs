@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray};
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, Change, PackageRecord};
+use springhouse_featurestore::push::PushLog;
 use springhouse_featurestore::tier::DiskTier;
+use springhouse_materializer::push::Pushes;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
 use springhouse_serving::flight::FlightServer;
 use springhouse_serving::model::neural::{TrainOptions, train};
@@ -83,7 +85,14 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let socket = project.folder.path().join("store.sock");
-    let flight = FlightServer::new(Arc::clone(&features), Arc::new(project.jobs()), Some(Arc::clone(&project.clock)));
+    let log = PushLog::open(&project.folder.path().join("log")).expect("a folder");
+    let (tier, changing) = features.tier();
+    let followed = Arc::downgrade(&features);
+    let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
+    let pushes = Arc::new(Pushes::start(project.jobs(), log, tier, changing, catalog).await.expect("starts"));
+    features.push_to(Arc::clone(&pushes) as _);
+    let flight = FlightServer::new(Arc::clone(&features), Arc::new(project.jobs()), Some(Arc::clone(&project.clock)))
+        .with_sink(pushes);
     let app = App {
         listeners: vec![listener],
         store: Some(StorePart { features, flight, socket: Some(socket.clone()) }),

@@ -14,10 +14,12 @@ mod client;
 mod command;
 mod lookup;
 mod push;
+mod pusher;
 mod server;
 
 pub use client::RemoteFeatures;
 pub use command::Command;
+pub use pusher::Pusher;
 pub use server::FlightServer;
 
 /// The largest message taken on any service.

@@ -120,15 +120,15 @@ impl Spine {
     }
 }
 
-async fn read(session: &Session, from: &str) -> Result<DataFrame> {
+pub async fn read(session: &Session, from: &str) -> Result<DataFrame> {
     let context = session.context();
     let trimmed = from.trim_start().to_lowercase();
     if trimmed.starts_with("select") || trimmed.starts_with("with") || trimmed.starts_with('(') {
-        return context.sql(from).await.map_err(|error| query_error(error).with("spine", from));
+        return context.sql(from).await.map_err(|error| query_error(error).with("query", from));
     }
     let place = session.locate(from);
     if !Path::new(&place).exists() && !place.contains("://") {
-        return Err(Error::invalid("the spine's file does not exist")
+        return Err(Error::invalid("the file does not exist")
             .with("file", place)
             .remedy("give a Parquet or CSV file, or a SELECT"));
     }
@@ -138,7 +138,7 @@ async fn read(session: &Session, from: &str) -> Result<DataFrame> {
     } else {
         context.read_parquet(place.as_str(), ParquetReadOptions::default().file_extension("")).await
     };
-    frame.map_err(|error| query_error(error).with("spine", place))
+    frame.map_err(|error| query_error(error).with("file", place))
 }
 
 /// A spine column in the type that the contract's request, or the time, wants; others as they are.

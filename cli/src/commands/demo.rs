@@ -7,8 +7,8 @@
 //! 5. Package and deploy.
 //! 6. The freshness curve.
 //! 7. Start a store and a worker as two processes.
-//! 8. Replay two December days at their own time: refresh what is due, predict every flight over gRPC when it is
-//!    scheduled; on the second day the weather's refreshes stop for some hours.
+//! 8. Replay two December days at their own time: push departures and landings as they happen, refresh the weather when
+//!    it is due, predict every flight over gRPC when it is scheduled; on the second day the weather stops for some hours.
 //! 9. Audit the two days.
 //! 10. Status.
 
@@ -39,6 +39,9 @@ use servers::Servers;
 
 /// The example's contract.
 const CONTRACT: &str = "arrival_delay";
+
+/// When the replay begins, and live events with it.
+const FIRST_DAY: &str = "2013-12-03T05:00:00Z";
 
 /// The spine's label: arrives 15 or more minutes late; null for flights that never arrived.
 const LABEL: &str = "late";
@@ -80,6 +83,7 @@ impl Demo {
             }
         };
         copy_example(&self.example, &folder)?;
+        end_history(&folder)?;
         let clock = Arc::new(DrivenClock::still(Timestamp::parse("2013-12-01T05:00:00Z")?));
         let project = Project::open(&folder, None)?.at(Arc::clone(&clock));
 
@@ -113,10 +117,13 @@ impl Demo {
             .await?;
 
         steps.begin("Start a store and a worker, two processes");
-        let servers = Servers::start(&folder, "2013-12-03T05:00:00Z").await?;
+        let servers = Servers::start(&folder, FIRST_DAY).await?;
         say(&format!("store at {}, worker at {}", servers.store, servers.worker));
 
-        steps.begin("Replay 3 and 4 December at their own time; on the 4th the weather stops from 14:00 to 19:00 UTC");
+        steps.begin(
+            "Replay 3 and 4 December at their own time: departures and landings are pushed as they happen; on the 4th the \
+             weather stops from 14:00 to 19:00 UTC",
+        );
         Replay::new(&project, &clock, &servers, CONTRACT).await?.run().await?;
 
         steps.begin("Audit: every flight of the two days, online against offline, value by value");
@@ -195,6 +202,22 @@ fn copy_example(example: &Path, folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ends what the demo's sources read before the days that are replayed: what happens later is pushed to them.
+fn end_history(folder: &Path) -> Result<()> {
+    let path = folder.join("sources.sql");
+    let failed = |error: std::io::Error| {
+        Error::unavailable("the demo's definitions cannot be changed").with("file", path.display()).source(error)
+    };
+    let mut text = std::fs::read_to_string(&path).map_err(failed)?;
+    for column in ["departed_at", "landed_at"] {
+        text = text.replace(
+            &format!("WHERE {column} IS NOT NULL"),
+            &format!("WHERE {column} <= TIMESTAMP '{FIRST_DAY}'"),
+        );
+    }
+    std::fs::write(&path, text).map_err(failed)
 }
 
 /// Refreshes all views at the project's time.

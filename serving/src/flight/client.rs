@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::command::Command;
+use super::pusher::Pusher;
 use super::server::MAX_MESSAGE_BYTES;
 use crate::features::{DeployedContract, FeatureSource};
 use crate::package::Package;
@@ -100,6 +101,14 @@ impl RemoteFeatures {
         serde_json::from_slice(&self.act(name, body).await?).map_err(|error| {
             Error::internal("the feature server is of another version").with("action", name).source(error)
         })
+    }
+
+    /// Opens a stream of pushes of events with this schema.
+    ///
+    /// # Errors
+    /// The server's own, and [`springhouse_featurestore::ErrorKind::Unavailable`] when it cannot be reached.
+    pub async fn pusher(&self, source: &str, schema: SchemaRef) -> Result<Pusher> {
+        Pusher::open(self.client(), source, schema).await
     }
 
     /// Opens an exchange. The schema goes out at once: a server answers an exchange only after its first message.

@@ -1,4 +1,5 @@
-//! Two days at their own time: refreshes when they are due, every flight predicted when it is scheduled.
+//! Two days at their own time: departures and landings pushed as they happen, the weather refreshed when it is due,
+//! every flight predicted when it is scheduled.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::push::PushHeader;
 use springhouse_featurestore::time::{DrivenClock, Span, Timestamp};
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::Jobs;
@@ -39,6 +41,8 @@ pub struct Replay<'a> {
     store: RemoteFeatures,
     worker: PredictClient,
     metadata: springhouse_serving::generated::inference::ModelMetadataResponse,
+    /// What happens to the sources that are pushed.
+    live: Vec<Live>,
     /// Flights by scheduled time.
     flights: BTreeMap<Timestamp, Vec<Flight>>,
     seen: Seen,
@@ -47,6 +51,39 @@ pub struct Replay<'a> {
 struct Flight {
     values: Vec<Option<String>>,
     late: Option<bool>,
+}
+
+/// The events of a source that are yet to happen, in order of time.
+struct Live {
+    source: &'static str,
+    time: &'static str,
+    events: RecordBatch,
+    pushed: usize,
+    sequence: u64,
+}
+
+impl Live {
+    async fn open(session: &Session, source: &'static str, columns: &str, time: &'static str) -> Result<Self> {
+        let batches = session
+            .query(&format!(
+                "SELECT {columns} FROM flights WHERE {time} > TIMESTAMP '{}' ORDER BY {time}, flight_id",
+                super::FIRST_DAY
+            ))
+            .await?;
+        let schema = batches.first().map(RecordBatch::schema).ok_or_else(|| Error::internal("no live events"))?;
+        let events = arrow::compute::concat_batches(&schema, &batches)?;
+        Ok(Self { source, time, events, pushed: 0, sequence: 0 })
+    }
+
+    /// The next events, up to a time.
+    fn until(&mut self, now: Timestamp) -> Result<RecordBatch> {
+        let times = cast(named(&self.events, self.time)?, &DataType::Int64)?;
+        let times = times.as_primitive::<Int64Type>();
+        let happened = times.values().partition_point(|time| *time <= now.micros());
+        let events = self.events.slice(self.pushed, happened - self.pushed);
+        self.pushed = happened;
+        Ok(events)
+    }
 }
 
 #[derive(Default)]
@@ -84,6 +121,10 @@ impl<'a> Replay<'a> {
             store: RemoteFeatures::new(&servers.store)?,
             metadata: worker.metadata(contract).await?,
             worker,
+            live: vec![
+                Live::open(&session, "departures", "origin, departed_at, dep_delay", "departed_at").await?,
+                Live::open(&session, "landings", "origin, dest, carrier, tailnum, landed_at, arr_delay", "landed_at").await?,
+            ],
             flights: read_flights(&session).await?,
             seen: Seen::default(),
         })
@@ -92,7 +133,13 @@ impl<'a> Replay<'a> {
     /// Runs both days.
     pub async fn run(mut self) -> Result<()> {
         say("time (UTC)        flights  predicted  refused  all fresh  AUC so far  answers said");
-        let (mut now, end) = (at("2013-12-03T05:00:00Z")?, at("2013-12-05T05:00:00Z")?);
+        let (mut now, end) = (at(super::FIRST_DAY)?, at("2013-12-05T05:00:00Z")?);
+        // What history there is until then; from here on departures and landings are pushed.
+        self.set_clock(now).await?;
+        for view in self.state.live_views() {
+            self.jobs.refresh(&self.state, view).await?;
+        }
+        self.store.act("follow", "").await?;
         let (stop, start) = (at("2013-12-04T14:00:00Z")?, at("2013-12-04T19:00:00Z")?);
         while now < end {
             if now == stop {
@@ -109,10 +156,31 @@ impl<'a> Replay<'a> {
             }
         }
         self.set_clock(end).await?;
+        self.push_until(end).await?;
+        self.store.act("flush", "").await?;
         for view in self.state.live_views() {
             self.jobs.refresh(&self.state, view).await?;
         }
+        let rows: usize = self.live.iter().map(|live| live.pushed).sum();
+        say(&format!("{rows} departures and landings were pushed, and are now on object storage"));
         self.store.act("follow", "").await.map(|_| ())
+    }
+
+    /// Pushes what has happened by now, and says that it is all.
+    async fn push_until(&mut self, now: Timestamp) -> Result<()> {
+        for live in &mut self.live {
+            let events = live.until(now)?;
+            let mut pusher = self.store.pusher(live.source, events.schema()).await?;
+            live.sequence += 1;
+            let header = PushHeader {
+                producer: Some("demo".to_owned()),
+                sequence: Some(live.sequence),
+                watermark: Some(now),
+            };
+            pusher.send(&events, &header).await?;
+            pusher.ack().await?;
+        }
+        Ok(())
     }
 
     async fn set_clock(&self, now: Timestamp) -> Result<()> {
@@ -120,9 +188,14 @@ impl<'a> Replay<'a> {
         self.store.act("clock", &now.to_string()).await.map(|_| ())
     }
 
-    async fn refresh_due(&self, now: Timestamp, without_weather: bool) -> Result<()> {
+    async fn refresh_due(&mut self, now: Timestamp, without_weather: bool) -> Result<()> {
         self.set_clock(now).await?;
-        let wanted = |view: &&FeatureView| !(without_weather && view.name == "airport_weather");
+        self.push_until(now).await?;
+        let pushed = |view: &FeatureView| {
+            view.sources.iter().any(|source| self.live.iter().any(|live| live.source == source.name))
+        };
+        let wanted =
+            |view: &&FeatureView| !pushed(view) && !(without_weather && view.name == "airport_weather");
         for view in self.state.live_views().into_iter().filter(wanted) {
             if is_due(view, self.jobs.log(view).state().await?.watermark, now) {
                 self.jobs.refresh(&self.state, view).await?;
