@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::wire::run_client;
 
 /// The binary, which `make test` builds beside the tests.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let tests = std::env::current_exe().expect("a test binary");
     let binary = tests.parent().and_then(|deps| deps.parent()).expect("a target folder").join("springhouse");
     assert!(binary.exists(), "{} is missing: run the tests with `make test`, which builds it", binary.display());

@@ -15,7 +15,8 @@ use springhouse_featurestore::tier::DiskTier;
 use springhouse_featurestore::time::Span;
 use springhouse_materializer::push::Pushes;
 use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
-use springhouse_serving::FeatureServer;
+use springhouse_serving::flight::RemoteFeatures;
+use springhouse_serving::{FeatureServer, FeatureSource};
 use springhouse_sql::spine::{SpineOrder, SpineSource};
 
 use crate::project::{Event, TestProject, at, write_events};
@@ -244,4 +245,116 @@ async fn a_wrong_push_is_named_and_nothing_of_it_is_taken() {
     }
     let ack = server.pushes.push("paid", good, PushHeader::default()).await.expect("taken");
     assert_eq!((ack.rows, ack.position, ack.watermark), (1, 1, None));
+}
+
+/// The time at which the killed server runs: all events happened before it.
+const KILLED_AT: i64 = 172_800;
+
+/// The events of a producer's batch: no two of one time.
+fn batch_of(producer: u64, sequence: u64) -> Vec<Event> {
+    let mut random = Seeded::new(producer << 32 | sequence);
+    (0..1 + random.below(4))
+        .map(|index| {
+            let event = KILLED_AT - 1 - number(producer + 3 * (4 * sequence + index));
+            let amount = f64::from(i32::try_from(random.below(100)).expect("small")) / 2.0;
+            (random.pick(&USERS[..3]), event, event, Some(amount))
+        })
+        .collect()
+}
+
+/// Sends all batches; what was not acknowledged when the server went away is sent again.
+async fn produce(address: String, producer: u64, batches: u64) {
+    let mut acked = 0;
+    while acked < batches {
+        let store = RemoteFeatures::new(&address).expect("an address");
+        let Ok(mut pusher) = store.pusher("paid", batch(&[]).schema()).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let mut sent = acked;
+        loop {
+            while sent < batches && pusher.waiting() < 8 {
+                let header =
+                    PushHeader { producer: Some(producer.to_string()), sequence: Some(sent + 1), watermark: None };
+                if pusher.send(&batch(&batch_of(producer, sent + 1)), &header).await.is_err() {
+                    break;
+                }
+                sent += 1;
+            }
+            match pusher.ack().await {
+                Ok(_) => acked += 1,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+                    break;
+                }
+            }
+            if acked == batches {
+                return;
+            }
+        }
+    }
+}
+
+fn serve(project: &TestProject, port: u16) -> std::process::Child {
+    std::process::Command::new(crate::flights::binary())
+        .arg("--project")
+        .arg(project.folder.path())
+        .args(["--clock", &at(KILLED_AT).to_string(), "serve", "--role", "store", "--listen"])
+        .arg(format!("127.0.0.1:{port}"))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("starts")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_is_there_once_after_kills() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    std::fs::write(project.folder.path().join("springhouse.toml"), "store = \"store\"\n").expect("writable");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("free").port();
+    let address = format!("http://127.0.0.1:{port}");
+    let batches = 500;
+    let producers: Vec<_> = (0..3).map(|producer| tokio::spawn(produce(address.clone(), producer, batches))).collect();
+    let (mut random, mut kills) = (Seeded::new(77), 0);
+    let mut child = serve(&project, port);
+    while producers.iter().any(|producer| !producer.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(200 + random.below(400))).await;
+        if producers.iter().all(tokio::task::JoinHandle::is_finished) {
+            break;
+        }
+        child.kill().expect("running");
+        child.wait().expect("ended");
+        kills += 1;
+        if kills % 3 == 0 {
+            std::fs::remove_dir_all(project.folder.path().join(".springhouse/disk")).expect("removable");
+        }
+        child = serve(&project, port);
+        // With each kill there is a little more time, so that the end is reached.
+        tokio::time::sleep(Duration::from_millis(100 * kills)).await;
+    }
+    for producer in producers {
+        producer.await.expect("no panic");
+    }
+    let mut events: Vec<Event> = vec![("ann", 10, 10, Some(1.0))];
+    events.extend((0..3).flat_map(|producer| (1..=batches).flat_map(move |sequence| batch_of(producer, sequence))));
+    let store = RemoteFeatures::new(&address).expect("an address");
+    let contract = state.current_contract("limits").expect("defined").pinned();
+    let users: ArrayRef = Arc::new(StringArray::from(USERS.to_vec()));
+    let keys = RecordBatch::try_from_iter([("user_name", users)]).expect("keys");
+    for flushed in [false, true] {
+        if flushed {
+            store.act("flush", "").await.expect("flushes");
+        }
+        let now = KILLED_AT + 90;
+        store.act("clock", &at(now).to_string()).await.expect("set");
+        let answer = store.lookup(&contract, keys.clone()).await.expect("looks up");
+        for (row, user) in USERS.into_iter().enumerate() {
+            check(&answer, row, &events, Some(user), now, now, &format!("{user} after {kills} kills, flushed: {flushed}"));
+        }
+    }
+    child.kill().expect("running");
+    child.wait().expect("ended");
+    assert!(kills >= 3, "{kills} kills");
 }
