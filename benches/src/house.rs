@@ -10,10 +10,12 @@ use arrow::datatypes::{DataType, Float32Type};
 use futures::TryStreamExt;
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change, PackageRecord};
 use springhouse_featurestore::definition::Contract;
+use springhouse_featurestore::push::PushLog;
 use springhouse_featurestore::tier::{DiskTier, ObjectStore, open_store};
 use springhouse_featurestore::time::{Clock, DrivenClock, Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_materializer::Jobs;
+use springhouse_materializer::push::Pushes;
 use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
 use springhouse_serving::FeatureServer;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
@@ -97,7 +99,13 @@ impl House {
         contracts.follow().await?;
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let address = listener.local_addr().map_err(|error| Error::internal("no address").source(error))?;
-        let flight = FlightServer::new(Arc::clone(&features), Arc::new(self.jobs()), None);
+        let log = PushLog::open(&self.folder.path().join(format!("{name}-log")))?;
+        let (tier, changing) = features.tier();
+        let followed = Arc::downgrade(&features);
+        let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
+        let pushes = Arc::new(Pushes::start(self.jobs(), log, tier, changing, catalog).await?);
+        features.push_to(Arc::clone(&pushes) as _);
+        let flight = FlightServer::new(Arc::clone(&features), Arc::new(self.jobs()), None).with_sink(pushes);
         let app = App {
             listeners: vec![listener],
             store: Some(StorePart { features, flight, socket: None }),

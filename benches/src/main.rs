@@ -1,6 +1,6 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
-//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `predictions` and `jobs`; without any it measures
-//! all.
+//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `predictions`, `pushes` and `jobs`; without any it
+//! measures all.
 
 mod echo;
 mod house;
@@ -8,6 +8,7 @@ mod jobs;
 mod load;
 mod lookups;
 mod predictions;
+mod pushes;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,9 @@ async fn measure() -> Result<()> {
     }
     if wants("predictions") {
         predictions::measure(&house).await?;
+    }
+    if wants("pushes") {
+        pushes::measure(&house).await?;
     }
     if wants("jobs") {
         jobs::measure(&house).await?;

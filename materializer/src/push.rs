@@ -10,7 +10,7 @@ mod accept;
 mod apply;
 mod flush;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -19,10 +19,11 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{Column, Definition, FeatureView, Source};
+use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog};
 use springhouse_featurestore::tier::OnlineTier;
 use springhouse_featurestore::{Error, Result};
+use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use crate::Jobs;
@@ -70,6 +71,8 @@ struct Shared {
     flushing: Mutex<()>,
     /// What has been flushed.
     history: RwLock<Arc<PushHistoryState>>,
+    /// The views' queries over new events, planned; none where that cannot be.
+    queries: std::sync::Mutex<HashMap<Pinned, Option<Arc<PushedQuery>>>>,
     /// Whether the tiers lack something of the log.
     behind: AtomicBool,
     /// Wakes the flush before its time.
@@ -105,6 +108,7 @@ impl Pushes {
             changing,
             flushing: Mutex::default(),
             history: RwLock::new(Arc::new(history)),
+            queries: std::sync::Mutex::default(),
             behind: AtomicBool::new(true),
             full: Arc::default(),
         });

@@ -22,6 +22,7 @@ pub mod inputs;
 pub mod parse;
 pub mod point_in_time;
 pub mod print;
+pub mod pushed;
 pub mod session;
 pub mod spine;
 pub mod view_rows;

@@ -120,6 +120,10 @@ impl Spine {
     }
 }
 
+/// Reads a Parquet or CSV file, or a query over the session's tables.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] for a file that is not there or a query that does not plan.
 pub async fn read(session: &Session, from: &str) -> Result<DataFrame> {
     let context = session.context();
     let trimmed = from.trim_start().to_lowercase();

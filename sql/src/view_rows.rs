@@ -9,7 +9,7 @@ use arrow::row::{OwnedRow, RowConverter, SortField};
 use datafusion::functions::core::expr_fn::greatest;
 use datafusion::logical_expr::lit;
 use datafusion::prelude::DataFrame;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView, RowTime, Source};
 use springhouse_featurestore::push::PushedEvents;
@@ -129,18 +129,21 @@ impl Sources<'_> {
 
 /// A view's rows sorted and each once, as they are computed.
 async fn in_order(frame: DataFrame, view: &FeatureView) -> Result<RowStream> {
-    let frame = unique_order(frame, view)?;
-    let keys = view.keys.len();
+    let batches = unique_order(frame, view)?.execute_stream().await.map_err(query_error)?;
+    each_once(batches.map_err(query_error).boxed(), view)
+}
+
+/// Of sorted feature rows with equal keys and times the last; the events of a windowed view all.
+pub(crate) fn each_once(batches: RowStream, view: &FeatureView) -> Result<RowStream> {
     let schema = springhouse_featurestore::tier::data_schema(view);
-    let batches = frame.execute_stream().await.map_err(query_error)?;
     if view.windowed.is_some() {
-        return Ok(batches.map(move |batch| conform(&batch.map_err(query_error)?, &schema)).boxed());
+        return Ok(batches.map(move |batch| conform(&batch?, &schema)).boxed());
     }
-    let mut last = LastOfEqual::new(&schema, keys)?;
+    let mut last = LastOfEqual::new(&schema, view.keys.len())?;
     let rows = batches.map(Some).chain(futures::stream::once(async { None })).filter_map(move |batch| {
         let kept = match batch {
             Some(Ok(batch)) => last.next(conform(&batch, &schema)),
-            Some(Err(error)) => Err(query_error(error)),
+            Some(Err(error)) => Err(error),
             None => Ok(last.end()),
         };
         std::future::ready(kept.transpose())
@@ -171,7 +174,8 @@ fn visible_in(frame: DataFrame, view: &FeatureView, since: Option<Timestamp>, un
     frame.filter(wanted).map_err(query_error)
 }
 
-fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataFrame> {
+/// Sorted by keys, times and values.
+pub(crate) fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataFrame> {
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let times = [EVENT_TIME, AVAILABLE_TIME].map(exact);
     let values = view.row_columns().iter().map(|column| exact(&column.name));

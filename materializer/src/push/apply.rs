@@ -1,6 +1,7 @@
 //! Applies entries of the log to the tiers: each view of a pushed source gets its rows, or its tiles their events.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
 
 use futures::TryStreamExt;
 use springhouse_featurestore::Result;
@@ -9,6 +10,7 @@ use springhouse_featurestore::definition::{EventTime, FeatureView};
 use springhouse_featurestore::push::{PushEntry, PushedEvents};
 use springhouse_featurestore::tier::{Mark, Packer};
 use springhouse_featurestore::time::Timestamp;
+use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows};
 
 use super::Shared;
@@ -63,7 +65,7 @@ impl Shared {
         let mut rows = Vec::new();
         if !new.is_empty() {
             let packer = Packer::new(view)?;
-            let mut batches = self.rows_of(catalog, view, &new).await?;
+            let mut batches = self.new_rows(catalog, view, &new).await?;
             while let Some(batch) = batches.try_next().await? {
                 rows.extend(packer.pack(&batch, mark.commit + 1)?);
             }
@@ -74,6 +76,24 @@ impl Shared {
             self.tier.apply(&view.pinned(), rows, Mark { watermark, pushed, ..mark })?;
         }
         Ok(())
+    }
+
+    /// A view's rows of some entries of the log, by the query that was planned for them where there can be one.
+    async fn new_rows(&self, catalog: &CatalogState, view: &FeatureView, entries: &[PushEntry]) -> Result<RowStream> {
+        let pinned = view.pinned();
+        let known = self.queries.lock().unwrap_or_else(PoisonError::into_inner).get(&pinned).cloned();
+        let query = match known {
+            Some(query) => query,
+            None => {
+                let query = PushedQuery::plan(&self.jobs.session()?, catalog, view).await?.map(Arc::new);
+                self.queries.lock().unwrap_or_else(PoisonError::into_inner).insert(pinned, query.clone());
+                query
+            }
+        };
+        match query {
+            Some(query) => query.run(&PushedEvents::of_entries(entries)),
+            None => self.rows_of(catalog, view, entries).await,
+        }
     }
 
     /// A view's rows of some entries of the log.

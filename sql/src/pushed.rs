@@ -1,0 +1,98 @@
+//! The query of a view over new events, planned once and run for every push.
+//!
+//! Where each row of a view stands by itself and the view reads one source alone, its plan is the same for all pushes:
+//! its leaf is a slot into which the next events are put.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::streaming::StreamingTable;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::memory::MemoryStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::PartitionStream;
+use futures::TryStreamExt;
+use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::{Column, EventTime, FeatureView};
+use springhouse_featurestore::push::PushedEvents;
+
+use crate::session::{Session, query_error};
+use crate::view_rows::{RowStream, each_once, unique_order};
+
+/// Where a plan finds the events that it is run for.
+#[derive(Debug)]
+struct Slot {
+    schema: SchemaRef,
+    events: Mutex<Vec<RecordBatch>>,
+}
+
+impl PartitionStream for Slot {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let events = std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        match MemoryStream::try_new(events, Arc::clone(&self.schema), None) {
+            Ok(stream) => Box::pin(stream),
+            Err(error) => {
+                let failed = futures::stream::once(async { Err(error) });
+                Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), failed))
+            }
+        }
+    }
+}
+
+/// A planned query.
+#[derive(Debug)]
+pub struct PushedQuery {
+    view: FeatureView,
+    source: String,
+    slot: Arc<Slot>,
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+    /// One run fills the slot at a time.
+    running: Mutex<()>,
+}
+
+impl PushedQuery {
+    /// Plans a view's query in a session of its own; `None` where its rows depend on more than the new events.
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub async fn plan(session: &Session, catalog: &CatalogState, view: &FeatureView) -> Result<Option<Self>> {
+        let [pinned] = view.sources.as_slice() else { return Ok(None) };
+        let source = catalog.source(pinned)?;
+        if view.reaches_back() || source.event_time == EventTime::Static {
+            return Ok(None);
+        }
+        let session = session.ordered();
+        let schema = Column::to_schema(source.columns.iter());
+        let slot = Arc::new(Slot { schema: Arc::clone(&schema), events: Mutex::default() });
+        let table = StreamingTable::try_new(schema, vec![Arc::clone(&slot) as Arc<dyn PartitionStream>]);
+        let table = Arc::new(table.map_err(query_error)?);
+        session.context().register_table(source.name.as_str(), table).map_err(query_error)?;
+        let mut frame = session.view_frame(view).await?;
+        if view.windowed.is_none() {
+            frame = unique_order(frame, view)?;
+        }
+        let context = Arc::new(frame.task_ctx());
+        let plan = frame.create_physical_plan().await.map_err(query_error)?;
+        Ok(Some(Self { view: view.clone(), source: source.name.clone(), slot, plan, context, running: Mutex::default() }))
+    }
+
+    /// The view's rows of new events, as [`crate::view_rows::pushed_rows`] gives them, though a windowed view's in no order.
+    ///
+    /// # Errors
+    /// Those of running the query.
+    pub fn run(&self, new: &PushedEvents) -> Result<RowStream> {
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = new.batches.get(&self.source).cloned().unwrap_or_default();
+        *self.slot.events.lock().unwrap_or_else(PoisonError::into_inner) = events;
+        let batches = self.plan.execute(0, Arc::clone(&self.context)).map_err(query_error)?;
+        each_once(Box::pin(batches.map_err(query_error)), &self.view)
+    }
+}
