@@ -16,7 +16,7 @@ use springhouse_featurestore::time::{Clock, DrivenClock, Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_materializer::Jobs;
 use springhouse_materializer::push::Pushes;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_serving::FeatureServer;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
 use springhouse_serving::flight::FlightServer;
@@ -139,7 +139,13 @@ pub fn spine() -> SpineSource {
 
 /// The training set of these flights.
 pub fn training_set() -> TrainingSetRequest {
-    TrainingSetRequest { spine: spine(), rows: RowsFrom::Committed, with_features: false, order: SpineOrder::AsGiven }
+    TrainingSetRequest {
+        spine: spine(),
+        rows: RowsFrom::Committed,
+        as_of: AsOf::Known,
+        with_features: false,
+        order: SpineOrder::AsGiven,
+    }
 }
 
 fn jobs(store: &Arc<dyn ObjectStore>, clock: &Arc<DrivenClock>) -> Jobs {

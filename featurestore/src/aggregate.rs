@@ -38,6 +38,6 @@ pub use quantiles::Quantiles;
 pub use summary::{Parts, Summary};
 pub use tiles::{EntityTiles, Summaries, TileLayout};
 pub use total::Total;
-use value::{read_array, read_number};
 pub use value::{Held, Value};
+use value::{read_array, read_number};
 pub use variance::Divisor;

@@ -1,11 +1,15 @@
 //! Freshness: the one status that a value has (rules T6 and T7), and what a contract's rule makes of it (rule T8). Pure.
 
+mod served;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::definition::{FeatureRule, RuleAction};
 use crate::time::{Span, Timestamp};
+
+pub use served::ServingHistory;
 
 /// The status of a value. Where several could hold, the worst does: missing, then expired, then stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

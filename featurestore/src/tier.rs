@@ -29,8 +29,8 @@ pub use disk::DiskTier;
 pub use load::{Packer, Progress, catch_up};
 pub use memory::MemoryTier;
 pub use object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, data_schema,
-    get_object, list_objects, open_store, put_object,
+    AVAILABLE_TIME, DataFile, EVENT_TIME, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter,
+    data_schema, get_object, list_objects, open_store, put_object,
 };
 pub use object_store::ObjectStore;
 pub use reference::ReferenceTier;

@@ -3,7 +3,7 @@
 use arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use springhouse_featurestore::time::Span;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_sql::spine::{SpineOrder, SpineSource};
 
 use crate::project::{DEFINITIONS, Event, TestProject, at};
@@ -36,6 +36,7 @@ async fn a_training_set_larger_than_its_memory_has_the_same_rows() {
                 lag: Span::ZERO,
             },
             rows: RowsFrom::Committed,
+            as_of: AsOf::Known,
             with_features: true,
             order: SpineOrder::ByTime,
         };

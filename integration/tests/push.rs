@@ -14,7 +14,7 @@ use springhouse_featurestore::push::{EventSink, PushHeader, PushLog};
 use springhouse_featurestore::tier::DiskTier;
 use springhouse_featurestore::time::Span;
 use springhouse_materializer::push::Pushes;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_serving::flight::RemoteFeatures;
 use springhouse_serving::{FeatureServer, FeatureSource};
 use springhouse_sql::spine::{SpineOrder, SpineSource};
@@ -74,8 +74,12 @@ fn batch(events: &[Event]) -> RecordBatch {
     let times = events.iter().map(|event| event.1 * 1_000_000);
     let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"));
     let amounts: ArrayRef = Arc::new(Float64Array::from_iter(events.iter().map(|event| event.3)));
-    RecordBatch::try_from_iter_with_nullable([("user_name", users, true), ("paid_at", times, true), ("amount", amounts, true)])
-        .expect("three columns")
+    RecordBatch::try_from_iter_with_nullable([
+        ("user_name", users, true),
+        ("paid_at", times, true),
+        ("amount", amounts, true),
+    ])
+    .expect("three columns")
 }
 
 fn events_before(random: &mut Seeded, now: i64, most: u64) -> Vec<Event> {
@@ -154,7 +158,8 @@ async fn pushed_events_are_online_at_once_and_once_whatever_happens_between() {
                         sequence += 1;
                         let pushed = events_before(&mut random, now, 6);
                         let watermark = (random.below(3) == 0).then(|| at(now));
-                        let header = PushHeader { producer: Some("till".to_owned()), sequence: Some(sequence), watermark };
+                        let header =
+                            PushHeader { producer: Some("till".to_owned()), sequence: Some(sequence), watermark };
                         events.extend(&pushed);
                         sent.push((batch(&pushed), header));
                     }
@@ -199,7 +204,13 @@ async fn training_sets(
     let contract = state.current_contract("limits").expect("defined");
     for rows in [RowsFrom::Committed, RowsFrom::Sources] {
         let source = SpineSource { from: "spine.parquet".to_owned(), time: "paid_at".to_owned(), lag: Span::ZERO };
-        let request = TrainingSetRequest { spine: source, rows, with_features: true, order: SpineOrder::AsGiven };
+        let request = TrainingSetRequest {
+            spine: source,
+            rows,
+            as_of: AsOf::Known,
+            with_features: true,
+            order: SpineOrder::AsGiven,
+        };
         let set = project.jobs().training_set(state, contract, &request).await.expect("plans");
         let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
         let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
@@ -227,11 +238,21 @@ async fn a_wrong_push_is_named_and_nothing_of_it_is_taken() {
         RecordBatch::try_from_iter_with_nullable(columns.collect::<Vec<_>>()).expect("a batch")
     };
     let more = RecordBatch::try_from_iter_with_nullable(
-        good.schema_ref().fields().iter().map(|f| f.name().clone()).zip(good.columns().iter().cloned()).chain([("tip".to_owned(), Arc::clone(good.column(2)))]).map(|(n, c)| (n, c, true)),
+        good.schema_ref()
+            .fields()
+            .iter()
+            .map(|f| f.name().clone())
+            .zip(good.columns().iter().cloned())
+            .chain([("tip".to_owned(), Arc::clone(good.column(2)))])
+            .map(|(n, c)| (n, c, true)),
     )
     .expect("a batch");
     for (source, events, expected) in [
-        ("paid", good.project(&[0, 1]).expect("two columns"), "a column of the source is missing [source: paid, column: amount]"),
+        (
+            "paid",
+            good.project(&[0, 1]).expect("two columns"),
+            "a column of the source is missing [source: paid, column: amount]",
+        ),
         ("paid", more, "column: tip"),
         ("paid", replaced("amount", &text), "expected: DOUBLE"),
         ("paid", replaced("paid_at", &naive), "event times have no zone"),
@@ -315,12 +336,12 @@ async fn what_was_acknowledged_is_there_once_after_kills() {
     std::fs::write(project.folder.path().join("springhouse.toml"), "store = \"store\"\n").expect("writable");
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("free").port();
     let address = format!("http://127.0.0.1:{port}");
-    let batches = 500;
+    let batches = 3_000;
     let producers: Vec<_> = (0..3).map(|producer| tokio::spawn(produce(address.clone(), producer, batches))).collect();
     let (mut random, mut kills) = (Seeded::new(77), 0);
     let mut child = serve(&project, port);
     while producers.iter().any(|producer| !producer.is_finished()) {
-        tokio::time::sleep(Duration::from_millis(200 + random.below(400))).await;
+        tokio::time::sleep(Duration::from_millis(50 + random.below(250))).await;
         if producers.iter().all(tokio::task::JoinHandle::is_finished) {
             break;
         }
@@ -351,7 +372,15 @@ async fn what_was_acknowledged_is_there_once_after_kills() {
         store.act("clock", &at(now).to_string()).await.expect("set");
         let answer = store.lookup(&contract, keys.clone()).await.expect("looks up");
         for (row, user) in USERS.into_iter().enumerate() {
-            check(&answer, row, &events, Some(user), now, now, &format!("{user} after {kills} kills, flushed: {flushed}"));
+            check(
+                &answer,
+                row,
+                &events,
+                Some(user),
+                now,
+                now,
+                &format!("{user} after {kills} kills, flushed: {flushed}"),
+            );
         }
     }
     child.kill().expect("running");

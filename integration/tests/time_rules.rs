@@ -9,7 +9,7 @@ use futures::TryStreamExt;
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::tier::{DiskTier, MemoryTier, catch_up};
 use springhouse_featurestore::time::Span;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_sql::spine::{SpineOrder, SpineSource};
 
 use crate::project::{DEFINITIONS, Event, TestProject, at, write_events};
@@ -128,6 +128,7 @@ async fn training_sets_are_those_of_the_oracle_from_commits_and_from_sources() {
                     lag: Span::ZERO,
                 },
                 rows,
+                as_of: AsOf::Known,
                 with_features: true,
                 order: SpineOrder::AsGiven,
             };

@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::tier::{DiskTier, MemoryTier, catch_up};
 use springhouse_featurestore::time::Span;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_sql::spine::{SpineOrder, SpineSource};
 
 use crate::project::{DEFINITIONS, Event, TestProject, at, write_events};
@@ -115,9 +115,8 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
         |a: &f64, b: &f64| a.is_nan().cmp(&b.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
     // What is added at one time comes in order of its bits, as the docs say; null before everything.
     let bits = |value: Option<f64>| value.map(|value| value.to_bits().cast_signed());
-    let in_time = |a: &&(i64, i64, Option<f64>), b: &&(i64, i64, Option<f64>)| {
-        (a.0, a.1, bits(a.2)).cmp(&(b.0, b.1, bits(b.2)))
-    };
+    let in_time =
+        |a: &&(i64, i64, Option<f64>), b: &&(i64, i64, Option<f64>)| (a.0, a.1, bits(a.2)).cmp(&(b.0, b.1, bits(b.2)));
     let mut sorted = known.clone();
     sorted.sort_by(above);
     let quarter = sorted.get(sorted.len().saturating_sub(1) / 4).copied();
@@ -147,7 +146,10 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
         ("kinds", Expected::Integer(Some(length(&kinds)))),
         ("about", Expected::About(length(&kinds))),
         ("opening", Expected::Float(events.iter().min_by(in_time).and_then(|event| event.2))),
-        ("latest", Expected::Float(events.iter().filter(|event| event.2.is_some()).max_by(in_time).and_then(|event| event.2))),
+        (
+            "latest",
+            Expected::Float(events.iter().filter(|event| event.2.is_some()).max_by(in_time).and_then(|event| event.2)),
+        ),
         ("place", Expected::Text((!events.is_empty()).then_some(place))),
         ("quarter", Expected::Near(quarter)),
         ("middle", Expected::Near(middle)),
@@ -155,7 +157,15 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
     ]
 }
 
-pub fn check(answer: &RecordBatch, row: usize, events: &[Event], user: Option<&str>, known: i64, now: i64, place: &str) {
+pub fn check(
+    answer: &RecordBatch,
+    row: usize,
+    events: &[Event],
+    user: Option<&str>,
+    known: i64,
+    now: i64,
+    place: &str,
+) {
     let newest = user.and_then(|user| newest(events, user, known, now));
     let times = answer["spending@event_time"].as_primitive::<TimestampMicrosecondType>();
     assert_eq!(times.is_valid(row).then(|| times.value(row)), newest.map(|second| second * 1_000_000), "{place}");
@@ -268,22 +278,45 @@ async fn windows_in_training_sets_are_those_of_the_oracle() {
         let state = project.apply(&definitions()).await.expect("valid definitions");
         let contract = state.current_contract("limits").expect("defined");
         let view = state.view(&contract.features[0].view).expect("pinned").clone();
-        for second in [2_000, 2_001, 50_000, 400_000] {
+        let refreshes = [2_000, 2_001, 50_000, 400_000];
+        for second in refreshes {
             project.clock.set(at(second));
             project.jobs().refresh(&state, &view).await.expect("refreshes");
         }
-        for rows in [RowsFrom::Committed, RowsFrom::Sources] {
+        let cases = [
+            (RowsFrom::Committed, AsOf::Known),
+            (RowsFrom::Sources, AsOf::Known),
+            (RowsFrom::Committed, AsOf::Served),
+            (RowsFrom::Committed, AsOf::EventTime),
+        ];
+        for (rows, as_of) in cases {
             let spine_source =
                 SpineSource { from: "spine.parquet".to_owned(), time: "paid_at".to_owned(), lag: Span::ZERO };
-            let request =
-                TrainingSetRequest { spine: spine_source, rows, with_features: true, order: SpineOrder::AsGiven };
+            let request = TrainingSetRequest {
+                spine: spine_source,
+                rows,
+                as_of,
+                with_features: true,
+                order: SpineOrder::AsGiven,
+            };
             let set = project.jobs().training_set(&state, contract, &request).await.expect("plans");
             let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
             let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
             assert_eq!(all.num_rows(), spine.len());
             for (row, (user, now, ..)) in spine.iter().enumerate() {
-                let place = format!("case {case}, {rows:?}, {user} at {now}");
-                check(&all, row, &events, Some(user), *now, *now, &place);
+                let place = format!("case {case}, {rows:?}, {as_of:?}, {user} at {now}");
+                match as_of {
+                    AsOf::Known => check(&all, row, &events, Some(user), *now, *now, &place),
+                    AsOf::Served => {
+                        let refreshed = refreshes.iter().filter(|second| *second <= now).max();
+                        let known = refreshed.copied().unwrap_or(now - now % 60);
+                        check(&all, row, &events, Some(user), known, *now, &place);
+                    }
+                    AsOf::EventTime => {
+                        let happened: Vec<Event> = events.iter().filter(|event| event.1 <= *now).copied().collect();
+                        check(&all, row, &happened, Some(user), i64::MAX, *now, &place);
+                    }
+                }
             }
         }
     }

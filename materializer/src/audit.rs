@@ -23,7 +23,7 @@ use springhouse_sql::view_rows::{RowStream, by_visible_time, times_of};
 
 use crate::Jobs;
 use crate::jobs::views_of;
-use crate::training_set::{RowsFrom, TrainingSetRequest, refuse_unprocessed};
+use crate::training_set::{AsOf, RowsFrom, TrainingSetRequest, refuse_unprocessed};
 
 /// Memory of the audit's own cache: small, so that both tiers are exercised.
 const MEMORY_BYTES: u64 = 4 << 20;
@@ -66,6 +66,7 @@ impl Jobs {
         let request = TrainingSetRequest {
             spine: spine.clone(),
             rows: RowsFrom::Sources,
+            as_of: AsOf::Known,
             with_features: true,
             order: SpineOrder::ByTime,
         };

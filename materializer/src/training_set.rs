@@ -1,7 +1,7 @@
 //! Training sets: a contract's inputs for each row of a spine, as of its time (rules T2 to T5).
 //!
-//! The contract's rules and input expressions are applied by the code that serves predictions, at lag zero: an expired
-//! or missing value is null where the rule says `DEFAULT`. Where a rule says `FAIL`, serving would not have answered;
+//! The contract's rules and input expressions are applied by the code that serves predictions, at lag zero unless the set
+//! is to be as served: an expired or missing value is null where the rule says `DEFAULT`. Where a rule says `FAIL`, serving would not have answered;
 //! the row keeps what there is. Batches stream through; nothing holds the whole result.
 
 use std::collections::BTreeMap;
@@ -17,13 +17,14 @@ use sha2::{Digest, Sha256};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Contract, FeatureRule, FeatureView};
 use springhouse_featurestore::enforce::Enforcer;
-use springhouse_featurestore::freshness::{alive, status};
+use springhouse_featurestore::freshness::{ServingHistory, alive, status};
 use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
-use springhouse_featurestore::tier::DataFile;
+use springhouse_featurestore::tier::{DataFile, ViewCommitKind};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
+use springhouse_sql::point_in_time::RowsAsOf;
 use springhouse_sql::session::EventRange;
 use springhouse_sql::spine::{ROW, Spine, SpineFeatures, SpineOrder, SpineSource, TIME};
 use springhouse_sql::view_rows::{RowStream, Sources};
@@ -41,6 +42,30 @@ pub enum RowsFrom {
     Sources,
 }
 
+/// Which rows of a view count at a time of the spine (rule T3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AsOf {
+    /// Those that were known by then.
+    #[default]
+    Known,
+    /// Those that had happened by then, known or not: values that nobody could have served.
+    EventTime,
+    /// Those that serving had by then: before the system ran, those that it would have had under each view's
+    /// `REFRESH EVERY`. A view's lag counts too, for the rules of the contract.
+    Served,
+}
+
+impl AsOf {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Known => "known_at",
+            Self::EventTime => "event_time",
+            Self::Served => "served",
+        }
+    }
+}
+
 /// What training set is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrainingSetRequest {
@@ -48,6 +73,8 @@ pub struct TrainingSetRequest {
     pub spine: SpineSource,
     /// Where the feature rows come from.
     pub rows: RowsFrom,
+    /// Which of them count at a row's time.
+    pub as_of: AsOf,
     /// Whether features, statuses and event times stand beside the inputs.
     pub with_features: bool,
     /// The order of the rows.
@@ -80,8 +107,15 @@ impl Jobs {
         let latest = spine.latest().await?;
         let pushed = self.pushed().state().await?.events();
         let mut rows = Vec::with_capacity(views.len());
+        let mut histories = Vec::with_capacity(views.len());
         for view in &views {
-            rows.push(match request.rows {
+            let as_of = match request.as_of {
+                AsOf::Known => RowsAsOf::Known,
+                AsOf::EventTime => RowsAsOf::EventTime,
+                AsOf::Served => RowsAsOf::Served(Arc::new(self.serving_history(view).await?)),
+            };
+            histories.push(if let RowsAsOf::Served(history) = &as_of { Some(Arc::clone(history)) } else { None });
+            let frame = match request.rows {
                 RowsFrom::Committed => {
                     let state = self.log(view).state().await?;
                     refuse_unprocessed(view, state.watermark, latest)?;
@@ -95,12 +129,23 @@ impl Jobs {
                     sources.add(&separate, view, EventRange::known_by(until)).await?;
                     separate.view_frame(view).await?
                 }
-            });
+            };
+            rows.push((frame, as_of));
         }
         let features = spine.join(&views, rows, request.order).await?;
         let inputs = CompiledInputs::new(&session, contract, &views)?;
-        let shaper = Arc::new(Shaper::new(&features.schema(), contract, &views, inputs, request.with_features)?);
+        let shaper =
+            Arc::new(Shaper::new(&features.schema(), contract, &views, histories, inputs, request.with_features)?);
         Ok(TrainingSet { features, latest, shaper, metadata: metadata(catalog, contract, request) })
+    }
+
+    /// How far a view had got at past times.
+    async fn serving_history(&self, view: &FeatureView) -> Result<ServingHistory> {
+        let commits = self.log(view).commits_after(0).await?;
+        let pushed_from =
+            commits.iter().find(|(_, commit)| commit.kind == ViewCommitKind::Push).map(|(_, push)| push.at);
+        let commits = commits.iter().map(|(_, commit)| (commit.at, commit.watermark)).collect();
+        Ok(ServingHistory::new(commits, pushed_from, view.refresh_every))
     }
 }
 
@@ -110,8 +155,13 @@ impl TrainingSets for Jobs {
         let state = self.catalog().state().await?;
         let contract = state.current_contract(&command.contract)?;
         let spine = SpineSource { from: command.spine.clone(), time: command.time.clone(), lag: Span::ZERO };
-        let request =
-            TrainingSetRequest { spine, rows: RowsFrom::Committed, with_features: false, order: SpineOrder::AsGiven };
+        let request = TrainingSetRequest {
+            spine,
+            rows: RowsFrom::Committed,
+            as_of: AsOf::Known,
+            with_features: false,
+            order: SpineOrder::AsGiven,
+        };
         let set = Jobs::training_set(self, &state, contract, &request).await?;
         Ok((Arc::clone(set.schema()), set.execute()))
     }
@@ -144,7 +194,7 @@ fn metadata(catalog: &CatalogState, contract: &Contract, request: &TrainingSetRe
         ("springhouse.contract".to_owned(), contract.pinned().to_string()),
         ("springhouse.views".to_owned(), views.join(",")),
         ("springhouse.catalog_commit".to_owned(), catalog.number().to_string()),
-        ("springhouse.as_of".to_owned(), "known_at".to_owned()),
+        ("springhouse.as_of".to_owned(), request.as_of.as_str().to_owned()),
         ("springhouse.spine".to_owned(), request.spine.from.clone()),
         ("springhouse.spine_fingerprint".to_owned(), format!("sha256:{digest}")),
     ])
@@ -185,6 +235,8 @@ impl TrainingSet {
 struct Shaper {
     contract: Contract,
     views: Vec<FeatureView>,
+    /// What serving knew of each view, where that is asked for.
+    histories: Vec<Option<Arc<ServingHistory>>>,
     /// The columns that a lookup at each row's time would have answered.
     answer: SchemaRef,
     enforcer: Enforcer,
@@ -200,6 +252,7 @@ impl Shaper {
         joined: &SchemaRef,
         contract: &Contract,
         views: &[&FeatureView],
+        histories: Vec<Option<Arc<ServingHistory>>>,
         inputs: CompiledInputs,
         with_features: bool,
     ) -> Result<Self> {
@@ -220,6 +273,7 @@ impl Shaper {
             enforcer: Enforcer::new(contract, views, &answer)?,
             answer,
             views: views.iter().map(|view| (*view).clone()).collect(),
+            histories,
             inputs,
             with_features,
             spine,
@@ -242,12 +296,12 @@ impl Shaper {
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
     }
 
-    /// The joined rows as a lookup at each row's time would have answered, without lag.
+    /// The joined rows as a lookup at each row's time would have answered, without lag unless that is asked for.
     fn answer(&self, joined: &RecordBatch) -> Result<RecordBatch> {
         let times = named(joined, TIME)?;
         let mut columns = Vec::new();
-        for (rule, view) in self.contract.features.iter().zip(&self.views) {
-            answer_columns(rule, view, joined, &times, &mut columns)?;
+        for ((rule, view), history) in self.contract.features.iter().zip(&self.views).zip(&self.histories) {
+            answer_columns(rule, view, history.as_deref(), joined, &times, &mut columns)?;
         }
         let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(joined.num_rows()));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.answer), columns, &options)?)
@@ -269,6 +323,7 @@ fn answer_fields(view: &FeatureView, joined: &SchemaRef) -> Result<Vec<Field>> {
 fn answer_columns(
     rule: &FeatureRule,
     view: &FeatureView,
+    history: Option<&ServingHistory>,
     joined: &RecordBatch,
     times: &ArrayRef,
     columns: &mut Vec<ArrayRef>,
@@ -283,7 +338,8 @@ fn answer_columns(
         let event = events.is_valid(row).then(|| Timestamp::from_micros(events.value(row)));
         let event = event.filter(|event| alive(time, *event, view.ttl));
         gone.push(event.is_none());
-        statuses.append_value(status(rule, Span::ZERO, time, event).as_str());
+        let lag = history.map_or(Span::ZERO, |history| time.since(history.known_at(time)));
+        statuses.append_value(status(rule, lag, time, event).as_str());
     }
     let gone = BooleanArray::from(gone);
     for feature in &view.features {

@@ -35,6 +35,7 @@ use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::definition::{Column, ColumnType, FeatureView};
+use springhouse_featurestore::freshness::ServingHistory;
 use springhouse_featurestore::lookup::{event_time_column, feature_column};
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
 
@@ -53,6 +54,26 @@ pub fn added_fields(view: &FeatureView) -> Vec<FieldRef> {
         .map(|feature| Field::new(feature_column(&view.name, &feature.name), feature.column_type.to_arrow(), true));
     let event = Field::new(event_time_column(&view.name), ColumnType::Timestamp.to_arrow(), true);
     features.chain([event]).map(Arc::new).collect()
+}
+
+/// Which of a view's rows count at a time (rule T3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowsAsOf {
+    /// Those that were known by then.
+    Known,
+    /// Those that had happened by then, known or not: what nobody could have served.
+    EventTime,
+    /// Those that serving had by then.
+    Served(Arc<ServingHistory>),
+}
+
+impl RowsAsOf {
+    fn served(&self) -> Option<Arc<ServingHistory>> {
+        match self {
+            Self::Served(history) => Some(Arc::clone(history)),
+            Self::Known | Self::EventTime => None,
+        }
+    }
 }
 
 /// Spreads a spine by its keys and sorts each part by key and time, as [`join`] wants it.
@@ -81,9 +102,10 @@ pub async fn join(
     time: &str,
     rows: DataFrame,
     view: &FeatureView,
+    as_of: &RowsAsOf,
     partitions: usize,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let rows = visible(rows, view).map_err(query_error)?;
+    let rows = visible(rows, view, as_of).map_err(query_error)?;
     let rows = rows.create_physical_plan().await.map_err(query_error)?;
     let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
     let values: Vec<String> = view.row_columns().iter().map(|column| value_column(view, column)).collect();
@@ -97,7 +119,7 @@ pub async fn join(
     let rows = arrange(rows, &keys, &row_order, partitions).map_err(query_error)?;
     let event = view.windowed.is_none().then_some(event.as_str());
     let payload: Vec<&str> = values.iter().map(String::as_str).chain(event).collect();
-    let join = PointInTimeExec::try_new(spine, rows, view, time, &payload).map_err(query_error)?;
+    let join = PointInTimeExec::try_new(spine, rows, view, time, &payload, as_of.served()).map_err(query_error)?;
     Ok(Arc::new(join))
 }
 
@@ -107,9 +129,13 @@ fn value_column(view: &FeatureView, column: &Column) -> String {
 }
 
 /// Renames a view's columns to their names in the result, and adds the visible time.
-fn visible(rows: DataFrame, view: &FeatureView) -> QueryResult<DataFrame> {
+fn visible(rows: DataFrame, view: &FeatureView, as_of: &RowsAsOf) -> QueryResult<DataFrame> {
     let event = exact(EVENT_TIME).alias(event_time_column(&view.name));
-    let visible = greatest(vec![exact(EVENT_TIME), exact(AVAILABLE_TIME)]).alias(VISIBLE_TIME);
+    let visible = match as_of {
+        RowsAsOf::EventTime => exact(EVENT_TIME),
+        RowsAsOf::Known | RowsAsOf::Served(_) => greatest(vec![exact(EVENT_TIME), exact(AVAILABLE_TIME)]),
+    };
+    let visible = visible.alias(VISIBLE_TIME);
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let features = view.row_columns().iter().map(|column| exact(&column.name).alias(value_column(view, column)));
     let columns: Vec<_> = keys.chain(features).chain([event, exact(AVAILABLE_TIME), visible]).collect();

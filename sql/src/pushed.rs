@@ -81,7 +81,14 @@ impl PushedQuery {
         }
         let context = Arc::new(frame.task_ctx());
         let plan = frame.create_physical_plan().await.map_err(query_error)?;
-        Ok(Some(Self { view: view.clone(), source: source.name.clone(), slot, plan, context, running: Mutex::default() }))
+        Ok(Some(Self {
+            view: view.clone(),
+            source: source.name.clone(),
+            slot,
+            plan,
+            context,
+            running: Mutex::default(),
+        }))
     }
 
     /// The view's rows of new events, as [`crate::view_rows::pushed_rows`] gives them, though a windowed view's in no order.

@@ -223,7 +223,8 @@ impl Session {
                 None => part,
             });
         }
-        let whole = whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))?;
+        let whole =
+            whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))?;
         self.register(source, whole, range)
     }
 

@@ -17,6 +17,7 @@ use springhouse_featurestore::{Error, Result};
 
 pub use features::SpineFeatures;
 
+use crate::point_in_time::RowsAsOf;
 use crate::session::{Session, exact, query_error};
 
 /// The position of a row in the spine, counted from 1.
@@ -115,7 +116,12 @@ impl Spine {
     ///
     /// # Errors
     /// Those of planning.
-    pub async fn join(&self, views: &[&FeatureView], rows: Vec<DataFrame>, order: SpineOrder) -> Result<SpineFeatures> {
+    pub async fn join(
+        &self,
+        views: &[&FeatureView],
+        rows: Vec<(DataFrame, RowsAsOf)>,
+        order: SpineOrder,
+    ) -> Result<SpineFeatures> {
         SpineFeatures::plan(&self.frame, views, rows, order, &self.session).await
     }
 }

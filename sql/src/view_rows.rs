@@ -78,7 +78,8 @@ fn oldest_event(catalog: &CatalogState, view: &FeatureView, new: &PushedEvents) 
         let source = catalog.source(pinned)?;
         let EventTime::Column { column, .. } = &source.event_time else { continue };
         for batch in new.batches.get(&source.name).into_iter().flatten() {
-            let times = batch.column_by_name(column).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
+            let times =
+                batch.column_by_name(column).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
             let least = times.and_then(arrow::compute::min);
             oldest = oldest.min(least.map_or(Timestamp::MAX, Timestamp::from_micros));
         }

@@ -97,8 +97,15 @@ impl EventQuery {
         let argument = match call.params.filter {
             None if function == AggregateFunction::Count && every => None,
             None => Some(self.argument(value)?),
-            Some(_) if matches!(function, AggregateFunction::First { nulls: true } | AggregateFunction::Last { nulls: true }) => {
-                return refused(format!("'{name}' of a window takes FILTER only with IGNORE NULLS: the output '{alias}'"));
+            Some(_)
+                if matches!(
+                    function,
+                    AggregateFunction::First { nulls: true } | AggregateFunction::Last { nulls: true }
+                ) =>
+            {
+                return refused(format!(
+                    "'{name}' of a window takes FILTER only with IGNORE NULLS: the output '{alias}'"
+                ));
             }
             // Nulls count for nothing in any of the others.
             Some(filter) => {
@@ -183,14 +190,17 @@ fn function_of(name: &str, call: &AggregateFunctionParams) -> QueryResult<Aggreg
     let ends = matches!(function, AggregateFunction::First { .. } | AggregateFunction::Last { .. });
     if ordered || call.null_treatment.is_some() && !ends || call.args.len() != arguments {
         let plural = if arguments == 1 { "one argument" } else { "a value and a percentile" };
-        return refused(format!("'{name}' over windows takes {plural}, and no order: events are in order of event time"));
+        return refused(format!(
+            "'{name}' over windows takes {plural}, and no order: events are in order of event time"
+        ));
     }
     Ok(function)
 }
 
 /// The percentile of `approx_percentile_cont(x, p)`, also written `approx_percentile_cont(p) WITHIN GROUP (ORDER BY x)`.
 fn percentile(call: &AggregateFunctionParams) -> QueryResult<AggregateFunction> {
-    let wrong = || refused("the percentile of 'approx_percentile_cont' is a number from 0 to 1 with at most six decimals");
+    let wrong =
+        || refused("the percentile of 'approx_percentile_cont' is a number from 0 to 1 with at most six decimals");
     if call.order_by.iter().any(|order| !order.asc) {
         return refused("'approx_percentile_cont' over windows counts from the least: leave DESC out, and take 1 - p");
     }

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use springhouse_featurestore::time::Span;
 use springhouse_featurestore::{Error, Result};
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_serving::model;
 use springhouse_serving::model::neural::area_under_curve;
 use springhouse_serving::package::Package;
@@ -110,6 +110,7 @@ async fn curve(
         let request = TrainingSetRequest {
             spine: source,
             rows: RowsFrom::Committed,
+            as_of: AsOf::Known,
             with_features: false,
             order: SpineOrder::AsGiven,
         };

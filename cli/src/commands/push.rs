@@ -2,10 +2,10 @@
 
 use clap::Args;
 use futures::TryStreamExt;
+use springhouse_featurestore::Result;
 use springhouse_featurestore::push::{PushAck, PushHeader};
 use springhouse_featurestore::tier::Progress;
 use springhouse_featurestore::time::Timestamp;
-use springhouse_featurestore::Result;
 use springhouse_serving::flight::RemoteFeatures;
 use springhouse_sql::spine::read;
 
@@ -49,7 +49,11 @@ impl Push {
         let mut sequence = 0;
         let mut header = |watermark| {
             sequence += 1;
-            PushHeader { producer: self.producer.clone(), sequence: self.producer.as_ref().map(|_| sequence), watermark }
+            PushHeader {
+                producer: self.producer.clone(),
+                sequence: self.producer.as_ref().map(|_| sequence),
+                watermark,
+            }
         };
         while let Some(batch) = batches.try_next().await.map_err(springhouse_sql::session::query_error)? {
             let acked = pusher.send(&batch, &header(None)).await?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
 use springhouse_featurestore::tier::Progress;
-use springhouse_materializer::training_set::{RowsFrom, TrainingSetRequest};
+use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_sql::spine::SpineOrder;
 
 use super::SpineArgs;
@@ -31,6 +31,12 @@ pub struct TrainingSet {
     /// Compute features from the sources instead of reading what refreshes have committed
     #[arg(long)]
     from_sources: bool,
+    /// Features as serving had them, lag included, instead of all that was known at each row's time
+    #[arg(long)]
+    as_served: bool,
+    /// Features of all that had happened by each row's time, known or not: nobody could have served them
+    #[arg(long, conflicts_with = "as_served")]
+    as_of_event_time: bool,
     /// Print the plan instead
     #[arg(long)]
     explain: bool,
@@ -49,6 +55,11 @@ impl TrainingSet {
         let request = TrainingSetRequest {
             spine: self.spine.source(),
             rows: if self.from_sources { RowsFrom::Sources } else { RowsFrom::Committed },
+            as_of: match (self.as_served, self.as_of_event_time) {
+                (true, _) => AsOf::Served,
+                (_, true) => AsOf::EventTime,
+                _ => AsOf::Known,
+            },
             with_features: self.with_features,
             order: SpineOrder::AsGiven,
         };

@@ -126,6 +126,38 @@ impl EntityTiles {
         self.newest = self.newest.max(Some((event, available)));
     }
 
+    /// Adds an event on the finest level alone: [`Self::roll_up`] must follow before anything is read. With many events of
+    /// a tile this costs less than [`Self::add`].
+    pub fn add_finest<'a>(
+        &mut self,
+        layout: &TileLayout,
+        event: Timestamp,
+        available: Timestamp,
+        value_of: impl Fn(usize) -> Option<Value<'a>>,
+    ) {
+        let tile = self.tiles.entry(layout.tiles.tile_of(0, event)).or_insert_with(|| layout.empty());
+        layout.add(tile, event, available, value_of);
+        self.newest = self.newest.max(Some((event, available)));
+    }
+
+    /// Makes the tiles of every level from those of the finest.
+    pub fn roll_up(&mut self, layout: &TileLayout) {
+        let levels = layout.tiles.levels();
+        for level in 1..levels.len() {
+            let per = levels[level].micros() / levels[level - 1].micros();
+            let finer = Tile { level: level - 1, index: i64::MIN }..Tile { level, index: i64::MIN };
+            let mut coarser: Vec<(Tile, Summaries)> = Vec::new();
+            for (tile, summaries) in self.tiles.range(finer) {
+                let within = Tile { level, index: tile.index.div_euclid(per) };
+                match coarser.last_mut() {
+                    Some((last, total)) if *last == within => layout.merge(total, summaries),
+                    _ => coarser.push((within, summaries.clone())),
+                }
+            }
+            self.tiles.extend(coarser);
+        }
+    }
+
     /// The event time and available time of the newest event; `None` where there is none.
     pub fn newest(&self) -> Option<(Timestamp, Timestamp)> {
         self.newest
@@ -236,7 +268,14 @@ mod tests {
                     held.add(&layout, at, at, |_| events[next].1.map(Value::Float));
                     next += 1;
                 }
+                let mut finest = EntityTiles::default();
+                for (second, value) in &events[..next] {
+                    let at = Timestamp::from_micros(second * 1_000_000);
+                    finest.add_finest(&layout, at, at, |_| value.map(Value::Float));
+                }
+                finest.roll_up(&layout);
                 let as_of = Timestamp::from_micros(second * 1_000_000);
+                prop_assert_eq!(finest.windows(&layout, as_of), held.windows(&layout, as_of));
                 let expected: Vec<Summaries> =
                     layout.windows().iter().map(|window| oracle(&layout, &events[..next], *window, as_of)).collect();
                 prop_assert_eq!(&held.windows(&layout, as_of), &expected);

@@ -113,7 +113,8 @@ impl Held {
 }
 
 fn cut() -> Error {
-    Error::damaged("a stored aggregate is cut off").remedy("delete the disk tier's folder; it is rebuilt from object storage")
+    Error::damaged("a stored aggregate is cut off")
+        .remedy("delete the disk tier's folder; it is rebuilt from object storage")
 }
 
 /// Reads some bytes and moves past them.

@@ -193,7 +193,13 @@ impl AggregateFunction {
                 Parts::TOTAL.or(Parts::SQUARES)
             }
             Self::CountDistinct => Parts::DISTINCT,
-            Self::First { nulls } | Self::Last { nulls } => if nulls { Parts::ROW_ENDS } else { Parts::ENDS },
+            Self::First { nulls } | Self::Last { nulls } => {
+                if nulls {
+                    Parts::ROW_ENDS
+                } else {
+                    Parts::ENDS
+                }
+            }
             Self::AboutDistinct => Parts::HYPER_LOG_LOG,
             Self::AboutQuantile { .. } => Parts::QUANTILES,
         }

@@ -276,7 +276,10 @@ fn merge_chunks(held: &[u8], given: &[u8]) -> Result<Vec<u8>> {
                 summaries.push(summary);
             }
             merged.put(slot, |out| {
-                summaries.iter().zip(ours.parts).for_each(|(summary, parts)| summary.encode(Parts::from_bytes(*parts), out));
+                summaries
+                    .iter()
+                    .zip(ours.parts)
+                    .for_each(|(summary, parts)| summary.encode(Parts::from_bytes(*parts), out));
             });
             (our, their) = (our + 1, their + 1);
         } else if ours.slot(our) == Some(slot) {

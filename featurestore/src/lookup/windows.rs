@@ -112,8 +112,7 @@ struct EntryKeys {
 impl EntryKeys {
     fn new(reads: &ChunkReads, newest: &[&[u8]]) -> Self {
         let per_entity = reads.chunks.len() + 1;
-        let mut keys =
-            Self { bytes: Vec::new(), ends: Vec::with_capacity(newest.len() * per_entity), per_entity };
+        let mut keys = Self { bytes: Vec::new(), ends: Vec::with_capacity(newest.len() * per_entity), per_entity };
         for key in newest {
             keys.bytes.extend_from_slice(key);
             keys.ends.push(keys.bytes.len());

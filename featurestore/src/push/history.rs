@@ -114,9 +114,10 @@ impl PushHistory {
             files.insert(source.clone(), vec![self.write(source, number, batches).await?]);
         }
         let commit = PushCommit { at, until, watermarks, files };
-        self.log.append(number, &commit).await.map_err(|error| {
-            error.remedy("one process alone may take pushes for a store: push to that one")
-        })?;
+        self.log
+            .append(number, &commit)
+            .await
+            .map_err(|error| error.remedy("one process alone may take pushes for a store: push to that one"))?;
         state.apply(number, commit);
         Ok(())
     }

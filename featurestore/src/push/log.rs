@@ -216,7 +216,10 @@ impl PushLog {
             if let Some(watermark) = header.watermark {
                 let before = watermarks.get(&producer).or_else(|| state.watermarks.get(&producer)).copied();
                 let watermark = before.map_or(watermark, |before| watermark.max(before));
-                batch.put(producer_key(b'w', &producer.0, &producer.1), watermark.micros().cast_unsigned().to_be_bytes());
+                batch.put(
+                    producer_key(b'w', &producer.0, &producer.1),
+                    watermark.micros().cast_unsigned().to_be_bytes(),
+                );
                 watermarks.insert(producer, watermark);
             }
             if events.num_rows() > 0 {
@@ -337,7 +340,8 @@ mod tests {
     fn what_was_appended_is_there_once_after_reopening() {
         let folder = tempfile::tempdir().expect("a folder");
         let log = PushLog::open(folder.path()).expect("new");
-        let taken = log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
+        let taken =
+            log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
         let positions: Vec<_> = taken.expect("writable").iter().map(|e| e.as_ref().map(|e| e.position)).collect();
         assert_eq!(positions, [Some(1), Some(2), None]);
         assert_eq!(PushLog::open(folder.path()).expect_err("in use").kind(), crate::ErrorKind::Busy);

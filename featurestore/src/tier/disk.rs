@@ -15,7 +15,9 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{EachRow, EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning};
+use super::{
+    EachRow, EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning,
+};
 use crate::definition::{Pinned, Version};
 use crate::encoding::{is_chunk, merge_values};
 use crate::{Error, Result};

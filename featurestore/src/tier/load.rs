@@ -245,11 +245,12 @@ impl TilePacker {
             let Some(key) = key else { continue };
             let tiles = entities.entry(key).or_default();
             let value_of = |argument| arguments.value(argument, row);
-            tiles.add(&self.layout, header.event_time, header.available_time, value_of);
+            tiles.add_finest(&self.layout, header.event_time, header.available_time, value_of);
         }
         let mut keyed = Vec::new();
         let sequence = headers.first().map(|header| header.sequence).unwrap_or_default();
-        for (key, tiles) in entities {
+        for (key, mut tiles) in entities {
+            tiles.roll_up(&self.layout);
             let Some((event_time, available_time)) = tiles.newest() else { continue };
             let last = RowHeader { event_time, available_time, sequence };
             let entry = |id: ChunkId| {

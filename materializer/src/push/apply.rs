@@ -108,7 +108,10 @@ impl Shared {
         if view.reaches_back() {
             // Their values reach back to other events: those that have been flushed, and those that have not.
             let history = self.history();
-            pushed = PushedEvents { files: history.files.clone(), ..PushedEvents::of_entries(&self.log.entries_after(history.until)?) };
+            pushed = PushedEvents {
+                files: history.files.clone(),
+                ..PushedEvents::of_entries(&self.log.entries_after(history.until)?)
+            };
         }
         let sources = Sources { catalog, store: self.jobs.store(), pushed: &pushed };
         pushed_rows(&self.jobs.session()?, &sources, view, &new).await

@@ -74,10 +74,13 @@ impl Pusher {
     /// The server's own for a batch that it refused; [`springhouse_featurestore::ErrorKind::Unavailable`] when the stream
     /// breaks. Nothing after that batch was taken, or it may have been without being acknowledged.
     pub async fn ack(&mut self) -> Result<PushAck> {
-        let answer = self.acks.next().await.ok_or_else(|| lost("the server closed it"))?.map_err(|error| match error {
-            FlightError::Tonic(status) if status.code() != tonic::Code::Unavailable => crate::status::from_status(&status),
-            other => lost(other),
-        })?;
+        let answer =
+            self.acks.next().await.ok_or_else(|| lost("the server closed it"))?.map_err(|error| match error {
+                FlightError::Tonic(status) if status.code() != tonic::Code::Unavailable => {
+                    crate::status::from_status(&status)
+                }
+                other => lost(other),
+            })?;
         self.waiting = self.waiting.saturating_sub(1);
         serde_json::from_slice(&answer.app_metadata)
             .map_err(|error| Error::internal("the feature server is of another version").source(error))

@@ -77,8 +77,7 @@ impl FirstNonNull {
         let [(when, then)] = case.when_then_expr() else { return None };
         let tested = when.downcast_ref::<IsNotNullExpr>()?.arg();
         let instead = case.else_expr()?.downcast_ref::<Literal>()?.value();
-        (tested == then && !instead.is_null())
-            .then(|| Self { value: Arc::clone(then), instead: instead.clone() })
+        (tested == then && !instead.is_null()).then(|| Self { value: Arc::clone(then), instead: instead.clone() })
     }
 }
 
@@ -152,19 +151,22 @@ mod tests {
             rewritten.data_type(batch.schema_ref()).expect("typed")
         );
         let rows = batch.num_rows();
-        let value = |of: &Arc<dyn PhysicalExpr>| of.evaluate(batch).and_then(|v| v.into_array(rows)).expect("evaluated");
+        let value =
+            |of: &Arc<dyn PhysicalExpr>| of.evaluate(batch).and_then(|v| v.into_array(rows)).expect("evaluated");
         (rewritten.to_string(), [value(&plain), value(&rewritten)])
     }
 
     #[test]
     fn rewritten_expressions_yield_the_same() {
-        let times = TimestampMicrosecondArray::from(vec![Some(0), None, Some(1_400_000_000_123_456)]).with_timezone("UTC");
+        let times =
+            TimestampMicrosecondArray::from(vec![Some(0), None, Some(1_400_000_000_123_456)]).with_timezone("UTC");
         let columns: Vec<(&str, ArrayRef)> = vec![
             ("t", Arc::new(times)),
             ("x", Arc::new(Float64Array::from(vec![Some(1.0), None, Some(f64::NAN)]))),
             ("y", Arc::new(Float64Array::from(vec![1.0, 2.0, 3.0]))),
         ];
-        let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).expect("batch");
+        let batch =
+            RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).expect("batch");
         for (expression, shown) in [
             ("coalesce(x, 7.5)", Some("coalesce(x@1, 7.5)")),
             ("coalesce(y, 7) + 1", Some("coalesce(y@2, 7) + 1")),

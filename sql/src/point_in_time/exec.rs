@@ -18,6 +18,7 @@ use datafusion::physical_plan::{
 };
 use futures::{StreamExt, stream};
 use springhouse_featurestore::definition::{FeatureView, Windowed};
+use springhouse_featurestore::freshness::ServingHistory;
 use springhouse_featurestore::lookup::event_time_column;
 
 use super::latest::LatestRows;
@@ -33,6 +34,8 @@ pub struct PointInTimeExec {
     columns: Columns,
     /// What is answered: the newest row, or windows over the rows.
     windowed: Option<Arc<Windowed>>,
+    /// What serving knew at a time; without it, everything that was known.
+    served: Option<Arc<ServingHistory>>,
     schema: SchemaRef,
     properties: Arc<PlanProperties>,
 }
@@ -49,6 +52,7 @@ impl PointInTimeExec {
         view: &FeatureView,
         time: &str,
         payload: &[&str],
+        served: Option<Arc<ServingHistory>>,
     ) -> Result<Self> {
         let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
         let keys = keys.as_slice();
@@ -80,7 +84,7 @@ impl PointInTimeExec {
             Boundedness::Bounded,
         ));
         let windowed = view.windowed.clone().map(Arc::new);
-        Ok(Self { spine, rows, columns, windowed, schema, properties })
+        Ok(Self { spine, rows, columns, windowed, served, schema, properties })
     }
 }
 
@@ -90,7 +94,8 @@ impl DisplayAs for PointInTimeExec {
         let keys: Vec<&str> = self.columns.spine_keys.iter().map(|&i| spine.field(i).name().as_str()).collect();
         let time = spine.field(self.columns.spine_time).name();
         let what = self.windowed.as_ref().map(|windowed| format!(", windows={}", windowed.windows.len()));
-        write!(f, "PointInTimeExec: keys=[{}], time={time}{}", keys.join(", "), what.unwrap_or_default())
+        let served = if self.served.is_some() { ", as served" } else { "" };
+        write!(f, "PointInTimeExec: keys=[{}], time={time}{}{served}", keys.join(", "), what.unwrap_or_default())
     }
 }
 
@@ -127,6 +132,7 @@ impl ExecutionPlan for PointInTimeExec {
             rows,
             columns: self.columns.clone(),
             windowed: self.windowed.clone(),
+            served: self.served.clone(),
             schema: Arc::clone(&self.schema),
             properties: Arc::clone(&self.properties),
         }))
@@ -137,7 +143,8 @@ impl ExecutionPlan for PointInTimeExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let spine = SpineSide::new(self.spine.execute(partition, Arc::clone(&context))?, &self.columns)?;
+        let asked = self.spine.execute(partition, Arc::clone(&context))?;
+        let spine = SpineSide::new(asked, &self.columns, self.served.clone())?;
         let rows = RowSide::new(self.rows.execute(partition, context)?, &self.columns)?;
         let schema = Arc::clone(&self.schema);
         let batches = match &self.windowed {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::interleave;
 use arrow::datatypes::SchemaRef;
-use arrow::row::{OwnedRow, Row};
+use arrow::row::OwnedRow;
 use datafusion::error::Result;
 
 use super::merge::Sweep;
-use super::sides::{Columns, Questions, RowBatch, RowSide, SpineSide};
+use super::sides::{Columns, Question, Questions, RowBatch, RowSide, SpineSide};
 
 /// Answers from more batches than this are not held at once: the batch of the spine is then answered in pieces.
 const MOST_BATCHES: usize = 32;
@@ -61,7 +61,7 @@ impl LatestRows {
         let (mut answers, mut row) = (Answers::default(), start);
         while row < questions.batch.num_rows() && answers.batches.len() < MOST_BATCHES {
             answers.add(match questions.at(row) {
-                Some((key, time)) => self.answer(key, time).await?,
+                Some(question) => self.answer(question).await?,
                 None => None,
             });
             row += 1;
@@ -73,9 +73,9 @@ impl LatestRows {
         Ok(Some(gathered))
     }
 
-    /// Offers all rows that are visible to a key by a time, then asks.
-    async fn answer(&mut self, key: Row<'_>, time: i64) -> Result<Option<Place>> {
-        while let Some((batch, at)) = self.rows.next_until(key, time).await? {
+    /// Offers all rows that were known of a key, then asks.
+    async fn answer(&mut self, Question { key, known, .. }: Question<'_>) -> Result<Option<Place>> {
+        while let Some((batch, at)) = self.rows.next_until(key, known).await? {
             let of = batch.keys.row(at);
             // Rows of keys that the spine does not ask for are passed over without a copy.
             if of == key {

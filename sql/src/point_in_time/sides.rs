@@ -9,6 +9,8 @@ use arrow::row::{Row, RowConverter, Rows, SortField};
 use datafusion::error::Result;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
+use springhouse_featurestore::freshness::ServingHistory;
+use springhouse_featurestore::time::Timestamp;
 
 /// Where the columns stand that the join reads.
 #[derive(Debug, Clone)]
@@ -28,6 +30,17 @@ pub(super) struct SpineSide {
     stream: SendableRecordBatchStream,
     converter: RowConverter,
     columns: Columns,
+    served: Option<Arc<ServingHistory>>,
+}
+
+/// What a row of the spine asks.
+#[derive(Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) key: Row<'a>,
+    /// As of when.
+    pub(super) time: i64,
+    /// Of what was known by then.
+    pub(super) known: i64,
 }
 
 /// A batch of the spine: for which key and as of when each row asks.
@@ -37,12 +50,17 @@ pub(super) struct Questions {
     times: Int64Array,
     /// The key columns that have nulls.
     nullable: Vec<ArrayRef>,
+    served: Option<Arc<ServingHistory>>,
 }
 
 impl SpineSide {
-    pub(super) fn new(stream: SendableRecordBatchStream, columns: &Columns) -> Result<Self> {
+    pub(super) fn new(
+        stream: SendableRecordBatchStream,
+        columns: &Columns,
+        served: Option<Arc<ServingHistory>>,
+    ) -> Result<Self> {
         let converter = RowConverter::new(columns.sort_fields.clone())?;
-        Ok(Self { stream, converter, columns: columns.clone() })
+        Ok(Self { stream, converter, columns: columns.clone(), served })
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Questions>> {
@@ -50,15 +68,19 @@ impl SpineSide {
         let keys = take(&batch, &self.columns.spine_keys);
         let (converted, times) = (self.converter.convert_columns(&keys)?, micros(&batch, self.columns.spine_time)?);
         let nullable = keys.into_iter().filter(|key| key.null_count() > 0).collect();
-        Ok(Some(Questions { batch, keys: converted, times, nullable }))
+        Ok(Some(Questions { batch, keys: converted, times, nullable, served: self.served.clone() }))
     }
 }
 
 impl Questions {
-    /// The key and time of a row; `None` where one is null: nothing is known of it.
-    pub(super) fn at(&self, row: usize) -> Option<(Row<'_>, i64)> {
+    /// What a row asks; `None` where its key or time is null: nothing is known of it.
+    pub(super) fn at(&self, row: usize) -> Option<Question<'_>> {
         let whole = self.times.is_valid(row) && self.nullable.iter().all(|key| key.is_valid(row));
-        whole.then(|| (self.keys.row(row), self.times.value(row)))
+        whole.then(|| {
+            let time = self.times.value(row);
+            let served = self.served.as_ref().map(|served| served.known_at(Timestamp::from_micros(time)).micros());
+            Question { key: self.keys.row(row), time, known: served.unwrap_or(time) }
+        })
     }
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
-use arrow::row::{OwnedRow, Row};
+use arrow::row::OwnedRow;
 use datafusion::error::{DataFusionError, Result};
 use springhouse_featurestore::aggregate::{Arguments, EntityTiles, FeatureBuilder, Summaries, TileLayout};
 use springhouse_featurestore::definition::Windowed;
 use springhouse_featurestore::time::Timestamp;
 
-use super::sides::{Columns, RowBatch, RowSide, SpineSide, take};
+use super::sides::{Columns, Question, RowBatch, RowSide, SpineSide, take};
 
 /// A window's summaries for each window of a view, and the event time of the entity's newest event.
 type Answer = (Vec<Summaries>, i64);
@@ -53,7 +53,7 @@ impl WindowSums {
         let mut events: Vec<Option<i64>> = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let answer = match questions.at(row) {
-                Some((key, time)) => self.answer(key, time).await?,
+                Some(question) => self.answer(question).await?,
                 None => None,
             };
             events.push(answer.as_ref().map(|(_, event)| *event));
@@ -66,9 +66,9 @@ impl WindowSums {
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?))
     }
 
-    /// Adds all events that are visible to a key by a time, then asks.
-    async fn answer(&mut self, key: Row<'_>, time: i64) -> Result<Option<Answer>> {
-        while let Some((batch, at)) = self.rows.next_until(key, time).await? {
+    /// Adds all events that were known of a key, then asks.
+    async fn answer(&mut self, Question { key, time, known }: Question<'_>) -> Result<Option<Answer>> {
+        while let Some((batch, at)) = self.rows.next_until(key, known).await? {
             let of = batch.keys.row(at);
             // Events of keys that the spine does not ask for are passed over.
             if of != key {

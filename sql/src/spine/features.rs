@@ -29,7 +29,7 @@ use springhouse_featurestore::{Error, Result};
 
 use super::spill::{Pieces, Spilled, SpilledColumns};
 use super::{ROW, SpineOrder, TIME};
-use crate::point_in_time::{self, ascending};
+use crate::point_in_time::{self, RowsAsOf, ascending};
 use crate::session::{Session, query_error};
 use crate::view_rows::RowStream;
 
@@ -47,7 +47,7 @@ pub struct SpineFeatures {
 #[derive(Debug, Clone)]
 struct EntityViews {
     keys: Vec<Column>,
-    views: Vec<(FeatureView, DataFrame)>,
+    views: Vec<(FeatureView, DataFrame, RowsAsOf)>,
     /// Where the views' columns stand in the whole result.
     places: Vec<usize>,
 }
@@ -57,14 +57,14 @@ impl SpineFeatures {
     pub(super) async fn plan(
         spine: &DataFrame,
         views: &[&FeatureView],
-        rows: Vec<DataFrame>,
+        rows: Vec<(DataFrame, RowsAsOf)>,
         order: SpineOrder,
         session: &Session,
     ) -> Result<Self> {
         let spine = spine.clone().create_physical_plan().await.map_err(query_error)?;
         let mut fields: Vec<_> = spine.schema().fields().iter().cloned().collect();
         let mut entities: Vec<EntityViews> = Vec::new();
-        for (view, rows) in views.iter().zip(rows) {
+        for (view, (rows, as_of)) in views.iter().zip(rows) {
             let columns = point_in_time::added_fields(view);
             let places = fields.len()..fields.len() + columns.len();
             fields.extend(columns);
@@ -75,7 +75,7 @@ impl SpineFeatures {
                     entities.last_mut().ok_or_else(|| Error::internal("an entity was just added"))?
                 }
             };
-            entity.views.push(((*view).clone(), rows));
+            entity.views.push(((*view).clone(), rows, as_of));
             entity.places.extend(places);
         }
         let planned = Self { spine, order, entities, schema: Arc::new(Schema::new(fields)), session: session.clone() };
@@ -104,7 +104,7 @@ impl SpineFeatures {
             Ok(Arc::new(ProjectionExec::try_new(columns, Arc::clone(&self.spine)).map_err(query_error)?))
         };
         for entity in &self.entities {
-            let names: Vec<&str> = entity.views.iter().map(|(view, _)| view.name.as_str()).collect();
+            let names: Vec<&str> = entity.views.iter().map(|(view, ..)| view.name.as_str()).collect();
             let plan = self.join(entity, thin(entity)?).await?;
             write!(text, "\n{}\n{}", names.join(", "), displayable(plan.as_ref()).indent(false))
                 .map_err(|error| Error::internal("a plan cannot be shown").source(error))?;
@@ -178,7 +178,7 @@ impl SpineFeatures {
         names
             .map(|name| {
                 schema.index_of(name).map_err(|error| {
-                    let views: Vec<&str> = entity.views.iter().map(|(view, _)| view.name.as_str()).collect();
+                    let views: Vec<&str> = entity.views.iter().map(|(view, ..)| view.name.as_str()).collect();
                     Error::invalid("the spine lacks a column that a view needs")
                         .with("views", views.join(", "))
                         .source(error)
@@ -192,8 +192,8 @@ impl SpineFeatures {
         let partitions = self.session.context().copied_config().target_partitions();
         let names: Vec<&str> = entity.keys.iter().map(|key| key.name.as_str()).collect();
         let mut plan = point_in_time::arrange_spine(keys, &names, TIME, partitions).map_err(query_error)?;
-        for (view, rows) in &entity.views {
-            plan = point_in_time::join(plan, TIME, rows.clone(), view, partitions).await?;
+        for (view, rows, as_of) in &entity.views {
+            plan = point_in_time::join(plan, TIME, rows.clone(), view, as_of, partitions).await?;
         }
         let plan = sorted(plan, self.order).map_err(query_error)?;
         let (schema, first) = (plan.schema(), entity.keys.len() + 2);

@@ -123,7 +123,8 @@ impl<'a> Replay<'a> {
             worker,
             live: vec![
                 Live::open(&session, "departures", "origin, departed_at, dep_delay", "departed_at").await?,
-                Live::open(&session, "landings", "origin, dest, carrier, tailnum, landed_at, arr_delay", "landed_at").await?,
+                Live::open(&session, "landings", "origin, dest, carrier, tailnum, landed_at, arr_delay", "landed_at")
+                    .await?,
             ],
             flights: read_flights(&session).await?,
             seen: Seen::default(),
@@ -172,11 +173,8 @@ impl<'a> Replay<'a> {
             let events = live.until(now)?;
             let mut pusher = self.store.pusher(live.source, events.schema()).await?;
             live.sequence += 1;
-            let header = PushHeader {
-                producer: Some("demo".to_owned()),
-                sequence: Some(live.sequence),
-                watermark: Some(now),
-            };
+            let header =
+                PushHeader { producer: Some("demo".to_owned()), sequence: Some(live.sequence), watermark: Some(now) };
             pusher.send(&events, &header).await?;
             pusher.ack().await?;
         }
@@ -194,8 +192,7 @@ impl<'a> Replay<'a> {
         let pushed = |view: &FeatureView| {
             view.sources.iter().any(|source| self.live.iter().any(|live| live.source == source.name))
         };
-        let wanted =
-            |view: &&FeatureView| !pushed(view) && !(without_weather && view.name == "airport_weather");
+        let wanted = |view: &&FeatureView| !pushed(view) && !(without_weather && view.name == "airport_weather");
         for view in self.state.live_views().into_iter().filter(wanted) {
             if is_due(view, self.jobs.log(view).state().await?.watermark, now) {
                 self.jobs.refresh(&self.state, view).await?;
