@@ -9,6 +9,7 @@ mod lookup;
 mod predict;
 mod push;
 mod refresh;
+mod run;
 mod serve;
 mod status;
 mod train;
@@ -61,6 +62,8 @@ enum Command {
     Log,
     /// Bring views up to the clock's time
     Refresh(refresh::Refresh),
+    /// Refresh every view by its REFRESH EVERY, until stopped
+    Run(run::Run),
     /// Write a contract's inputs for each row of a spine, as of its time
     TrainingSet(training_set::TrainingSet),
     /// Compare online lookups with the training set, value by value
@@ -114,6 +117,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Apply(command) => command.run(&project, json).await?,
         Command::Log => apply::log(&project, json).await?,
         Command::Refresh(command) => return command.run(&project, json).await,
+        Command::Run(command) => command.run(&project).await?,
         Command::TrainingSet(command) => command.run(&project, json).await?,
         Command::Audit(command) => return command.run(&project, json).await,
         Command::Train(command) => command.run(&project, json).await?,

@@ -10,6 +10,7 @@ mod memory;
 mod project;
 mod push;
 mod s3;
+mod schedule;
 mod seeded;
 mod time_rules;
 mod windows;

@@ -10,13 +10,15 @@
 //! 3. [`refresh`] — the rows of a view that became visible since its watermark, as one commit.
 //! 4. [`push`] — events that producers send live: durable, in every view, flushed to object storage.
 //! 5. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
-//! 6. [`audit`] — the same rows looked up online at their own time, compared value by value.
+//! 6. [`schedule`] — every view refreshed by its `REFRESH EVERY`.
+//! 7. [`audit`] — the same rows looked up online at their own time, compared value by value.
 
 pub mod audit;
 pub mod due;
 mod jobs;
 pub mod push;
 pub mod refresh;
+pub mod schedule;
 pub mod training_set;
 
 pub use jobs::Jobs;

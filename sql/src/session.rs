@@ -22,7 +22,7 @@ use springhouse_featurestore::definition::{
 };
 use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, ObjectStore};
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
 use crate::windowed::EventQuery;
@@ -300,8 +300,13 @@ impl Session {
             RowTime::Static => (lit(timestamp(Timestamp::MIN)), lit(timestamp(Timestamp::MIN))),
             RowTime::Delayed { event_time, delay } => {
                 let event = moment(event_time);
-                let micros = lit(ScalarValue::new_interval_mdn(0, 0, delay.micros().saturating_mul(1_000)));
-                (event.clone(), cast(event + micros, ColumnType::Timestamp.to_arrow()))
+                // Adding nothing costs a conversion to calendar time and back for every row.
+                if *delay == Span::ZERO {
+                    (event.clone(), event)
+                } else {
+                    let micros = lit(ScalarValue::new_interval_mdn(0, 0, delay.micros().saturating_mul(1_000)));
+                    (event.clone(), cast(event + micros, ColumnType::Timestamp.to_arrow()))
+                }
             }
             RowTime::Columns { event_time, available_time } => (moment(event_time), moment(available_time)),
         };
