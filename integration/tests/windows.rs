@@ -308,8 +308,8 @@ async fn windows_in_training_sets_are_those_of_the_oracle() {
                 match as_of {
                     AsOf::Known => check(&all, row, &events, Some(user), *now, *now, &place),
                     AsOf::Served => {
-                        let refreshed = refreshes.iter().filter(|second| *second <= now).max();
-                        let known = refreshed.copied().unwrap_or(now - now % 60);
+                        let last = refreshes.iter().filter(|second| *second <= now).max();
+                        let known = last.copied().unwrap_or(now - now % 60);
                         check(&all, row, &events, Some(user), known, *now, &place);
                     }
                     AsOf::EventTime => {

@@ -5,6 +5,7 @@
 //! interval, and schedulers that were started together, do not all come at the same moment.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -32,7 +33,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// After a refresh at `now`; `share` is from 0 to 1.
+    /// After a refresh that began at `now`; `share` is from 0 to 1.
     fn after_success(now: Timestamp, every: Span, share: f64) -> Self {
         // Early rather than late: a view is to be no older than it says.
         Self { at: now + varied(every, 0.9, share), failures: 0 }
@@ -73,13 +74,12 @@ impl Jobs {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut catalog = std::sync::Arc::new(self.catalog().state().await?);
         let mut turns: HashMap<Pinned, Turn> = HashMap::new();
-        let mut running: JoinSet<(FeatureView, Result<Refreshed>)> = JoinSet::new();
+        let mut running: JoinSet<(FeatureView, Timestamp, Result<Refreshed>)> = JoinSet::new();
         let mut busy: Vec<Pinned> = Vec::new();
         loop {
             for view in catalog.live_views() {
-                let pinned = view.pinned();
-                if !turns.contains_key(&pinned) {
-                    turns.insert(pinned, self.first_turn(view).await?);
+                if let Entry::Vacant(new) = turns.entry(view.pinned()) {
+                    new.insert(self.first_turn(view).await?);
                 }
             }
             let now = self.clock().now();
@@ -96,19 +96,20 @@ impl Jobs {
                 busy.push(view.pinned());
                 running.spawn(async move {
                     let done = jobs.refresh(&catalog, &view).await;
-                    (view, done)
+                    (view, now, done)
                 });
             }
             tokio::select! {
                 Some(joined) = running.join_next() => {
-                    let (view, result) = joined.map_err(|error| {
+                    let (view, began, result) = joined.map_err(|error| {
                         springhouse_featurestore::Error::internal("a refresh panicked").source(error)
                     })?;
                     let (pinned, now, share) = (view.pinned(), self.clock().now(), random.random_range(0.0..1.0));
                     busy.retain(|of| *of != pinned);
                     let before = turns.get(&pinned).copied().unwrap_or(Turn { at: now, failures: 0 });
                     let turn = match &result {
-                        Ok(_) => Turn::after_success(now, view.refresh_every, share),
+                        // What came while it ran waits for the next.
+                        Ok(_) => Turn::after_success(began, view.refresh_every, share),
                         Err(_) => before.after_failure(now, view.refresh_every, share),
                     };
                     turns.insert(pinned.clone(), turn);

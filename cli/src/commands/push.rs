@@ -45,7 +45,7 @@ impl Push {
         let mut pusher = store.pusher(&self.source, std::sync::Arc::clone(&schema)).await?;
         let bar = Bar::default();
         bar.begin(&format!("pushing to {}", self.source), 0);
-        let mut pushed = Pushed::default();
+        let mut done = Pushed::default();
         let mut sequence = 0;
         let mut header = |watermark| {
             sequence += 1;
@@ -58,20 +58,24 @@ impl Push {
         while let Some(batch) = batches.try_next().await.map_err(springhouse_sql::session::query_error)? {
             let acked = pusher.send(&batch, &header(None)).await?;
             bar.advance(batch.num_rows() as u64);
-            acked.into_iter().for_each(|ack| pushed.note(&ack));
+            if let Some(ack) = acked {
+                done.note(&ack);
+            }
         }
         if self.watermark.is_some() {
             let heartbeat = arrow::array::RecordBatch::new_empty(schema);
             let acked = pusher.send(&heartbeat, &header(self.watermark)).await?;
-            acked.into_iter().for_each(|ack| pushed.note(&ack));
+            if let Some(ack) = acked {
+                done.note(&ack);
+            }
         }
         while pusher.waiting() > 0 {
-            pushed.note(&pusher.ack().await?);
+            done.note(&pusher.ack().await?);
         }
         bar.end();
-        show(json, &pushed, || {
-            let watermark = pushed.watermark.map_or_else(|| "none".to_owned(), |watermark| watermark.to_string());
-            format!("{} events taken, {} batches sent before; watermark {watermark}", pushed.rows, pushed.duplicates)
+        show(json, &done, || {
+            let watermark = done.watermark.map_or_else(|| "none".to_owned(), |watermark| watermark.to_string());
+            format!("{} events taken, {} batches sent before; watermark {watermark}", done.rows, done.duplicates)
         })
     }
 }

@@ -31,15 +31,32 @@ pub struct TrainingSet {
     /// Compute features from the sources instead of reading what refreshes have committed
     #[arg(long)]
     from_sources: bool,
+    #[command(flatten)]
+    as_of: AsOfArgs,
+    /// Print the plan instead
+    #[arg(long)]
+    explain: bool,
+}
+
+/// Which rows of a view count at a row's time, where not all that were known by then.
+#[derive(Debug, Args)]
+struct AsOfArgs {
     /// Features as serving had them, lag included, instead of all that was known at each row's time
     #[arg(long)]
     as_served: bool,
     /// Features of all that had happened by each row's time, known or not: nobody could have served them
     #[arg(long, conflicts_with = "as_served")]
     as_of_event_time: bool,
-    /// Print the plan instead
-    #[arg(long)]
-    explain: bool,
+}
+
+impl AsOfArgs {
+    fn chosen(&self) -> AsOf {
+        match (self.as_served, self.as_of_event_time) {
+            (true, _) => AsOf::Served,
+            (_, true) => AsOf::EventTime,
+            _ => AsOf::Known,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -55,11 +72,7 @@ impl TrainingSet {
         let request = TrainingSetRequest {
             spine: self.spine.source(),
             rows: if self.from_sources { RowsFrom::Sources } else { RowsFrom::Committed },
-            as_of: match (self.as_served, self.as_of_event_time) {
-                (true, _) => AsOf::Served,
-                (_, true) => AsOf::EventTime,
-                _ => AsOf::Known,
-            },
+            as_of: self.as_of.chosen(),
             with_features: self.with_features,
             order: SpineOrder::AsGiven,
         };

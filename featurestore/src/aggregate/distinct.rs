@@ -101,7 +101,9 @@ mod tests {
 
     fn distinct(values: &[i64]) -> Distinct {
         let mut distinct = Distinct::default();
-        values.iter().for_each(|value| distinct.add(Value::Signed(*value)));
+        for value in values {
+            distinct.add(Value::Signed(*value));
+        }
         distinct
     }
 

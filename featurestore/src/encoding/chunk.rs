@@ -185,7 +185,7 @@ impl<'a> Chunk<'a> {
         let entries = usize::from(u16::from_be_bytes(*tiles)) * ENTRY_BYTES;
         let (directory, states) = rest.split_at_checked(entries).ok_or_else(damaged)?;
         let chunk = Self { parts: parts.as_chunks().0, directory: directory.as_chunks().0, states };
-        let end = chunk.directory.last().map_or(0, end_of);
+        let end = chunk.directory.last().copied().map_or(0, end_of);
         if tag != TAG || end != states.len() {
             return Err(damaged());
         }
@@ -193,20 +193,20 @@ impl<'a> Chunk<'a> {
     }
 
     fn slot(&self, index: usize) -> Option<u16> {
-        self.directory.get(index).map(slot_of)
+        self.directory.get(index).copied().map(slot_of)
     }
 
     fn state(&self, index: usize) -> Result<&'a [u8]> {
-        let start = index.checked_sub(1).map_or(0, |before| end_of(&self.directory[before]));
-        self.states.get(start..end_of(&self.directory[index])).ok_or_else(damaged)
+        let start = index.checked_sub(1).map_or(0, |before| end_of(self.directory[before]));
+        self.states.get(start..end_of(self.directory[index])).ok_or_else(damaged)
     }
 }
 
-fn slot_of(entry: &[u8; ENTRY_BYTES]) -> u16 {
+fn slot_of(entry: [u8; ENTRY_BYTES]) -> u16 {
     u16::from_be_bytes([entry[0], entry[1]])
 }
 
-fn end_of(entry: &[u8; ENTRY_BYTES]) -> usize {
+fn end_of(entry: [u8; ENTRY_BYTES]) -> usize {
     u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]) as usize
 }
 
@@ -217,7 +217,7 @@ fn end_of(entry: &[u8; ENTRY_BYTES]) -> usize {
 pub fn add_chunk(bytes: &[u8], wanted: &[(u16, usize)], totals: &mut [Summaries]) -> Result<()> {
     let chunk = Chunk::new(bytes)?;
     let Some((first, _)) = wanted.first() else { return Ok(()) };
-    let mut index = chunk.directory.partition_point(|entry| slot_of(entry) < *first);
+    let mut index = chunk.directory.partition_point(|entry| slot_of(*entry) < *first);
     for (slot, total) in wanted {
         // Where few tiles hold events and many are wanted, and the other way round: both runs are gone along once.
         while chunk.slot(index).is_some_and(|held| held < *slot) {
@@ -294,14 +294,17 @@ fn merge_chunks(held: &[u8], given: &[u8]) -> Result<Vec<u8>> {
     }
 }
 
+/// A chunk, and its slots in order with the total that each is added to.
+pub type ChunkRead = (ChunkId, Vec<(u16, usize)>);
+
 /// Which chunks of an entity the windows of a view read as of a time, and which of their tiles for which windows.
 ///
 /// Tiles that the same windows cover are added to one total: where windows overlap, as those of one view do, each tile
 /// is added once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkReads {
-    /// Chunks in order, each with its slots in order and the total that each is added to.
-    pub chunks: Vec<(ChunkId, Vec<(u16, usize)>)>,
+    /// Chunks in order, each with what is read of it.
+    pub chunks: Vec<ChunkRead>,
     /// For each total the windows (bits) that it is part of.
     pub totals: Vec<u64>,
 }
@@ -318,7 +321,7 @@ impl ChunkReads {
                 }
             }
         }
-        let (mut reads, mut totals): (Vec<(ChunkId, Vec<(u16, usize)>)>, Vec<u64>) = (Vec::new(), Vec::new());
+        let (mut reads, mut totals) = (Vec::<ChunkRead>::new(), Vec::new());
         for ((chunk, slot), windows) in slots {
             let total = totals.iter().position(|known| *known == windows).unwrap_or_else(|| {
                 totals.push(windows);

@@ -78,7 +78,9 @@ impl WindowReads {
         let mark = read(&keys.slices(), &mut |index, entry| {
             let (entity, chunk) = (index / keys.per_entity, index % keys.per_entity);
             if chunk == 0 {
-                totals.iter_mut().for_each(|total| total.iter_mut().for_each(|summary| *summary = Summary::default()));
+                for total in &mut totals {
+                    total.fill(Summary::default());
+                }
                 if let Some(times) = entry {
                     headers.push(RowHeader::read(times).ok_or_else(|| {
                         Error::damaged("the times of an entity's newest event are cut off")

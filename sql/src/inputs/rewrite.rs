@@ -57,7 +57,7 @@ fn date_part_in_utc(
 }
 
 /// A value, or a literal where it is null.
-#[derive(Debug, Eq, Hash)]
+#[derive(Debug, Eq)]
 struct FirstNonNull {
     value: Arc<dyn PhysicalExpr>,
     instead: ScalarValue,
@@ -67,6 +67,13 @@ struct FirstNonNull {
 impl PartialEq for FirstNonNull {
     fn eq(&self, other: &Self) -> bool {
         self.value.eq(&other.value) && self.instead == other.instead
+    }
+}
+
+impl std::hash::Hash for FirstNonNull {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.value.hash(state);
+        self.instead.hash(state);
     }
 }
 

@@ -192,7 +192,7 @@ impl<'a> Replay<'a> {
         let pushed = |view: &FeatureView| {
             view.sources.iter().any(|source| self.live.iter().any(|live| live.source == source.name))
         };
-        let wanted = |view: &&FeatureView| !pushed(view) && !(without_weather && view.name == "airport_weather");
+        let wanted = |view: &&FeatureView| !(pushed(view) || without_weather && view.name == "airport_weather");
         for view in self.state.live_views().into_iter().filter(wanted) {
             if is_due(view, self.jobs.log(view).state().await?.watermark, now) {
                 self.jobs.refresh(&self.state, view).await?;
