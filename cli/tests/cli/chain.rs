@@ -68,6 +68,12 @@ fn every_command_works_as_it_is_typed() {
     assert_eq!(written["rows"], 903, "{written}");
     let plan = project.ok(&format!("{AT} training-set arrival_delay {spine} --explain"));
     assert!(plan.contains("PointInTimeExec: keys=[tailnum]"), "{plan}");
+    let plan = project.ok(&format!("{AT} training-set arrival_delay {spine} --explain --as-served"));
+    assert!(plan.contains("as served"), "{plan}");
+    project.fails(
+        &format!("training-set arrival_delay {spine} --explain --as-served --as-of-event-time"),
+        &["--as-served"],
+    );
     let audited = project.json(&format!("{AT} audit arrival_delay {spine}"));
     assert_eq!((&audited["rows"], &audited["mismatches"]), (&903.into(), &0.into()), "{audited}");
 
@@ -89,6 +95,9 @@ fn every_command_works_as_it_is_typed() {
     assert!(stopped.contains("store is not running") && stopped.contains("airport_weather"), "{stopped}");
 
     serves(&project);
+
+    let run = project.run(&format!("{AT} run --stop-after '2 seconds'"));
+    assert!(run.code == 0 && run.err.contains("refreshing views by their REFRESH EVERY"), "{}", run.err);
 
     let features = std::fs::read_to_string(project.path("features.sql")).expect("readable");
     project.write("features.sql", features.replace("'2 hours', '24 hours'", "'2 hours', '24 hours', '3 days'"));
@@ -123,6 +132,17 @@ fn serves(project: &Project) {
         project.fails(&format!("lookup arrival_delay origin --store http://{address}"), &["write name=value"]);
     }
     let taken = &server.addresses[0];
+    let push = format!(
+        "push departures --from 'SELECT origin, departed_at, dep_delay FROM flights WHERE flight_id < 4' --producer gates \
+         --watermark 2013-01-15T05:00:01Z --store http://{taken}"
+    );
+    let pushed = project.json(&push);
+    assert!(pushed["rows"].as_u64().is_some_and(|rows| rows > 0) && pushed["duplicates"] == 0, "{pushed}");
+    assert_eq!(pushed["watermark"], "2013-01-15T05:00:01Z", "{pushed}");
+    let again = project.json(&push);
+    assert!(again["rows"] == 0 && again["duplicates"].as_u64().is_some_and(|batches| batches > 0), "{again}");
+    project
+        .fails(&format!("push departurs --from 'SELECT 1' --store http://{taken}"), &["no such source", "departures"]);
     let other = Project::flights();
     other.fails(&format!("serve --role worker --listen {taken}"), &["cannot be listened on", "--listen"]);
 }
