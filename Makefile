@@ -52,7 +52,7 @@ test: build venv ## All tests, those with real servers and foreign clients inclu
 	@if cargo nextest --version > /dev/null 2>&1; then cargo nextest run --workspace --no-fail-fast; \
 	else cargo test --workspace --no-fail-fast; fi
 
-bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, predictions or jobs)
+bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, predictions, jobs or pushes)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
 
 lint: setup ## Clippy, with the laws of clippy.toml

@@ -49,11 +49,12 @@ async fn measure() -> Result<()> {
     if wants("predictions") {
         predictions::measure(&house).await?;
     }
-    if wants("pushes") {
-        pushes::measure(&house).await?;
-    }
     if wants("jobs") {
         jobs::measure(&house).await?;
+    }
+    // Last: what is pushed ends up in the views that the others read.
+    if wants("pushes") {
+        pushes::measure(&house).await?;
     }
     Ok(())
 }

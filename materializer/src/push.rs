@@ -98,8 +98,12 @@ impl Pushes {
         catalog: Box<FollowedCatalog>,
     ) -> Result<Self> {
         let history = jobs.pushed().state().await?;
-        // A new log of an old store goes on where the last one was.
-        log.begin_after(history.until)?;
+        // A new log of an old store goes on where the last one was: positions that a tier has are not given again.
+        let mut used = history.until;
+        for view in catalog().live_views() {
+            used = used.max(tier.mark(&view.pinned())?.pushed);
+        }
+        log.begin_after(used)?;
         let shared = Arc::new(Shared {
             jobs,
             log: Arc::new(log),

@@ -5,8 +5,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{RecordBatch, new_null_array};
+use arrow::compute::cast;
+use arrow::datatypes::{FieldRef, SchemaRef};
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
@@ -44,6 +45,23 @@ impl PartitionStream for Slot {
             }
         }
     }
+}
+
+/// A batch with other columns: those of a source's version, taken by name from events of another. What was not pushed
+/// then is null.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Internal`] when a column cannot be of its new type.
+pub(crate) fn of_schema(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    if batch.schema_ref() == schema {
+        return Ok(batch.clone());
+    }
+    let column = |field: &FieldRef| match batch.column_by_name(field.name()) {
+        Some(array) => Ok(cast(array, field.data_type())?),
+        None => Ok(new_null_array(field.data_type(), batch.num_rows())),
+    };
+    let columns = schema.fields().iter().map(column).collect::<Result<_>>()?;
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 
 /// A planned query.
@@ -97,7 +115,8 @@ impl PushedQuery {
     /// Those of running the query.
     pub fn run(&self, new: &PushedEvents) -> Result<RowStream> {
         let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = new.batches.get(&self.source).cloned().unwrap_or_default();
+        let events = new.batches.get(&self.source).map_or_else(Vec::new, Clone::clone);
+        let events = events.iter().map(|batch| of_schema(batch, &self.slot.schema)).collect::<Result<Vec<_>>>()?;
         *self.slot.events.lock().unwrap_or_else(PoisonError::into_inner) = events;
         let batches = self.plan.execute(0, Arc::clone(&self.context)).map_err(query_error)?;
         each_once(Box::pin(batches.map_err(query_error)), &self.view)

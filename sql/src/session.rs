@@ -25,6 +25,7 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, Objec
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
+use crate::pushed::of_schema;
 use crate::windowed::EventQuery;
 
 /// Where view data is found by DataFusion.
@@ -208,7 +209,8 @@ impl Session {
         if let Some(files) = pushed.files.get(&source.name) {
             parts.push(self.data_files(store, files, &schema).await?);
         }
-        let batches = pushed.batches.get(&source.name).map_or_else(Vec::new, Clone::clone);
+        let batches = pushed.batches.get(&source.name).into_iter().flatten();
+        let batches = batches.map(|batch| of_schema(batch, &schema)).collect::<Result<Vec<_>>>()?;
         if !batches.is_empty() || parts.is_empty() {
             let empty = arrow::array::RecordBatch::new_empty(Arc::clone(&schema));
             let batches = if batches.is_empty() { vec![empty] } else { batches };
