@@ -101,9 +101,7 @@ impl House {
         let address = listener.local_addr().map_err(|error| Error::internal("no address").source(error))?;
         let log = PushLog::open(&self.folder.path().join(format!("{name}-log")))?;
         let (tier, changing) = features.tier();
-        let followed = Arc::downgrade(&features);
-        let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
-        let pushes = Arc::new(Pushes::start(self.jobs(), log, tier, changing, catalog).await?);
+        let pushes = Arc::new(Pushes::start(self.jobs(), log, tier, changing, Box::new(features.followed())).await?);
         features.push_to(Arc::clone(&pushes) as _);
         let flight = FlightServer::new(Arc::clone(&features), Arc::new(self.jobs()), None).with_sink(pushes);
         let app = App {

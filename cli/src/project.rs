@@ -102,10 +102,7 @@ impl Project {
     pub async fn pushes(&self, features: &Arc<FeatureServer>) -> Result<Arc<dyn EventSink>> {
         let log = PushLog::open(&self.folder.join(&self.settings.log))?;
         let (tier, changing) = features.tier();
-        // The server holds the sink: the sink does not hold the server.
-        let followed = Arc::downgrade(features);
-        let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
-        Ok(Arc::new(Pushes::start(self.jobs()?, log, tier, changing, catalog).await?))
+        Ok(Arc::new(Pushes::start(self.jobs()?, log, tier, changing, Box::new(features.followed())).await?))
     }
 
     /// All `*.sql` files of the folder, in order of name.

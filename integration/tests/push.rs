@@ -42,9 +42,8 @@ impl Server {
         ));
         features.follow(&()).await.expect("follows");
         let (tier, changing) = features.tier();
-        let followed = Arc::downgrade(&features);
-        let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
-        let pushes = Pushes::start(project.jobs(), log, tier, changing, catalog).await.expect("starts");
+        let pushes =
+            Pushes::start(project.jobs(), log, tier, changing, Box::new(features.followed())).await.expect("starts");
         let pushes = Arc::new(pushes);
         features.push_to(Arc::clone(&pushes) as _);
         features.follow(&()).await.expect("replays");

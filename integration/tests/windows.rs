@@ -322,6 +322,58 @@ async fn windows_in_training_sets_are_those_of_the_oracle() {
     }
 }
 
+#[tokio::test]
+async fn spines_from_csv_and_sql_are_answered_row_for_row_whatever_is_in_them() {
+    let events = [("ann", 100, 100, Some(1.0)), ("bob", 150, 400, Some(3.0)), ("ann", 200, 200, Some(2.0))];
+    let project = TestProject::new(&events);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    let contract = state.current_contract("limits").expect("defined");
+    let view = state.view(&contract.features[0].view).expect("pinned").clone();
+    project.clock.set(at(10_000));
+    project.jobs().refresh(&state, &view).await.expect("refreshes");
+    // Out of order, twice, without a key, of nobody, before all data, before and after a late event was known.
+    let rows = [
+        (Some("ann"), 200),
+        (None, 200),
+        (Some("ann"), 50),
+        (Some("bob"), 399),
+        (Some("ann"), 200),
+        (Some("nobody"), 300),
+        (Some("bob"), 400),
+        (Some("ann"), 9_999),
+    ];
+    let lines = rows.iter().map(|(user, now)| format!("{},{}\n", user.unwrap_or_default(), at(*now)));
+    let csv = "user_name,paid_at\n".to_owned() + &lines.collect::<String>();
+    std::fs::write(project.folder.path().join("spine.csv"), csv).expect("writable");
+    let values = rows.iter().map(|(user, now)| {
+        let user = user.map_or_else(|| "NULL".to_owned(), |user| format!("'{user}'"));
+        format!("({user}, TIMESTAMP '{}' AT TIME ZONE 'UTC')", at(*now))
+    });
+    let sql = format!(
+        "SELECT column1 AS user_name, column2 AS paid_at FROM (VALUES {}) AS v",
+        values.collect::<Vec<_>>().join(", ")
+    );
+    let request = |from: &str| TrainingSetRequest {
+        spine: SpineSource { from: from.to_owned(), time: "paid_at".to_owned(), lag: Span::ZERO },
+        rows: RowsFrom::Committed,
+        as_of: AsOf::Known,
+        with_features: true,
+        order: SpineOrder::AsGiven,
+    };
+    for from in ["spine.csv", &sql] {
+        let set = project.jobs().training_set(&state, contract, &request(from)).await.expect("plans");
+        let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
+        let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
+        assert_eq!(all.num_rows(), rows.len(), "{from}");
+        for (row, (user, now)) in rows.iter().enumerate() {
+            check(&all, row, &events, *user, *now, *now, &format!("{from}, {user:?} at {now}"));
+        }
+    }
+    let future = sql.replace(&at(9_999).to_string(), &at(10_001).to_string());
+    let error = project.jobs().training_set(&state, contract, &request(&future)).await.err().expect("too late");
+    assert!(error.to_string().contains("the spine reaches beyond what a view has processed"), "{error}");
+}
+
 /// What is changed in the windowed view, and what the error must then say.
 const FAULTS: [(&str, &str, &str); 24] = [
     ("'90 seconds'", "'90 months'", "not an interval"),

@@ -87,9 +87,9 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
     let socket = project.folder.path().join("store.sock");
     let log = PushLog::open(&project.folder.path().join("log")).expect("a folder");
     let (tier, changing) = features.tier();
-    let followed = Arc::downgrade(&features);
-    let catalog = Box::new(move || followed.upgrade().map(|features| features.state()).unwrap_or_default());
-    let pushes = Arc::new(Pushes::start(project.jobs(), log, tier, changing, catalog).await.expect("starts"));
+    let pushes = Arc::new(
+        Pushes::start(project.jobs(), log, tier, changing, Box::new(features.followed())).await.expect("starts"),
+    );
     features.push_to(Arc::clone(&pushes) as _);
     let flight = FlightServer::new(Arc::clone(&features), Arc::new(project.jobs()), Some(Arc::clone(&project.clock)))
         .with_sink(pushes);

@@ -139,6 +139,13 @@ impl FeatureServer {
         (Arc::clone(&self.tier) as Arc<dyn OnlineTier>, Arc::clone(&self.changing))
     }
 
+    /// Gives the catalog that this server follows, for as long as it is there. The server holds the one who takes pushes:
+    /// that one does not hold the server.
+    pub fn followed(self: &Arc<Self>) -> impl Fn() -> Arc<CatalogState> + Send + Sync + 'static {
+        let server = Arc::downgrade(self);
+        move || server.upgrade().map(|server| server.state()).unwrap_or_default()
+    }
+
     /// Tells who takes pushes; the first one told of stays.
     pub fn push_to(&self, sink: Arc<dyn EventSink>) {
         // There is one for each server.

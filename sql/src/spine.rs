@@ -4,8 +4,10 @@ mod features;
 mod spill;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, FieldRef, Schema};
+use datafusion::error::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::max;
 use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, cast, lit};
@@ -144,11 +146,24 @@ pub async fn read(session: &Session, from: &str) -> Result<DataFrame> {
     }
     let csv = Path::new(&place).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let frame = if csv {
-        context.read_csv(place.as_str(), CsvReadOptions::default()).await
+        read_csv(session, &place).await
     } else {
         context.read_parquet(place.as_str(), ParquetReadOptions::default().file_extension("")).await
     };
     frame.map_err(|error| query_error(error).with("file", place))
+}
+
+/// Times in CSV stay text until they are cast: read as times they would lose the zone that they are written with. Those
+/// written without one are UTC.
+async fn read_csv(session: &Session, place: &str) -> Result<DataFrame, DataFusionError> {
+    let context = session.context();
+    let inferred = context.read_csv(place, CsvReadOptions::default()).await?;
+    let text = |field: &FieldRef| match field.data_type() {
+        DataType::Timestamp(_, None) => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
+        _ => Arc::clone(field),
+    };
+    let schema = Schema::new(inferred.schema().fields().iter().map(text).collect::<Vec<_>>());
+    context.read_csv(place, CsvReadOptions::default().schema(&schema)).await
 }
 
 /// A spine column in the type that the contract's request, or the time, wants; others as they are.
