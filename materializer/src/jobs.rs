@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView};
 use springhouse_featurestore::push::PushHistory;
 use springhouse_featurestore::tier::{ObjectStore, ViewLog};
 use springhouse_featurestore::time::Clock;
+use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::session::{Session, SessionOptions};
 
 /// The store, the session's options and the clock that jobs run with. Cheap to clone.
@@ -82,6 +82,28 @@ impl Jobs {
     pub fn log(&self, view: &FeatureView) -> ViewLog {
         ViewLog::new(Arc::clone(&self.store), &view.pinned())
     }
+}
+
+/// How often a commit is tried again after another writer came first.
+const ATTEMPTS: usize = 5;
+
+/// Tries to commit to a view's log until no other writer comes first; each attempt looks at the newest state.
+///
+/// # Errors
+/// The attempt's own; [`ErrorKind::Conflict`] when others came first every time.
+pub(crate) async fn until_first<T, F: Future<Output = Result<T>>>(
+    view: &FeatureView,
+    attempt: impl Fn() -> F,
+) -> Result<T> {
+    for number in 1..ATTEMPTS {
+        match attempt().await {
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                tracing::info!(view = %view.name, attempt = number, "another writer came first; looking again");
+            }
+            done => return done,
+        }
+    }
+    attempt().await
 }
 
 /// The views that a contract pins, in the order of its rules.

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog};
-use springhouse_featurestore::tier::OnlineTier;
+use springhouse_featurestore::tier::{OnlineTier, Packer};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
@@ -59,6 +59,13 @@ struct Waiting {
     answer: oneshot::Sender<Result<PushAck>>,
 }
 
+/// What applying pushes to a view needs.
+struct Prepared {
+    packer: Packer,
+    /// Its query over new events, planned; none where that cannot be.
+    query: Option<PushedQuery>,
+}
+
 /// What all steps need.
 struct Shared {
     jobs: Jobs,
@@ -71,8 +78,7 @@ struct Shared {
     flushing: Mutex<()>,
     /// What has been flushed.
     history: RwLock<Arc<PushHistoryState>>,
-    /// The views' queries over new events, planned; none where that cannot be.
-    queries: std::sync::Mutex<HashMap<Pinned, Option<Arc<PushedQuery>>>>,
+    prepared: std::sync::Mutex<HashMap<Pinned, Arc<Prepared>>>,
     /// Whether the tiers lack something of the log.
     behind: AtomicBool,
     /// Wakes the flush before its time.
@@ -112,7 +118,7 @@ impl Pushes {
             changing,
             flushing: Mutex::default(),
             history: RwLock::new(Arc::new(history)),
-            queries: std::sync::Mutex::default(),
+            prepared: std::sync::Mutex::default(),
             behind: AtomicBool::new(true),
             full: Arc::default(),
         });

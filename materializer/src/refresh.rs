@@ -8,18 +8,16 @@
 
 use futures::TryStreamExt;
 use serde::Serialize;
+use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::time::Timestamp;
-use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_sql::view_rows::{RowStream, Sources, view_rows};
 
 use crate::Jobs;
-
-/// How often a refresh looks again after another writer came first.
-const ATTEMPTS: usize = 5;
+use crate::jobs::until_first;
 
 /// What a refresh did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,18 +38,10 @@ impl Jobs {
     /// Refreshes a view up to the clock's time.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] names the source file or column that is wrong; the old state then still holds.
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] names the source file or column that is wrong; the old state then still holds.
     pub async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed> {
         let log = self.log(view);
-        for attempt in 1..=ATTEMPTS {
-            match self.try_refresh(catalog, view, &log).await {
-                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
-                    tracing::info!(view = %view.name, attempt, "another writer came first; looking again");
-                }
-                done => return done,
-            }
-        }
-        Err(Error::conflict("other writers came first every time").with("view", view.pinned()))
+        until_first(view, || self.try_refresh(catalog, view, &log)).await
     }
 
     async fn try_refresh(&self, catalog: &CatalogState, view: &FeatureView, log: &ViewLog) -> Result<Refreshed> {

@@ -26,3 +26,11 @@ pub use server::FlightServer;
 pub(crate) const fn max_message_bytes() -> usize {
     server::MAX_MESSAGE_BYTES
 }
+
+/// Bytes that are not Arrow are the caller's fault, not the server's.
+fn malformed(what: &str, error: &arrow_flight::error::FlightError) -> tonic::Status {
+    match error {
+        arrow_flight::error::FlightError::Tonic(status) => status.as_ref().clone(),
+        other => tonic::Status::invalid_argument(format!("the {what} are not record batches: {other}")),
+    }
+}

@@ -13,7 +13,7 @@ use springhouse_featurestore::time::Timestamp;
 use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows};
 
-use super::Shared;
+use super::{Prepared, Shared};
 
 impl Shared {
     /// Applies what the tiers lack of the log. The caller holds the lock of those who change them.
@@ -64,10 +64,13 @@ impl Shared {
             .collect();
         let mut rows = Vec::new();
         if !new.is_empty() {
-            let packer = Packer::new(view)?;
-            let mut batches = self.new_rows(catalog, view, &new).await?;
+            let prepared = self.prepared(catalog, view).await?;
+            let mut batches = match &prepared.query {
+                Some(query) => query.run(&PushedEvents::of_entries(&new))?,
+                None => self.rows_of(catalog, view, &new).await?,
+            };
             while let Some(batch) = batches.try_next().await? {
-                rows.extend(packer.pack(&batch, mark.commit + 1)?);
+                rows.extend(prepared.packer.pack(&batch, mark.commit + 1)?);
             }
         }
         let pushed = entries.last().map_or(mark.pushed, |entry| entry.position.max(mark.pushed));
@@ -78,22 +81,17 @@ impl Shared {
         Ok(())
     }
 
-    /// A view's rows of some entries of the log, by the query that was planned for them where there can be one.
-    async fn new_rows(&self, catalog: &CatalogState, view: &FeatureView, entries: &[PushEntry]) -> Result<RowStream> {
+    /// What applying pushes to a view needs, made once.
+    async fn prepared(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Arc<Prepared>> {
         let pinned = view.pinned();
-        let known = self.queries.lock().unwrap_or_else(PoisonError::into_inner).get(&pinned).cloned();
-        let query = match known {
-            Some(query) => query,
-            None => {
-                let query = PushedQuery::plan(&self.jobs.session()?, catalog, view).await?.map(Arc::new);
-                self.queries.lock().unwrap_or_else(PoisonError::into_inner).insert(pinned, query.clone());
-                query
-            }
-        };
-        match query {
-            Some(query) => query.run(&PushedEvents::of_entries(entries)),
-            None => self.rows_of(catalog, view, entries).await,
+        let known = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(&pinned).cloned();
+        if let Some(known) = known {
+            return Ok(known);
         }
+        let query = PushedQuery::plan(&self.jobs.session()?, catalog, view).await?;
+        let prepared = Arc::new(Prepared { packer: Packer::new(view)?, query });
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(pinned, Arc::clone(&prepared));
+        Ok(prepared)
     }
 
     /// A view's rows of some entries of the log.

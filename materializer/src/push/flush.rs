@@ -7,26 +7,26 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
+use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushEntry, PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{PushedRange, ViewCommit, ViewCommitKind};
-use springhouse_featurestore::{Error, ErrorKind, Result};
 
 use super::Shared;
-
-/// How often a view's commit looks again after a refresh came first.
-const ATTEMPTS: usize = 5;
+use crate::jobs::until_first;
 
 impl Shared {
     pub(super) async fn flush(&self) -> Result<u64> {
         let _one = self.flushing.lock().await;
         let mut history = PushHistoryState::clone(&self.history());
-        let entries = self.log.entries_after(history.until)?;
+        // Those that are flushed and still held are those that some view has not committed.
+        let held = self.log.entries_after(0)?;
+        let entries = &held[held.partition_point(|entry| entry.position <= history.until)..];
         let watermarks = self.log.watermarks();
         if !entries.is_empty() || watermarks.iter().any(|(of, mark)| history.watermarks.get(of) != Some(mark)) {
             let until = entries.last().map_or(history.until, |entry| entry.position);
-            let events = PushedEvents::of_entries(&entries);
+            let events = PushedEvents::of_entries(entries);
             let now = self.jobs.clock().now();
             self.jobs.pushed().commit(&mut history, now, until, watermarks, &events).await?;
             tracing::info!(until, pushes = entries.len(), "flushed");
@@ -34,7 +34,8 @@ impl Shared {
         let catalog = (self.catalog)();
         let mut committed = history.until;
         for (view, sources) in self.pushed_views(&catalog) {
-            committed = committed.min(self.commit_rows(&catalog, view, &sources, &history).await?);
+            let attempt = || self.commit_rows(&catalog, view, &sources, &history, &held);
+            committed = committed.min(until_first(view, attempt).await?);
         }
         // Whoever computes rows that reach back sees the entries in one place or the other.
         let _changing = self.changing.lock().await;
@@ -43,31 +44,15 @@ impl Shared {
         Ok(committed)
     }
 
-    /// Commits a view's rows of what has been flushed. Returns the position up to which it needs no more of the log.
+    /// Commits a view's rows of what has been flushed, of the log's entries. Returns the position up to which it needs no
+    /// more of the log.
     async fn commit_rows(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         sources: &BTreeSet<&str>,
         history: &PushHistoryState,
-    ) -> Result<u64> {
-        for attempt in 1..=ATTEMPTS {
-            match self.try_commit_rows(catalog, view, sources, history).await {
-                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
-                    tracing::info!(view = %view.name, attempt, "another writer came first; looking again");
-                }
-                done => return done,
-            }
-        }
-        Err(Error::conflict("other writers came first every time").with("view", view.pinned()))
-    }
-
-    async fn try_commit_rows(
-        &self,
-        catalog: &CatalogState,
-        view: &FeatureView,
-        sources: &BTreeSet<&str>,
-        history: &PushHistoryState,
+        held: &[PushEntry],
     ) -> Result<u64> {
         let log = self.jobs.log(view);
         let mut state = log.state().await?;
@@ -75,10 +60,10 @@ impl Shared {
             // Its first refresh reads what has been flushed from object storage.
             return Ok(history.until);
         }
-        let of_view = |entry: &PushEntry| {
+        let of_view = |entry: &&PushEntry| {
             entry.position > state.pushed && entry.position <= history.until && sources.contains(entry.source.as_str())
         };
-        let entries: Vec<PushEntry> = self.log.entries_after(state.pushed)?.into_iter().filter(of_view).collect();
+        let entries: Vec<PushEntry> = held.iter().filter(of_view).cloned().collect();
         let since = state.watermark;
         let Some(watermark) = self.watermark_of(catalog, view, since)?.max(since) else { return Ok(history.until) };
         if entries.is_empty() && Some(watermark) == since {

@@ -14,6 +14,7 @@ use springhouse_featurestore::lookup::LookupPlan;
 use tonic::{Status, Streaming};
 
 use super::command::Command;
+use super::malformed;
 use crate::features::FeatureServer;
 use crate::status::to_status;
 
@@ -33,7 +34,7 @@ pub(super) async fn exchange(
     let keys = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
     let schema = Arc::clone(plan.schema());
     let answers = FlightRecordBatchStream::new_from_flight_data(keys.boxed()).map(move |batch| {
-        let batch = batch.map_err(|error| malformed(&error))?;
+        let batch = batch.map_err(|error| FlightError::Tonic(Box::new(malformed("keys", &error))))?;
         server.lookup_with(&plan, &batch).map_err(|error| FlightError::Tonic(Box::new(to_status(error))))
     });
     let encoded = FlightDataEncoderBuilder::new()
@@ -51,15 +52,5 @@ fn plan_for(server: &FeatureServer, descriptor: &FlightDescriptor) -> Result<Arc
             Err(to_status(Error::invalid("DoExchange answers lookups; this command is for DoGet")))
         }
         Command::Push(_) => Err(to_status(Error::invalid("DoExchange answers lookups; this command is for DoPut"))),
-    }
-}
-
-/// Bytes that are not Arrow are the caller's fault, not the server's.
-fn malformed(error: &FlightError) -> FlightError {
-    match error {
-        FlightError::Tonic(status) => FlightError::Tonic(status.clone()),
-        other => {
-            FlightError::Tonic(Box::new(Status::invalid_argument(format!("the keys are not a record batch: {other}"))))
-        }
     }
 }

@@ -17,6 +17,7 @@ use springhouse_featurestore::push::{EventSink, PushHeader};
 use tonic::{Status, Streaming};
 
 use super::command::Command;
+use super::malformed;
 use crate::status::to_status;
 
 /// Batches of one producer that are under way at once: they share synced writes.
@@ -40,7 +41,7 @@ pub(super) async fn put(
     let source: Arc<str> = push.source.into();
     let answers = FlightDataDecoder::new(messages)
         .map(move |message| {
-            let taken = message.map_err(|error| malformed(&error)).and_then(|message| {
+            let taken = message.map_err(|error| malformed("events", &error)).and_then(|message| {
                 let metadata = message.inner.app_metadata.clone();
                 let events = match message.payload {
                     DecodedPayload::RecordBatch(batch) => batch,
@@ -75,12 +76,4 @@ fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
                 .source(error),
         )
     })
-}
-
-/// Bytes that are not Arrow are the caller's fault, not the server's.
-fn malformed(error: &FlightError) -> Status {
-    match error {
-        FlightError::Tonic(status) => status.as_ref().clone(),
-        other => Status::invalid_argument(format!("the events are not record batches: {other}")),
-    }
 }
