@@ -12,7 +12,8 @@ export SPRINGHOUSE_PYTHON := $(VENV)/bin/python
 BUILD := cargo build --workspace --all-targets
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup venv build demo demo-stay test bench lint fmt clean
+.PHONY: bench bench-scale
+.PHONY: help setup venv build demo demo-stay test lint fmt clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -32,7 +33,7 @@ setup: ## Install what the build needs: libclang and a C++ compiler for RocksDB
 venv: $(VENV)/.ready
 $(VENV)/.ready: integration/clients/requirements.txt
 	@command -v python3 > /dev/null || { echo "python3 is missing: the tests run foreign clients written in it"; exit 1; }
-	@echo "Preparing a Python environment in $(VENV): DuckDB, pyarrow, tritonclient, moto"
+	@echo "Preparing a Python environment in $(VENV): DuckDB, Polars, pyarrow, tritonclient, moto"
 	@python3 -m venv $(VENV) || { \
 	  echo "Installing python3-venv"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv > /dev/null; \
 	  python3 -m venv $(VENV); }
@@ -52,8 +53,11 @@ test: build venv ## All tests, those with real servers and foreign clients inclu
 	@if cargo nextest --version > /dev/null 2>&1; then cargo nextest run --workspace --no-fail-fast; \
 	else cargo test --workspace --no-fail-fast; fi
 
-bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, predictions, jobs or pushes)
+bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs or pushes)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
+
+bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: about 15 minutes (PART=refresh, growth, windows or latest)
+	@$(SPRINGHOUSE_PYTHON) benches/scale.py $(CARGO_TARGET_DIR)/debug/springhouse $(PART)
 
 lint: setup ## Clippy, with the laws of clippy.toml
 	@cargo clippy --workspace --all-targets -- -D warnings

@@ -1,8 +1,9 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
-//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `predictions`, `pushes` and `jobs`; without any it
+//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `entity`, `predictions`, `pushes` and `jobs`; without any it
 //! measures all.
 
 mod echo;
+mod entity;
 mod house;
 mod jobs;
 mod load;
@@ -45,6 +46,9 @@ async fn measure() -> Result<()> {
     }
     if wants("direct") {
         lookups::measure_direct(&house).await?;
+    }
+    if wants("entity") {
+        entity::measure().await?;
     }
     if wants("predictions") {
         predictions::measure(&house).await?;

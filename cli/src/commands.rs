@@ -2,12 +2,14 @@
 
 mod apply;
 mod audit;
+mod backfill;
 mod demo;
 mod deploy;
 mod freshness_curve;
 mod lookup;
 mod predict;
 mod push;
+mod query;
 mod refresh;
 mod run;
 mod serve;
@@ -52,6 +54,24 @@ fn parse_span(text: &str) -> Result<Span, String> {
     Span::parse(text).map_err(|error| error.to_string())
 }
 
+/// `512MiB`, `1GiB`, `2GB` or bytes.
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c.is_whitespace());
+    let unit: usize = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "KB" | "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        unit => return Err(format!("there is no unit '{unit}': write 512MiB or 1GiB")),
+    };
+    let count: usize =
+        digits.parse().map_err(|_| format!("'{digits}' is not a number of bytes: write 512MiB or 1GiB"))?;
+    count.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(|| format!("'{text}' is not an amount of memory"))
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show what apply would change
@@ -62,8 +82,12 @@ enum Command {
     Log,
     /// Bring views up to the clock's time
     Refresh(refresh::Refresh),
+    /// Compute a view's rows of a stretch of time anew
+    Backfill(backfill::Backfill),
     /// Refresh every view by its REFRESH EVERY, until stopped
     Run(run::Run),
+    /// Run SQL over the project's tables and sources, and over what sources reject
+    Query(query::Query),
     /// Write a contract's inputs for each row of a spine, as of its time
     TrainingSet(training_set::TrainingSet),
     /// Compare online lookups with the training set, value by value
@@ -117,6 +141,8 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Apply(command) => command.run(&project, json).await?,
         Command::Log => apply::log(&project, json).await?,
         Command::Refresh(command) => return command.run(&project, json).await,
+        Command::Backfill(command) => command.run(&project, json).await?,
+        Command::Query(command) => command.run(&project, json).await?,
         Command::Run(command) => command.run(&project).await?,
         Command::TrainingSet(command) => command.run(&project, json).await?,
         Command::Audit(command) => return command.run(&project, json).await,
@@ -132,4 +158,18 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(command) => command.run(&project).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_with_its_unit() {
+        assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
+        assert_eq!(parse_bytes("1 GB"), Ok(1_000_000_000));
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert!(parse_bytes("1Gib").is_err_and(|error| error.contains("1GiB")));
+        assert!(parse_bytes("much").is_err() && parse_bytes("0").is_err());
+    }
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 use springhouse_featurestore::tier::Progress;
 use springhouse_featurestore::{Error, Result};
@@ -63,12 +63,16 @@ impl Progress for Bar {
         }
         let bar = if rows == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(rows) };
         let template = if rows == 0 {
-            "{spinner} {msg} {human_pos} rows {per_sec}"
+            "{spinner} {msg} {human_pos} rows {rate}"
         } else {
-            "{msg} {wide_bar} {human_pos}/{human_len} rows {per_sec} {eta} left"
+            "{msg} {wide_bar} {human_pos}/{human_len} rows {rate} {eta} left"
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+            let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                // A bar that cannot be drawn is no reason to stop the work.
+                write!(out, "{:.0}/s", state.per_sec()).unwrap_or_default();
+            };
+            bar.set_style(style.with_key("rate", rate));
         }
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));

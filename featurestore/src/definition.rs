@@ -21,7 +21,7 @@ pub use column::{Column, ColumnType};
 pub use contract::{Availability, Contract, FeatureRule, Input, Latency, RuleAction};
 pub use entity::Entity;
 pub use feature_view::{FeatureView, RowTime};
-pub use source::{Available, EventTime, Source, Table, TableColumn};
+pub use source::{Available, EventTime, Rejects, Source, Table, TableColumn};
 pub(crate) use version::hex;
 pub use version::{Pinned, Version};
 pub use windowed::{Aggregate, AggregateFunction, ViewWindow, WindowLength, Windowed};

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use parquet::schema::types::ColumnPath;
 
 use crate::{Error, Result};
 
@@ -22,6 +23,23 @@ pub struct ParquetFileWriter {
     rows: u64,
 }
 
+/// How our files are written: compressed, with dictionaries for texts alone. Numbers and times rarely repeat, and to look
+/// for repeats takes longer than all the rest. Floats have no statistics: those would leave NaN out, and readers that
+/// compare with them would miss it.
+pub(crate) fn properties(schema: &SchemaRef) -> WriterPropertiesBuilder {
+    let builder = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_dictionary_enabled(false);
+    schema.fields().iter().fold(builder, |builder, field| {
+        let column = ColumnPath::new(vec![field.name().clone()]);
+        match field.data_type() {
+            DataType::Utf8 => builder.set_column_dictionary_enabled(column, true),
+            kind if kind.is_floating() => builder.set_column_statistics_enabled(column, EnabledStatistics::None),
+            _ => builder,
+        }
+    })
+}
+
 impl ParquetFileWriter {
     /// Begins a file with key-value metadata.
     ///
@@ -31,10 +49,7 @@ impl ParquetFileWriter {
         let partial = path.with_extension("parquet.partial");
         let file = File::create(&partial).map_err(|error| failed(path, error))?;
         let metadata = metadata.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone())).collect();
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::default()))
-            .set_key_value_metadata(Some(metadata))
-            .build();
+        let properties = properties(&schema).set_key_value_metadata(Some(metadata)).build();
         let writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|error| failed(path, error))?;
         Ok(Self { writer, partial, path: path.to_owned(), rows: 0 })
     }

@@ -16,8 +16,8 @@ mod log;
 
 use std::collections::BTreeMap;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,7 @@ pub use history::{PushCommit, PushHistory, PushHistoryState};
 pub use log::{Push, PushEntry, PushLog};
 
 use crate::Result;
+use crate::definition::Source;
 use crate::tier::DataFile;
 use crate::time::Timestamp;
 
@@ -49,12 +50,28 @@ pub struct PushHeader {
 pub struct PushAck {
     /// The events taken; 0 for a batch that was sent before.
     pub rows: u64,
+    /// Those among them that no view counts: known later than the source's `LATENESS` allows.
+    #[serde(default)]
+    pub late: u64,
     /// Whether it was sent before.
     pub duplicate: bool,
     /// The position of the newest push in the log.
     pub position: u64,
     /// Every event of the source up to this time has been pushed: the least of its producers' watermarks.
     pub watermark: Option<Timestamp>,
+}
+
+/// How many events of a batch their source rejects: those that became known later than its `LATENESS` allows.
+pub fn late_events(source: &Source, events: &RecordBatch) -> u64 {
+    let Some(rejects) = source.rejects() else { return 0 };
+    let times =
+        |name: &str| events.column_by_name(name).and_then(|of| of.as_primitive_opt::<TimestampMicrosecondType>());
+    let (Some(event), Some(known)) = (times(rejects.event_time), times(rejects.available_time)) else { return 0 };
+    let late = event.iter().zip(known).filter(|times| match times {
+        (Some(event), Some(known)) => known.saturating_sub(*event) > rejects.lateness.micros(),
+        _ => false,
+    });
+    late.count() as u64
 }
 
 /// Takes events for sources. What serving asks of jobs: the binary wires one to the other.

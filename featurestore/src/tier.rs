@@ -9,7 +9,9 @@
 //!
 //! Everything but object storage can be deleted: [`catch_up`] rebuilds it.
 
+mod backfill;
 mod disk;
+mod fingerprint;
 mod load;
 mod memory;
 mod object;
@@ -25,12 +27,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use backfill::{Backfill, BackfillAsked, BackfillLog, BackfillPlan};
 pub use disk::DiskTier;
+pub use fingerprint::Fingerprint;
 pub use load::{Packer, Progress, catch_up};
 pub use memory::MemoryTier;
 pub use object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter,
-    data_schema, get_object, list_objects, open_store, put_object,
+    AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind,
+    ViewLog, ViewLogState, ViewWriter, data_schema, get_object, list_objects, open_store, put_object,
 };
 pub use object_store::ObjectStore;
 pub use reference::ReferenceTier;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Batches of a table, and their columns.
 pub type Batches = (SchemaRef, BoxStream<'static, Result<RecordBatch>>);
@@ -22,6 +22,51 @@ pub struct TrainingSetCommand {
     pub spine: String,
     /// The spine's time column.
     pub time: String,
+    /// In how many parts it is wanted: `GetFlightInfo` answers with an endpoint for each, to be read at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<usize>,
+    /// Which of the parts, counted from 0: every `parts`-th row of the spine from this one on, in its order; all rows where
+    /// it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<usize>,
+}
+
+/// The most parts of a training set.
+pub const MOST_PARTS: usize = 1_024;
+
+impl TrainingSetCommand {
+    /// The commands of the parts; this one alone where it names its part or wants none.
+    pub fn endpoints(&self) -> Vec<Self> {
+        match (self.parts, self.part) {
+            (Some(parts), None) => (0..parts).map(|part| Self { part: Some(part), ..self.clone() }).collect(),
+            _ => vec![self.clone()],
+        }
+    }
+
+    /// Which rows are wanted: every `of`-th from `index` on.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] for a part that is not among the parts.
+    pub fn wanted(&self) -> Result<Option<SpinePart>> {
+        let of = self.parts.unwrap_or(1);
+        let index = self.part.unwrap_or(0);
+        if of == 0 || of > MOST_PARTS || index >= of {
+            return Err(Error::invalid("no such part of a training set")
+                .with("parts", of)
+                .with("part", index)
+                .remedy(format!("ask for 1 to {MOST_PARTS} parts, counted from 0")));
+        }
+        Ok(self.part.map(|index| SpinePart { index, of }))
+    }
+}
+
+/// A part of a spine: every `of`-th row from `index` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpinePart {
+    /// The first row, counted from 0.
+    pub index: usize,
+    /// How many parts there are.
+    pub of: usize,
 }
 
 /// Makes training sets for those who ask over the wire.

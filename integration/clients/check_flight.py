@@ -58,6 +58,15 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     training = client.do_get(flight.Ticket(json.dumps(order).encode())).read_all()
     assert training["amount"].to_pylist() == [-1.0, 70.0] and training["domestic"].to_pylist() == [True, True], training
     assert client.get_flight_info(command(order)).schema == training.schema
+    # In parts: an endpoint each, whose rows together are the whole.
+    order["training_set"]["parts"] = 3
+    endpoints = client.get_flight_info(command(order)).endpoints
+    assert len(endpoints) == 3 and all(not endpoint.locations for endpoint in endpoints), endpoints
+    parts = [client.do_get(endpoint.ticket).read_all()["amount"].to_pylist() for endpoint in endpoints]
+    assert parts == [[-1.0], [70.0], []], parts
+    order["training_set"]["part"] = 3
+    fails(lambda: client.do_get(flight.Ticket(json.dumps(order).encode())).read_all(), "no such part")
+    del order["training_set"]["parts"], order["training_set"]["part"]
     flights = [json.loads(f.descriptor.command) for f in client.list_flights()]
     assert {"lookup": {"contract": "fraud"}} in flights and {"package": digest} in flights, flights
     contracts = json.loads(next(iter(client.do_action("contracts"))).body.to_pybytes())

@@ -3,7 +3,7 @@
 use crate::project::{DEFINITIONS, TestProject};
 
 /// What is changed in good definitions, and what the error must then say.
-const FAULTS: [(&str, &str, &str); 25] = [
+const FAULTS: [(&str, &str, &str); 30] = [
     (
         "SELECT user_name, paid_at, known_at, amount FROM payments",
         "SELECT user_nam, paid_at, known_at, amount FROM payments",
@@ -57,6 +57,23 @@ const FAULTS: [(&str, &str, &str); 25] = [
     ("country = 'NL' AS domestic", "country AS domestic", "is VARCHAR, which a model cannot read"),
     ("country = 'NL' AS domestic", "country = 'NL'", "has no name"),
     ("OUTPUT (fraud_probability FLOAT)", "OUTPUT (fraud_probability)", "expected a type"),
+    ("AVAILABLE AT known_at", "DELAY '1 minute' LATENESS '1 day'", "LATENESS needs AVAILABLE AT column"),
+    ("REFRESH EVERY '1 minute'", "REFRESH EVERY '1 minute' LATENESS '1 day'", "belong to the source"),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM payments",
+        "AS PUSHED (user_name VARCHAR, paid_at TIMESTAMP, amount DOUBLE)",
+        "available-time column 'known_at'",
+    ),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM payments",
+        "AS PUSHED (user_name VARCHAR, paid_at TIMESTAMP, known_at TIMESTAMP, amount DOUBLE, amount INT)",
+        "'amount' is given twice",
+    ),
+    (
+        "AS SELECT user_name, paid_at, known_at, amount FROM paid",
+        "AS PUSHED (user_name VARCHAR, amount DOUBLE)",
+        "the view has no EVENT TIME",
+    ),
 ];
 
 #[tokio::test]

@@ -17,9 +17,9 @@ use crate::project::{DEFINITIONS, TestProject, at, write_events};
 
 /// Fails every call after the first few, as a process that was killed makes no more calls.
 #[derive(Debug)]
-struct DyingStore {
-    inner: Arc<dyn ObjectStore>,
-    calls_left: AtomicI64,
+pub struct DyingStore {
+    pub inner: Arc<dyn ObjectStore>,
+    pub calls_left: AtomicI64,
 }
 
 impl DyingStore {

@@ -75,9 +75,17 @@ fn source(random: &mut Seeded) -> String {
     let time = match random.below(3) {
         0 => "STATIC".to_owned(),
         1 => format!("EVENT TIME {} AT TIME ZONE 'America/New_York' DELAY {}", name(random), span(random)),
-        _ => format!("EVENT TIME {} AVAILABLE AT {}", name(random), name(random)),
+        _ => {
+            let lateness = format!("LATENESS {}", span(random));
+            format!("EVENT TIME {} AVAILABLE AT {} {}", name(random), name(random), optional(random, lateness))
+        }
     };
-    format!("CREATE SOURCE {} {time} AS {}", name(random), query(random))
+    let events = if random.below(3) == 0 { pushed(random) } else { query(random) };
+    format!("CREATE SOURCE {} {time} AS {events}", name(random))
+}
+
+fn pushed(random: &mut Seeded) -> String {
+    format!("PUSHED ({} {}, b {})", name(random), types(random), types(random))
 }
 
 fn contract(random: &mut Seeded) -> String {
@@ -128,6 +136,24 @@ fn statement(random: &mut Seeded) -> String {
             random.below(9)
         ),
     }
+}
+
+#[test]
+fn a_pushed_view_is_a_source_and_a_view_over_it() {
+    let read = read(
+        "create feature view risk entity plane event time scored_at available at known_at lateness '1 day' ttl '1 week'
+         as pushed (tailnum varchar, score double, scored_at timestamp, known_at timestamp)",
+    );
+    let printed: Vec<String> = read.iter().map(print).collect();
+    assert_eq!(
+        printed,
+        [
+            "CREATE SOURCE risk EVENT TIME scored_at AVAILABLE AT known_at LATENESS '1 day'\n  \
+             AS PUSHED (tailnum VARCHAR, score DOUBLE, scored_at TIMESTAMP, known_at TIMESTAMP)",
+            "CREATE FEATURE VIEW risk\n  ENTITY plane\n  REFRESH EVERY '1 minute'\n  TTL '7 days'\n  \
+             AS SELECT tailnum, score, scored_at, known_at FROM risk",
+        ]
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The one binary of the whole-system tests.
 
 mod architecture;
+mod backfill;
 mod bad_definitions;
 mod crash;
 mod flights;
@@ -12,6 +13,7 @@ mod push;
 mod s3;
 mod schedule;
 mod seeded;
+mod simulation;
 mod time_rules;
 mod windows;
 mod wire;

@@ -423,3 +423,65 @@ async fn every_fault_of_a_windowed_view_is_named() {
         assert!(error.contains("--> definitions.sql:") && error.contains('^'), "{error}");
     }
 }
+
+/// Views over the same events, known when they happen: one whose windows run along in a training set, and one that holds
+/// the distinct values too and so reads tiles, as lookups do.
+const RUNNING: &str = "
+CREATE EXTERNAL TABLE payments STORED AS PARQUET LOCATION 'payments.parquet';
+CREATE SOURCE paid EVENT TIME paid_at DELAY '90 seconds' AS SELECT user_name, paid_at, amount FROM payments;
+CREATE ENTITY user_account KEY (user_name VARCHAR);
+CREATE FEATURE VIEW running ENTITY user_account WINDOWS ('2 hours', '1 day' STEP '1 hour', '3 days') STEP '1 minute'
+  REFRESH EVERY '1 minute'
+  AS SELECT user_name, count(*) AS n, sum(amount) AS total, avg(amount) AS mean, min(amount) AS least,
+       max(amount) AS most, stddev_samp(amount) AS spread FROM paid GROUP BY user_name;
+CREATE FEATURE VIEW tiled ENTITY user_account WINDOWS ('2 hours', '1 day' STEP '1 hour', '3 days') STEP '1 minute'
+  REFRESH EVERY '1 minute'
+  AS SELECT user_name, count(*) AS n, sum(amount) AS total, avg(amount) AS mean, min(amount) AS least,
+       max(amount) AS most, stddev_samp(amount) AS spread, count(DISTINCT amount) AS kinds FROM paid GROUP BY user_name;
+CREATE CONTRACT limits TIER interactive REQUEST (user_name VARCHAR)
+  FEATURES (running FRESH WITHIN '1 hour' ON STALE SERVE ON MISSING DEFAULT,
+            tiled FRESH WITHIN '1 hour' ON STALE SERVE ON MISSING DEFAULT)
+  INPUTS (running.n_2h AS n, tiled.kinds_1d AS kinds) OUTPUT (limit FLOAT);";
+
+#[tokio::test]
+async fn windows_that_run_along_are_those_of_tiles() {
+    let mut random = Seeded::new(47);
+    for case in 0..40 {
+        let events = history(&mut random);
+        let project = TestProject::new(&events);
+        let spine: Vec<Event> =
+            (0..120).map(|_| (random.pick(&USERS), number(random.below(500_000)), 0, None)).collect();
+        write_events(&project.folder.path().join("spine.parquet"), &spine);
+        let state = project.apply(RUNNING).await.expect("valid definitions");
+        let contract = state.current_contract("limits").expect("defined");
+        // Case by case one data file or several, that are merged as they lie.
+        for second in if case % 2 == 0 { vec![600_000] } else { vec![2_000, 30_000, 90_000, 600_000] } {
+            project.clock.set(at(second));
+            for view in state.live_views() {
+                project.jobs().refresh(&state, view).await.expect("refreshes");
+            }
+        }
+        for (rows, as_of) in [
+            (RowsFrom::Committed, AsOf::Known),
+            (RowsFrom::Sources, AsOf::Known),
+            (RowsFrom::Committed, AsOf::Served),
+            (RowsFrom::Committed, AsOf::EventTime),
+        ] {
+            let spine = SpineSource { from: "spine.parquet".to_owned(), time: "paid_at".to_owned(), lag: Span::ZERO };
+            let request = TrainingSetRequest { spine, rows, as_of, with_features: true, order: SpineOrder::AsGiven };
+            let set = project.jobs().training_set(&state, contract, &request).await.expect("plans");
+            if rows == RowsFrom::Committed && !events.is_empty() {
+                let plan = set.explain().await.expect("plans");
+                let sorts = plan.matches("SortExec: expr=[user_name").count();
+                assert_eq!(sorts, 1, "the spine is sorted, and no view's rows:\n{plan}");
+            }
+            let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
+            let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
+            for feature in state.live_views()[0].features.iter().map(|feature| &feature.name) {
+                let (running, tiled) =
+                    (&all[format!("running.{feature}").as_str()], &all[format!("tiled.{feature}").as_str()]);
+                assert!(running.to_data() == tiled.to_data(), "case {case}, {rows:?}, {as_of:?}, {feature}");
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! row is looked up at its own time, with all rows applied that were visible by then and none that were not. The two
 //! must agree value by value, bit for bit.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -38,15 +39,31 @@ pub struct AuditReport {
     pub rows: u64,
     /// Values compared: features, statuses and event times of all views.
     pub values: u64,
-    /// Values that differ.
+    /// Values that differ, those that one side lacks included.
     pub mismatches: u64,
+    /// What differs, by column.
+    pub columns: BTreeMap<String, Differences>,
     /// The first of them.
     pub examples: Vec<String>,
+}
+
+/// How the values of a column differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Differences {
+    /// Both sides have a value, and not the same.
+    pub mismatch: u64,
+    /// Offline there is a value, online null.
+    pub missing: u64,
+    /// Online there is a value, offline null.
+    pub extra: u64,
 }
 
 impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rows {}, values compared {}, mismatches {}", self.rows, self.values, self.mismatches)?;
+        for (column, Differences { mismatch, missing, extra }) in &self.columns {
+            write!(f, "\n  {column}: {mismatch} mismatched, {missing} missing online, {extra} extra online")?;
+        }
         self.examples.iter().try_for_each(|example| write!(f, "\n  {example}"))
     }
 }
@@ -157,6 +174,12 @@ fn note_differences(name: &str, now: Timestamp, expected: &ArrayRef, found: &Arr
             continue;
         }
         report.mismatches += 1;
+        let differences = report.columns.entry(name.to_owned()).or_default();
+        match (one.is_null(0), other.is_null(0)) {
+            (false, true) => differences.missing += 1,
+            (true, false) => differences.extra += 1,
+            _ => differences.mismatch += 1,
+        }
         if report.examples.len() < SHOWN {
             let text = |array: &ArrayRef| {
                 let options = arrow::util::display::FormatOptions::default().with_null("null");
@@ -193,7 +216,7 @@ impl ReplayedView {
         let state = jobs.log(view).state().await?;
         let files: Vec<DataFile> = state.files.into_iter().map(|(_, file)| file).collect();
         let frame = session.committed_frame(jobs.store(), view, &files).await?;
-        let rows = by_visible_time(frame, view).await?;
+        let rows = by_visible_time(session, frame, view).await?;
         Ok(Self { view: view.clone(), packer: Packer::new(view)?, rows, ahead: None, applied: 0 })
     }
 

@@ -53,7 +53,26 @@ impl Jobs {
         Session::new(&self.options)
     }
 
-    /// A session with all current tables and sources, for queries that people write.
+    /// How many threads a job uses.
+    pub fn threads(&self) -> usize {
+        self.options.partitions.max(1)
+    }
+
+    /// The same jobs with this much memory for their queries.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: usize) -> Self {
+        self.options.memory_bytes = bytes;
+        self
+    }
+
+    /// An empty session of one thread, and of its share of the memory among several at once.
+    pub(crate) fn session_of(&self, several: usize) -> Result<Session> {
+        let memory_bytes = self.options.memory_bytes / several.max(1);
+        Session::new(&SessionOptions { memory_bytes, partitions: 1, ..self.options.clone() })
+    }
+
+    /// A session with all current tables and sources, for queries that people write; what a source `s` rejects is the
+    /// table `s_rejects`.
     ///
     /// # Errors
     /// Those of adding a table or a source.
@@ -61,11 +80,15 @@ impl Jobs {
         use springhouse_featurestore::definition::Definition;
         let session = self.session()?;
         let pushed = self.pushed().state().await?.events();
+        let now = self.clock.now();
         for definition in catalog.definitions() {
             match definition.as_ref() {
                 Definition::Table(table) => session.add_table(table).await?,
                 Definition::Source(source) => {
                     session.add_events(source, None, true, &pushed, &self.store).await?;
+                    if let Some(rejected) = session.rejected_events(source, &pushed, &self.store, None, now).await? {
+                        session.add_view(&format!("{}_rejects", source.name), rejected)?;
+                    }
                 }
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! The jobs: refresh, training sets, consistency audit.
+//! The jobs: refresh, backfill, pushes, training sets, consistency audit.
 //!
 //! This crate decides *what to run when* and commits results; `sql` decides *how to compute*, `featurestore` holds
 //! the results. It knows nothing of serving: the two meet in the store.
@@ -8,13 +8,16 @@
 //! 1. [`Jobs`] — what every job needs: store, catalog, session options, clock.
 //! 2. [`due`] — which views are due.
 //! 3. [`refresh`] — the rows of a view that became visible since its watermark, as one commit.
+//!    [`backfill`] — the rows of a stretch of time computed anew, in ranges, as one commit.
 //! 4. [`push`] — events that producers send live: durable, in every view, flushed to object storage.
 //! 5. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
 //! 6. [`schedule`] — every view refreshed by its `REFRESH EVERY`.
 //! 7. [`audit`] — the same rows looked up online at their own time, compared value by value.
 
 pub mod audit;
+pub mod backfill;
 pub mod due;
+mod history;
 mod jobs;
 pub mod push;
 pub mod refresh;

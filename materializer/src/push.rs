@@ -20,7 +20,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
-use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog};
+use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog, late_events};
 use springhouse_featurestore::tier::{OnlineTier, Packer};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
@@ -218,6 +218,9 @@ impl Shared {
         self.behind.store(false, Ordering::Release);
         let acks = sources.iter().zip(appended).map(|(source, entry)| PushAck {
             rows: entry.as_ref().map_or(0, |entry| entry.events.num_rows() as u64),
+            late: entry.as_ref().map_or(0, |entry| {
+                current_source(&catalog, source).map_or(0, |source| late_events(source, &entry.events))
+            }),
             duplicate: entry.is_none(),
             position: self.log.last(),
             watermark: self.watermark(source),

@@ -12,8 +12,11 @@ use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
-use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
+use springhouse_featurestore::tier::{
+    DataFile, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
+};
 use springhouse_featurestore::time::Timestamp;
+use springhouse_sql::session::query_error;
 use springhouse_sql::view_rows::{RowStream, Sources, view_rows};
 
 use crate::Jobs;
@@ -30,6 +33,11 @@ pub struct Refreshed {
     pub since: Option<Timestamp>,
     /// The watermark now.
     pub watermark: Timestamp,
+    /// The events that it left out as too late.
+    pub late: u64,
+    /// What was found when files that had been read were no longer what they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restated: Option<Restated>,
     /// Whether there was anything to do.
     pub committed: bool,
 }
@@ -47,13 +55,25 @@ impl Jobs {
     async fn try_refresh(&self, catalog: &CatalogState, view: &FeatureView, log: &ViewLog) -> Result<Refreshed> {
         let mut state = log.state().await?;
         let (since, now) = (state.watermark, self.clock().now());
-        let mut done = Refreshed { view: view.pinned().to_string(), rows: 0, since, watermark: now, committed: false };
+        let mut done = Refreshed {
+            view: view.pinned().to_string(),
+            rows: 0,
+            since,
+            watermark: now,
+            late: 0,
+            restated: None,
+            committed: false,
+        };
         if state.read_until.is_some_and(|read| read >= now) {
             done.watermark = since.unwrap_or(now);
             return Ok(done);
         }
         let history = self.pushed().state().await?;
         let watermark = watermark_of(catalog, view, &history, since, now)?;
+        // Listed before they are read: what changes meanwhile is seen by the next refresh.
+        let read = self.history_files(catalog, view).await?;
+        done.restated = self.restated(catalog, view, &state, &read, &history).await?;
+        done.late = self.count_late(catalog, view, &state, &history, now).await?;
         let files = self.write_rows(catalog, view, log, &state, &history, now).await?;
         done.rows = files.iter().map(|file| file.rows).sum();
         done.watermark = watermark;
@@ -62,10 +82,55 @@ impl Jobs {
         // The first refresh takes all that had been pushed by then.
         let first = state.number == 0 && history.until > 0;
         let pushed = first.then_some(PushedRange { after: 0, until: history.until });
-        log.commit(&mut state, ViewCommit { at: now, kind, watermark, read_until, pushed, files }).await?;
+        let commit = ViewCommit {
+            at: now,
+            kind,
+            watermark,
+            read_until,
+            pushed,
+            late: done.late,
+            history: (read != state.history).then_some(read),
+            restated: done.restated.clone(),
+            files,
+        };
+        log.commit(&mut state, commit).await?;
         done.committed = true;
-        tracing::info!(view = %view.name, rows = done.rows, watermark = %watermark, "refreshed");
+        tracing::info!(view = %view.name, rows = done.rows, late = done.late, watermark = %watermark, "refreshed");
+        if let Some(Restated { files, rows_before, rows_now }) = &done.restated {
+            tracing::warn!(
+                view = %view.name, ?files, rows_before, rows_now,
+                "history is not what it was; what was committed stays until springhouse backfill"
+            );
+        }
         Ok(done)
+    }
+
+    /// The events that became known since the last refresh, and later than their sources allow.
+    async fn count_late(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        state: &ViewLogState,
+        history: &PushHistoryState,
+        now: Timestamp,
+    ) -> Result<u64> {
+        let pushed = if state.number == 0 { history.events() } else { PushedEvents::default() };
+        let mut late = 0;
+        for pinned in &view.sources {
+            let source = catalog.source(pinned)?;
+            if source.rejects().is_none() {
+                continue;
+            }
+            let session = self.session()?;
+            for table in &source.tables {
+                session.add_table(catalog.table(table)?).await?;
+            }
+            let rejected = session.rejected_events(source, &pushed, self.store(), state.read_until, now).await?;
+            if let Some(rejected) = rejected {
+                late += rejected.count().await.map_err(query_error)? as u64;
+            }
+        }
+        Ok(late)
     }
 
     /// Computes and writes the new rows; without any there is no file.
@@ -96,7 +161,7 @@ impl Jobs {
         let mut writer = None;
         while let Some(batch) = rows.try_next().await? {
             if writer.is_none() {
-                writer = Some(log.write(view, state.number + 1, self.writer())?);
+                writer = Some(log.write(view, &format!("{:012}-{:x}", state.number + 1, self.writer()))?);
             }
             if let Some(writer) = &mut writer {
                 writer.write(&batch).await?;
@@ -111,7 +176,7 @@ impl Jobs {
 
 /// How far a view can have got: until now with sources that are only read, until what their producers say with pushed
 /// ones; never back (rule T6).
-fn watermark_of(
+pub(crate) fn watermark_of(
     catalog: &CatalogState,
     view: &FeatureView,
     pushed: &PushHistoryState,
@@ -121,7 +186,7 @@ fn watermark_of(
     let mut reached = now;
     for pinned in &view.sources {
         let source = catalog.source(pinned)?;
-        if pushed.knows(&source.name) {
+        if pushed.knows(&source.name) || source.query.is_none() {
             let told = pushed.watermarks.get(&source.name).copied().or(since);
             reached = reached.min(told.unwrap_or(Timestamp::MIN));
         }

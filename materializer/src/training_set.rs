@@ -21,7 +21,7 @@ use springhouse_featurestore::freshness::{ServingHistory, alive, status};
 use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
 use springhouse_featurestore::tier::{DataFile, ViewCommitKind};
 use springhouse_featurestore::time::{Span, Timestamp};
-use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
+use springhouse_featurestore::training_set::{Batches, SpinePart, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::point_in_time::RowsAsOf;
@@ -81,6 +81,9 @@ pub struct TrainingSetRequest {
     pub order: SpineOrder,
 }
 
+/// Batches that are shaped at once, while the one before them is taken.
+const SHAPED_AT_ONCE: usize = 2;
+
 /// A planned training set.
 pub struct TrainingSet {
     features: SpineFeatures,
@@ -101,9 +104,26 @@ impl Jobs {
         contract: &Contract,
         request: &TrainingSetRequest,
     ) -> Result<TrainingSet> {
+        self.training_set_part(catalog, contract, request, None).await
+    }
+
+    /// Plans a part of the training set of a contract; all of it where none is named.
+    ///
+    /// # Errors
+    /// As [`Self::training_set`].
+    pub async fn training_set_part(
+        &self,
+        catalog: &CatalogState,
+        contract: &Contract,
+        request: &TrainingSetRequest,
+        part: Option<SpinePart>,
+    ) -> Result<TrainingSet> {
         let views = views_of(catalog, contract)?;
         let session = self.full_session(catalog).await?;
-        let spine = Spine::open(&session, &request.spine, contract).await?;
+        let mut spine = Spine::open(&session, &request.spine, contract).await?;
+        if let Some(part) = part {
+            spine = spine.part(part)?;
+        }
         let latest = spine.latest().await?;
         let pushed = self.pushed().state().await?.events();
         let mut rows = Vec::with_capacity(views.len());
@@ -162,7 +182,7 @@ impl TrainingSets for Jobs {
             with_features: false,
             order: SpineOrder::AsGiven,
         };
-        let set = Jobs::training_set(self, &state, contract, &request).await?;
+        let set = self.training_set_part(&state, contract, &request, command.wanted()?).await?;
         Ok((Arc::clone(set.schema()), set.execute()))
     }
 }
@@ -227,7 +247,15 @@ impl TrainingSet {
     /// Runs it.
     pub fn execute(&self) -> RowStream {
         let shaper = Arc::clone(&self.shaper);
-        self.features.execute().map(move |batch| shaper.shape(&batch?)).boxed()
+        let shaped = self.features.execute().map(move |batch| {
+            let shaper = Arc::clone(&shaper);
+            async move {
+                let batch = batch?;
+                let shaped = tokio::task::spawn_blocking(move || shaper.shape(&batch)).await;
+                shaped.map_err(|error| Error::internal("shaping rows panicked").source(error))?
+            }
+        });
+        shaped.buffered(SHAPED_AT_ONCE).boxed()
     }
 }
 

@@ -13,8 +13,8 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 pub use statement::{
-    ContractStatement, DropStatement, EntityStatement, InputStatement, Located, OutputColumn, RuleStatement,
-    SourceStatement, Statement, TableStatement, ViewStatement, WindowsClause, WrittenWindow,
+    ContractStatement, DropStatement, EntityStatement, Events, InputStatement, Located, OutputColumn, PushedColumn,
+    RuleStatement, SourceStatement, Statement, TableStatement, ViewStatement, WindowsClause, WrittenWindow,
 };
 
 use crate::diagnostic::{Diagnostic, Position, SourceFile};
@@ -49,7 +49,7 @@ pub fn parse(file: &SourceFile) -> Parsed {
             continue;
         }
         match parse_statement(file, statement) {
-            Ok(statement) => parsed.statements.push(statement),
+            Ok(statements) => parsed.statements.extend(statements),
             Err(fault) => parsed.faults.push(*fault),
         }
     }
@@ -59,30 +59,32 @@ pub fn parse(file: &SourceFile) -> Parsed {
 /// The result of reading a part of a statement.
 pub(crate) type Parse<T> = Result<T, Box<Diagnostic>>;
 
-fn parse_statement(file: &SourceFile, tokens: &[TokenWithSpan]) -> Parse<Statement> {
+/// What a statement says; a view `AS PUSHED` is two: the source of its rows, and the view over it.
+fn parse_statement(file: &SourceFile, tokens: &[TokenWithSpan]) -> Parse<Vec<Statement>> {
     let mut cursor = Cursor::new(file, tokens);
     if cursor.take_word("DROP") {
-        return statement::parse_drop(&mut cursor).map(Statement::Drop);
+        return Ok(vec![Statement::Drop(statement::parse_drop(&mut cursor)?)]);
     }
     if !cursor.take_word("CREATE") {
         return Err(cursor.unexpected("a statement").help_boxed(STATEMENTS));
     }
     if cursor.peek_keyword(Keyword::EXTERNAL) {
-        return statement::parse_table(file, tokens).map(Statement::Table);
+        return Ok(vec![Statement::Table(statement::parse_table(file, tokens)?)]);
     }
-    let statement = if cursor.take_word("SOURCE") {
-        Statement::Source(statement::parse_source(&mut cursor)?)
+    let statements = if cursor.take_word("SOURCE") {
+        vec![Statement::Source(statement::parse_source(&mut cursor)?)]
     } else if cursor.take_word("ENTITY") {
-        Statement::Entity(statement::parse_entity(&mut cursor)?)
+        vec![Statement::Entity(statement::parse_entity(&mut cursor)?)]
     } else if cursor.take_words(&["FEATURE", "VIEW"]) {
-        Statement::View(view::parse_view(&mut cursor)?)
+        let (source, view) = view::parse_view(&mut cursor)?;
+        source.map(Statement::Source).into_iter().chain([Statement::View(view)]).collect()
     } else if cursor.take_word("CONTRACT") {
-        Statement::Contract(contract::parse_contract(&mut cursor)?)
+        vec![Statement::Contract(contract::parse_contract(&mut cursor)?)]
     } else {
         return Err(cursor.unexpected("what to create").help_boxed(STATEMENTS));
     };
     cursor.expect_end()?;
-    Ok(statement)
+    Ok(statements)
 }
 
 /// Adds help to a boxed fault.

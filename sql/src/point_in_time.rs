@@ -10,10 +10,11 @@
 //! ```
 //!
 //! For a windowed view the rows are events, and the answer is what its windows hold as of the spine's time (rule T4): the
-//! same sweep, with the key's tiles in the place of the candidate.
+//! same sweep, with the key's running windows, or its tiles, in the place of the candidate.
 //!
 //! *Visible time* is the later of event time and available time: a sweep in that order keeps one candidate per key.
-//! Sorting spills to disk beyond the session's memory; the merge itself holds a few batches.
+//! Where rows are visible a fixed time after they happened, data files lie in that order, and few of them are merged
+//! rather than sorted. Sorting spills to disk beyond the session's memory; the merge itself holds a few batches.
 
 mod exec;
 mod latest;
@@ -31,10 +32,10 @@ use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
-use datafusion::physical_plan::{ExecutionPlan, Partitioning};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::Result;
-use springhouse_featurestore::definition::{Column, ColumnType, FeatureView};
+use springhouse_featurestore::definition::{Column, ColumnType, FeatureView, RowTime};
 use springhouse_featurestore::freshness::ServingHistory;
 use springhouse_featurestore::lookup::{event_time_column, feature_column};
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
@@ -110,17 +111,25 @@ pub async fn join(
     let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
     let values: Vec<String> = view.row_columns().iter().map(|column| value_column(view, column)).collect();
     let event = event_time_column(&view.name);
+    // Where a row is visible a fixed time after it happened both orders are one, and data files have the second.
+    let visible = (!in_event_order(view, as_of)).then_some(VISIBLE_TIME);
     let row_order: Vec<&str> = keys
         .iter()
         .copied()
-        .chain([VISIBLE_TIME, event.as_str(), AVAILABLE_TIME])
+        .chain(visible)
+        .chain([event.as_str(), AVAILABLE_TIME])
         .chain(values.iter().map(String::as_str).filter(|_| view.windowed.is_none()))
         .collect();
     let rows = arrange(rows, &keys, &row_order, partitions).map_err(query_error)?;
     let event = view.windowed.is_none().then_some(event.as_str());
     let payload: Vec<&str> = values.iter().map(String::as_str).chain(event).collect();
-    let join = PointInTimeExec::try_new(spine, rows, view, time, &payload, as_of.served()).map_err(query_error)?;
+    let join = PointInTimeExec::try_new(spine, rows, view, time, &payload, as_of).map_err(query_error)?;
     Ok(Arc::new(join))
+}
+
+/// Whether a view's rows become visible in the order in which they happened.
+fn in_event_order(view: &FeatureView, as_of: &RowsAsOf) -> bool {
+    *as_of == RowsAsOf::EventTime || !matches!(view.row_time, RowTime::Columns { .. })
 }
 
 /// What a value column of the view's rows is called inside the join.
@@ -142,7 +151,7 @@ fn visible(rows: DataFrame, view: &FeatureView, as_of: &RowsAsOf) -> QueryResult
     rows.select(columns)
 }
 
-/// Spreads rows by the hash of their keys and sorts each part.
+/// Spreads rows by the hash of their keys, and sorts each part where it does not come sorted.
 fn arrange(
     plan: Arc<dyn ExecutionPlan>,
     keys: &[&str],
@@ -156,7 +165,12 @@ fn arrange(
     let hash: Vec<_> = keys.iter().map(|name| column(name)).collect::<QueryResult<_>>()?;
     let sort: Vec<_> =
         order.iter().map(|name| Ok(PhysicalSortExpr::new(column(name)?, ascending()))).collect::<QueryResult<_>>()?;
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(RepartitionExec::try_new(plan, Partitioning::Hash(hash, partitions))?);
+    let sorted = plan.equivalence_properties().ordering_satisfy(sort.clone())?;
+    let spread = RepartitionExec::try_new(plan, Partitioning::Hash(hash, partitions))?;
+    if sorted {
+        return Ok(Arc::new(spread.with_preserve_order()));
+    }
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(spread);
     let Some(sort) = LexOrdering::new(sort) else { return Ok(plan) };
     Ok(Arc::new(SortExec::new(sort, plan).with_preserve_partitioning(true)))
 }

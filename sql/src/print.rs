@@ -7,7 +7,7 @@ use datafusion::sql::parser::CreateExternalTable;
 use springhouse_featurestore::definition::{Available, DefinitionKind, EventTime};
 
 use crate::parse::{
-    ContractStatement, DropStatement, EntityStatement, Located, RuleStatement, SourceStatement, Statement,
+    ContractStatement, DropStatement, EntityStatement, Events, Located, RuleStatement, SourceStatement, Statement,
     ViewStatement, WrittenWindow,
 };
 
@@ -86,7 +86,17 @@ fn print_source(source: &SourceStatement) -> String {
         Available::Column(column) => put(&mut text, format_args!(" AVAILABLE AT {}", quoted(column))),
         Available::Delay(span) => put(&mut text, format_args!(" DELAY '{span}'")),
     }
-    put(&mut text, format_args!("\n  AS {}", source.query.value));
+    if let Some(span) = &source.lateness {
+        put(&mut text, format_args!(" LATENESS '{}'", span.value));
+    }
+    match &source.events {
+        Events::Query(query) => put(&mut text, format_args!("\n  AS {}", query.value)),
+        Events::Pushed(columns) => {
+            let columns: Vec<String> =
+                columns.iter().map(|(name, kind)| format!("{} {kind}", quoted(&name.value))).collect();
+            put(&mut text, format_args!("\n  AS PUSHED ({})", columns.join(", ")));
+        }
+    }
     text
 }
 

@@ -92,7 +92,8 @@ impl PushedQuery {
         let slot = Arc::new(Slot { schema: Arc::clone(&schema), events: Mutex::default() });
         let table = StreamingTable::try_new(schema, vec![Arc::clone(&slot) as Arc<dyn PartitionStream>]);
         let table = Arc::new(table.map_err(query_error)?);
-        session.context().register_table(source.name.as_str(), table).map_err(query_error)?;
+        let events = session.context().read_table(table).map_err(query_error)?;
+        session.register(source, events, None)?;
         let mut frame = session.view_frame(view).await?;
         if view.windowed.is_none() {
             frame = unique_order(frame, view)?;

@@ -9,19 +9,22 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::ScalarValue;
+use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
-use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::{Expr, cast, col, ident, lit};
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
+use datafusion::logical_expr::{Expr, SortExpr, cast, col, ident, lit};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::{CreateExternalTable, DFParser, Statement};
+use futures::TryStreamExt;
 use springhouse_featurestore::definition::{
-    Available, Column, ColumnType, EventTime, FeatureView, RowTime, Source, Table,
+    Available, Column, ColumnType, EventTime, FeatureView, Rejects, RowTime, Source, Table,
 };
 use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, ObjectStore};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, ObjectStore};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
@@ -34,8 +37,8 @@ const STORE_URL: &str = "springhouse://store/";
 /// Rows of a batch: enough to amortise per-batch work, small enough to stay in the second-level cache.
 const BATCH_ROWS: usize = 8192;
 
-/// What a sort keeps for merging what it has spilled, where memory allows.
-const MERGE_RESERVE_BYTES: usize = 8 << 20;
+/// More data files than this are not merged as they lie: a batch of each would be held at once.
+const MOST_MERGED_FILES: usize = 16;
 
 /// What a session needs.
 #[derive(Debug, Clone)]
@@ -48,19 +51,21 @@ pub struct SessionOptions {
     pub partitions: usize,
 }
 
-/// The events of sources that a query is to see: those known by `until`, and not older than `from`.
+/// The events of sources that a query is to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventRange {
     /// The least event time; [`Timestamp::MIN`] for all.
     pub from: Timestamp,
-    /// The greatest event time and available time (rule T3).
+    /// The greatest event time.
     pub until: Timestamp,
+    /// The greatest event time and available time (rule T3).
+    pub known: Timestamp,
 }
 
 impl EventRange {
     /// Everything that was known by a time.
     pub fn known_by(until: Timestamp) -> Self {
-        Self { from: Timestamp::MIN, until }
+        Self { from: Timestamp::MIN, until, known: until }
     }
 }
 
@@ -69,6 +74,7 @@ impl EventRange {
 pub struct Session {
     context: SessionContext,
     project: PathBuf,
+    memory_bytes: usize,
 }
 
 impl std::fmt::Debug for Session {
@@ -90,14 +96,16 @@ impl Session {
         let config = SessionConfig::new()
             .with_target_partitions(options.partitions.max(1))
             .with_batch_size(BATCH_ROWS)
-            // Every sort keeps this back for its own merge, and a join has several sorts.
-            .with_sort_spill_reservation_bytes(MERGE_RESERVE_BYTES.min(options.memory_bytes / 32))
+            // A column whose least and greatest are equal would be taken for a constant, and its NaN, which statistics
+            // leave out, for that constant too.
+            .with_collect_statistics(false)
             .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
             .set_bool("datafusion.execution.parquet.pushdown_filters", true)
             .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
         let state =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
-        Ok(Self { context: SessionContext::new_with_state(state), project: options.project.clone() })
+        let (project, memory_bytes) = (options.project.clone(), options.memory_bytes);
+        Ok(Self { context: SessionContext::new_with_state(state), project, memory_bytes })
     }
 
     /// The same tables and memory, with one partition: rows keep their files' order.
@@ -107,7 +115,26 @@ impl Session {
         let config =
             self.context.copied_config().with_target_partitions(1).with_create_default_catalog_and_schema(false);
         let state = SessionStateBuilder::new_from_existing(self.context.state()).with_config(config).build();
-        Self { context: SessionContext::new_with_state(state), project: self.project.clone() }
+        Self { context: SessionContext::new_with_state(state), ..self.clone() }
+    }
+
+    /// What a plan runs in. To merge what it holds, and what it has spilled, a sort needs about as much memory as it has
+    /// filled: each of the plan's sorts keeps half of its share back for that.
+    pub(crate) fn task_of(&self, plan: &Arc<dyn ExecutionPlan>) -> Arc<TaskContext> {
+        let reserve = self.memory_bytes / (2 * sorts_in(plan) + 2);
+        let config = self.context.copied_config().with_sort_spill_reservation_bytes(reserve);
+        let runtime = self.context.runtime_env();
+        Arc::new(TaskContext::default().with_session_config(config).with_runtime(runtime))
+    }
+
+    /// Runs a query that may sort more than memory holds.
+    ///
+    /// # Errors
+    /// Those of planning; the stream gives those of running.
+    pub(crate) async fn stream(&self, frame: DataFrame) -> Result<SendableRecordBatchStream> {
+        let plan = frame.create_physical_plan().await.map_err(query_error)?;
+        let task = self.task_of(&plan);
+        execute_stream(plan, task).map_err(query_error)
     }
 
     /// DataFusion's own context.
@@ -130,6 +157,28 @@ impl Session {
                 Err(Error::damaged("a stored table definition is not CREATE EXTERNAL TABLE").with("table", &table.name))
             }
         }
+    }
+
+    /// The files of a table as they are now.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Unavailable`] when they cannot be listed.
+    pub async fn table_files(&self, table: &Table) -> Result<Vec<HistoryFile>> {
+        let url = ListingTableUrl::parse(self.locate(&table.location)).map_err(query_error)?;
+        let store = self.context.runtime_env().object_store(url.object_store()).map_err(query_error)?;
+        let state = self.context.state();
+        let listed = url.list_all_files(&state, &store, "").await.map_err(query_error)?;
+        let mut files: Vec<HistoryFile> = listed
+            .map_ok(|file| HistoryFile {
+                path: file.location.to_string(),
+                bytes: file.size,
+                state: file.e_tag.unwrap_or_else(|| file.last_modified.to_rfc3339()),
+            })
+            .try_collect()
+            .await
+            .map_err(query_error)?;
+        files.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(files)
     }
 
     /// Adds a table by DataFusion's statement; a relative location is taken from the project's folder.
@@ -201,13 +250,59 @@ impl Session {
         pushed: &PushedEvents,
         store: &Arc<dyn ObjectStore>,
     ) -> Result<()> {
+        let events = self.events(source, history, pushed, store).await?;
+        self.register(source, events, range)
+    }
+
+    /// The events that a source rejects since they became known too late, of those that became known after `since` (all,
+    /// where it is `None`) and by `until`.
+    ///
+    /// # Errors
+    /// As [`Self::add_source`].
+    pub async fn rejected_events(
+        &self,
+        source: &Source,
+        pushed: &PushedEvents,
+        store: &Arc<dyn ObjectStore>,
+        since: Option<Timestamp>,
+        until: Timestamp,
+    ) -> Result<Option<DataFrame>> {
+        let Some(rejects) = source.rejects() else { return Ok(None) };
+        let known = || ident(rejects.available_time);
+        let mut wanted = is_late(rejects).and(known().lt_eq(lit(timestamp(until))));
+        if let Some(since) = since {
+            wanted = wanted.and(known().gt(lit(timestamp(since))));
+        }
+        let events = self.events(source, true, pushed, store).await?;
+        events.filter(wanted).map(Some).map_err(query_error)
+    }
+
+    /// Adds a query under a name that nothing has yet.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Internal`] when DataFusion refuses the name.
+    pub fn add_view(&self, name: &str, frame: DataFrame) -> Result<()> {
+        if !self.context.table_exist(name).map_err(query_error)? {
+            self.context.register_table(name, frame.into_view()).map_err(query_error)?;
+        }
+        Ok(())
+    }
+
+    /// All events of a source, those that it rejects included: its history's if it is wanted, and pushed ones.
+    async fn events(
+        &self,
+        source: &Source,
+        history: bool,
+        pushed: &PushedEvents,
+        store: &Arc<dyn ObjectStore>,
+    ) -> Result<DataFrame> {
         let mut parts = Vec::new();
-        if history {
+        if history && source.query.is_some() {
             parts.push(self.history(source).await?);
         }
         let schema = Column::to_schema(source.columns.iter());
         if let Some(files) = pushed.files.get(&source.name) {
-            parts.push(self.data_files(store, files, &schema).await?);
+            parts.push(self.data_files(store, files, &schema, &[]).await?);
         }
         let batches = pushed.batches.get(&source.name).into_iter().flatten();
         let batches = batches.map(|batch| of_schema(batch, &schema)).collect::<Result<Vec<_>>>()?;
@@ -225,23 +320,29 @@ impl Session {
                 None => part,
             });
         }
-        let whole =
-            whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))?;
-        self.register(source, whole, range)
+        whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))
     }
 
-    fn register(&self, source: &Source, frame: DataFrame, range: Option<EventRange>) -> Result<()> {
-        let frame = match range {
-            Some(range) => limit(frame, source, range)?,
-            None => frame,
+    /// Registers those events of a source that it does not reject, within a range.
+    pub(crate) fn register(&self, source: &Source, events: DataFrame, range: Option<EventRange>) -> Result<()> {
+        let mut frame = match range {
+            Some(range) => limit(events, source, range)?,
+            None => events,
         };
+        if let Some(rejects) = source.rejects() {
+            frame = frame.filter(is_late(rejects).is_not_true()).map_err(query_error)?;
+        }
         self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
         Ok(())
     }
 
     /// The events that a source's query reads.
     async fn history(&self, source: &Source) -> Result<DataFrame> {
-        let frame = self.source_frame(&source.query, &source.event_time).await.map_err(|error| {
+        let Some(query) = &source.query else {
+            let none = arrow::array::RecordBatch::new_empty(Column::to_schema(source.columns.iter()));
+            return self.context.read_batch(none).map_err(query_error);
+        };
+        let frame = self.source_frame(query, &source.event_time).await.map_err(|error| {
             Error::invalid("a source's query no longer fits its tables").with("source", &source.name).source(error)
         })?;
         let now = columns_of(&frame)?;
@@ -327,7 +428,7 @@ impl Session {
         }
     }
 
-    /// A view's rows from committed data files.
+    /// A view's rows from committed data files; of few files each is read in its order, by keys, times and values.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Damaged`] when a file cannot be read.
@@ -342,7 +443,20 @@ impl Session {
             let empty = arrow::array::RecordBatch::new_empty(schema);
             return self.context.read_batch(empty).map_err(query_error);
         }
-        self.data_files(store, files, &schema).await.map_err(|error| error.with("view", &view.name))
+        let named = |error: Error| error.with("view", &view.name);
+        if files.len() > MOST_MERGED_FILES {
+            return self.data_files(store, files, &schema, &[]).await.map_err(named);
+        }
+        let order = crate::view_rows::row_order(view);
+        let mut whole: Option<DataFrame> = None;
+        for file in files {
+            let file = self.data_files(store, std::slice::from_ref(file), &schema, &order).await.map_err(named)?;
+            whole = Some(match whole {
+                Some(whole) => whole.union(file).map_err(query_error)?,
+                None => file,
+            });
+        }
+        whole.ok_or_else(|| Error::internal("a view has no data files").with("view", &view.name))
     }
 
     async fn data_files(
@@ -350,11 +464,13 @@ impl Session {
         store: &Arc<dyn ObjectStore>,
         files: &[DataFile],
         schema: &SchemaRef,
+        order: &[SortExpr],
     ) -> Result<DataFrame> {
         let url = ObjectStoreUrl::parse(STORE_URL).map_err(query_error)?;
         self.context.register_object_store(url.as_ref(), Arc::clone(store));
         let paths: Vec<String> = files.iter().map(|file| format!("{STORE_URL}{}", file.path)).collect();
-        let options = ParquetReadOptions::default().schema(schema);
+        let order = if order.is_empty() { Vec::new() } else { vec![order.to_vec()] };
+        let options = ParquetReadOptions::default().schema(schema).file_sort_order(order);
         let read = self.context.read_parquet(paths, options).await;
         read.map_err(|error| Error::damaged("data files of the store cannot be read").source(error))
     }
@@ -364,17 +480,29 @@ impl Session {
 fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFrame> {
     let EventTime::Column { column, .. } = &source.event_time else { return Ok(frame) };
     let event_until = match &source.available {
-        Available::Delay(delay) => range.until - *delay,
-        Available::AtEventTime | Available::Column(_) => range.until,
+        Available::Delay(delay) => range.until.min(range.known - *delay),
+        Available::AtEventTime | Available::Column(_) => range.until.min(range.known),
     };
     let mut wanted = ident(column).lt_eq(lit(timestamp(event_until)));
     if range.from > Timestamp::MIN {
         wanted = wanted.and(ident(column).gt_eq(lit(timestamp(range.from))));
     }
     if let Available::Column(available) = &source.available {
-        wanted = wanted.and(ident(available).lt_eq(lit(timestamp(range.until))));
+        wanted = wanted.and(ident(available).lt_eq(lit(timestamp(range.known))));
     }
     frame.filter(wanted).map_err(query_error)
+}
+
+/// Whether an event became known too late. Counted in microseconds: adding intervals to times goes through the calendar.
+fn is_late(rejects: Rejects<'_>) -> Expr {
+    let micros = |column: &str| cast(ident(column), DataType::Int64);
+    (micros(rejects.available_time) - micros(rejects.event_time)).gt(lit(rejects.lateness.micros()))
+}
+
+/// How many sorts a plan runs, each on every partition counted.
+fn sorts_in(plan: &Arc<dyn ExecutionPlan>) -> usize {
+    let own = if plan.name() == "SortExec" { plan.output_partitioning().partition_count() } else { 0 };
+    own + plan.children().into_iter().map(sorts_in).sum::<usize>()
 }
 
 /// A time as a DataFusion literal.

@@ -15,6 +15,7 @@ use datafusion::prelude::{CsvReadOptions, DataFrame, ParquetReadOptions};
 use datafusion::scalar::ScalarValue;
 use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView};
 use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::training_set::SpinePart;
 use springhouse_featurestore::{Error, Result};
 
 pub use features::SpineFeatures;
@@ -52,6 +53,8 @@ pub enum SpineOrder {
 #[derive(Debug, Clone)]
 pub struct Spine {
     frame: DataFrame,
+    /// Its times alone: to number the rows is not needed for them.
+    times: DataFrame,
     session: Session,
 }
 
@@ -92,20 +95,32 @@ impl Spine {
                 .remedy("select them in the spine; name the time column with --time"));
         }
         let frame = frame.select(columns).map_err(query_error)?;
-        let frame = frame.with_column(ROW, row_number()).map_err(query_error)?;
         let micros = lit(ScalarValue::new_interval_mdn(0, 0, source.lag.micros().saturating_mul(1_000)));
         let time = exact(&source.time);
         let time = if source.lag == Span::ZERO { time } else { time - micros };
-        let frame = frame.with_column(TIME, cast(time, ColumnType::Timestamp.to_arrow())).map_err(query_error)?;
-        Ok(Self { frame, session: session.clone() })
+        let time = cast(time, ColumnType::Timestamp.to_arrow());
+        let times = frame.clone().select(vec![time.clone().alias(TIME)]).map_err(query_error)?;
+        let frame = frame.with_column(ROW, row_number()).map_err(query_error)?;
+        let frame = frame.with_column(TIME, time).map_err(query_error)?;
+        Ok(Self { frame, times, session: session.clone() })
     }
 
-    /// The latest time; `None` for a spine without rows.
+    /// A part of its rows, in order and with the positions that they have in the whole.
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub fn part(self, SpinePart { index, of }: SpinePart) -> Result<Self> {
+        let position = exact(ROW) - lit(1_u64);
+        let wanted = (position % lit(of as u64)).eq(lit(index as u64));
+        Ok(Self { frame: self.frame.filter(wanted).map_err(query_error)?, ..self })
+    }
+
+    /// The latest time, of a part that of the whole; `None` for a spine without rows.
     ///
     /// # Errors
     /// Those of reading the spine.
     pub async fn latest(&self) -> Result<Option<Timestamp>> {
-        let latest = self.frame.clone().aggregate(Vec::new(), vec![max(exact(TIME))]).map_err(query_error)?;
+        let latest = self.times.clone().aggregate(Vec::new(), vec![max(exact(TIME))]).map_err(query_error)?;
         let batches = latest.collect().await.map_err(query_error)?;
         let value = batches.first().map(|batch| ScalarValue::try_from_array(batch.column(0), 0)).transpose();
         Ok(match value.map_err(query_error)? {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use datafusion::functions::core::expr_fn::greatest;
-use datafusion::logical_expr::lit;
+use datafusion::functions_aggregate::expr_fn as functions_aggregate;
+use datafusion::logical_expr::{SortExpr, ident, lit};
 use datafusion::prelude::DataFrame;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use springhouse_featurestore::catalog::CatalogState;
@@ -38,9 +39,73 @@ pub async fn view_rows(
     since: Option<Timestamp>,
     until: Timestamp,
 ) -> Result<RowStream> {
-    let range = EventRange { from: read_from(view, since), until };
+    let range = EventRange { from: read_from(view, since), ..EventRange::known_by(until) };
     sources.add(session, view, range).await?;
-    in_order(visible_in(session.view_frame(view).await?, view, since, until)?, view).await
+    in_order(session, visible_in(session.view_frame(view).await?, view, since, until)?, view).await
+}
+
+/// The rows of `view` with event times of `from` and before `until` that were visible by `known`, as [`view_rows`] gives
+/// them.
+///
+/// # Errors
+/// As [`view_rows`].
+pub async fn rows_between(
+    session: &Session,
+    sources: &Sources<'_>,
+    view: &FeatureView,
+    (from, until): (Timestamp, Timestamp),
+    known: Timestamp,
+) -> Result<RowStream> {
+    // Without LOOKBACK they may reach back to the first event.
+    let reach = view.lookback.map_or(Timestamp::MIN, |lookback| from - lookback);
+    sources.add(session, view, EventRange { from: reach, until, known }).await?;
+    let rows = visible_in(session.view_frame(view).await?, view, None, known)?;
+    let event = exact(EVENT_TIME);
+    let wanted = event.clone().gt_eq(lit(timestamp(from))).and(event.lt(lit(timestamp(until))));
+    in_order(session, rows.filter(wanted).map_err(query_error)?, view).await
+}
+
+/// Rows of a view without those that have event times of `from` and before `until`.
+pub fn outside(rows: RowStream, (from, until): (Timestamp, Timestamp)) -> RowStream {
+    let kept = move |batch: RecordBatch| {
+        let [event, _] = times_of(&batch)?;
+        let wanted: BooleanArray =
+            event.values().iter().map(|time| Some(*time < from.micros() || *time >= until.micros())).collect();
+        Ok(filter_record_batch(&batch, &wanted)?)
+    };
+    rows.map(move |batch| batch.and_then(kept)).boxed()
+}
+
+/// How many events a view's timed sources have from one event time to before another, and the least event time of all.
+///
+/// # Errors
+/// As [`view_rows`].
+pub async fn count_events(
+    session: &Session,
+    sources: &Sources<'_>,
+    view: &FeatureView,
+    range: EventRange,
+) -> Result<(u64, Option<Timestamp>)> {
+    sources.add(session, view, range).await?;
+    let (mut count, mut least) = (0, None::<Timestamp>);
+    for pinned in &view.sources {
+        let source = sources.catalog.source(pinned)?;
+        let EventTime::Column { column, .. } = &source.event_time else { continue };
+        let frame = session.context().table(source.name.as_str()).await.map_err(query_error)?;
+        let counted = vec![functions_aggregate::count(lit(1_i64)), functions_aggregate::min(ident(column))];
+        let batches =
+            frame.aggregate(Vec::new(), counted).map_err(query_error)?.collect().await.map_err(query_error)?;
+        for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
+            let rows = batch.column(0).as_primitive::<Int64Type>().value(0);
+            count += rows.cast_unsigned();
+            let first = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+            if first.is_valid(0) {
+                let first = Timestamp::from_micros(first.value(0));
+                least = Some(least.map_or(first, |least| least.min(first)));
+            }
+        }
+    }
+    Ok((count, least))
 }
 
 /// The rows of `view` that `new` events of its sources bring, as [`view_rows`] gives them. Where each row stands
@@ -60,15 +125,15 @@ pub async fn pushed_rows(
             let alone = new.batches.contains_key(&source.name);
             sources.add_one(session, source, None, !alone, if alone { new } else { sources.pushed }).await?;
         }
-        return in_order(session.view_frame(view).await?, view).await;
+        return in_order(session, session.view_frame(view).await?, view).await;
     }
     let oldest = oldest_event(sources.catalog, view, new)?;
     // Without LOOKBACK they may reach back to the first event.
     let from = view.lookback.map_or(Timestamp::MIN, |lookback| oldest - lookback);
-    sources.add(session, view, EventRange { from, until: Timestamp::MAX }).await?;
+    sources.add(session, view, EventRange { from, ..EventRange::known_by(Timestamp::MAX) }).await?;
     let frame = session.view_frame(view).await?;
     let recent = exact(EVENT_TIME).gt_eq(lit(timestamp(oldest)));
-    in_order(frame.filter(recent).map_err(query_error)?, view).await
+    in_order(session, frame.filter(recent).map_err(query_error)?, view).await
 }
 
 /// The least event time of new events that a view reads.
@@ -129,8 +194,8 @@ impl Sources<'_> {
 }
 
 /// A view's rows sorted and each once, as they are computed.
-async fn in_order(frame: DataFrame, view: &FeatureView) -> Result<RowStream> {
-    let batches = unique_order(frame, view)?.execute_stream().await.map_err(query_error)?;
+async fn in_order(session: &Session, frame: DataFrame, view: &FeatureView) -> Result<RowStream> {
+    let batches = session.stream(unique_order(frame, view)?).await?;
     each_once(batches.map_err(query_error).boxed(), view)
 }
 
@@ -177,11 +242,15 @@ fn visible_in(frame: DataFrame, view: &FeatureView, since: Option<Timestamp>, un
 
 /// Sorted by keys, times and values.
 pub(crate) fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataFrame> {
+    frame.sort(row_order(view)).map_err(query_error)
+}
+
+/// The order of a view's rows in its data files: keys, times and values, nulls first.
+pub(crate) fn row_order(view: &FeatureView) -> Vec<SortExpr> {
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let times = [EVENT_TIME, AVAILABLE_TIME].map(exact);
     let values = view.row_columns().iter().map(|column| exact(&column.name));
-    let order = keys.chain(times).chain(values).map(|column| column.sort(true, true)).collect();
-    frame.sort(order).map_err(query_error)
+    keys.chain(times).chain(values).map(|column| column.sort(true, true)).collect()
 }
 
 /// DataFusion's nullability and metadata differ from the data files'; the columns do not.
@@ -232,11 +301,11 @@ impl LastOfEqual {
 ///
 /// # Errors
 /// Those of planning; the stream gives those of reading.
-pub async fn by_visible_time(rows: DataFrame, view: &FeatureView) -> Result<RowStream> {
+pub async fn by_visible_time(session: &Session, rows: DataFrame, view: &FeatureView) -> Result<RowStream> {
     let visible = greatest(vec![exact(EVENT_TIME), exact(AVAILABLE_TIME)]);
     let sorted = rows.sort(vec![visible.sort(true, true)]).map_err(query_error)?;
     let schema = springhouse_featurestore::tier::data_schema(view);
-    let batches = sorted.execute_stream().await.map_err(query_error)?;
+    let batches = session.stream(sorted).await?;
     Ok(batches.map(move |batch| conform(&batch.map_err(query_error)?, &schema)).boxed())
 }
 

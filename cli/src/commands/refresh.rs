@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::tier::Restated;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::due::is_due;
 use springhouse_materializer::refresh::Refreshed;
@@ -20,6 +21,9 @@ pub struct Refresh {
     /// Only those that are due under their REFRESH EVERY
     #[arg(long)]
     due: bool,
+    /// Commit, and leave this host's disk tier as it is: another host serves
+    #[arg(long)]
+    no_load: bool,
 }
 
 impl Refresh {
@@ -35,14 +39,21 @@ impl Refresh {
                 continue;
             }
             match jobs.refresh(&state, view).await {
-                Ok(refreshed) => done.push(refreshed),
+                Ok(refreshed) => {
+                    if let Some(restated) = &refreshed.restated {
+                        note(&told(&refreshed.view, restated));
+                    }
+                    done.push(refreshed);
+                }
                 Err(error) => {
                     complain(&error.with("view", view.pinned()).chain());
                     failed = true;
                 }
             }
         }
-        load_tiers(project).await?;
+        if !self.no_load {
+            load_tiers(project).await?;
+        }
         if json || !failed || !done.is_empty() {
             show(json, &done, || shown(&done))?;
         }
@@ -51,7 +62,7 @@ impl Refresh {
 }
 
 /// Loads the tiers of this project; a running store loads them itself.
-async fn load_tiers(project: &Project) -> Result<()> {
+pub async fn load_tiers(project: &Project) -> Result<()> {
     match project.feature_server() {
         Ok(server) => server.follow(&Bar::default()).await,
         Err(error) if error.kind() == ErrorKind::Busy => {
@@ -62,15 +73,28 @@ async fn load_tiers(project: &Project) -> Result<()> {
     }
 }
 
+/// What was found about history, and what to do.
+fn told(view: &str, restated: &Restated) -> String {
+    let now = restated.rows_now.map_or_else(String::new, |now| format!(", and now gives {now}"));
+    let name = view.split('@').next().unwrap_or(view);
+    format!(
+        "warning: history has changed under {view}: it gave {} rows{now}\n  changed or gone: {}\n  what was committed \
+         stays; to compute it anew: springhouse backfill {name}",
+        restated.rows_before,
+        restated.files.join(", ")
+    )
+}
+
 fn shown(done: &[Refreshed]) -> String {
     let cells = |refreshed: &Refreshed| {
         vec![
             refreshed.view.clone(),
             if refreshed.committed { refreshed.rows.to_string() } else { "up to date".to_owned() },
+            if refreshed.late > 0 { refreshed.late.to_string() } else { "-".to_owned() },
             refreshed.watermark.to_string(),
         ]
     };
-    table(&["view", "rows", "watermark"], &done.iter().map(cells).collect::<Vec<_>>())
+    table(&["view", "rows", "too late", "watermark"], &done.iter().map(cells).collect::<Vec<_>>())
 }
 
 /// The live views of these names; all when none is named.

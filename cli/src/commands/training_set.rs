@@ -2,14 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use arrow::array::RecordBatch;
 use clap::Args;
 use futures::TryStreamExt;
 use serde::Serialize;
-use springhouse_featurestore::Result;
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
 use springhouse_featurestore::tier::Progress;
+use springhouse_featurestore::{Error, Result};
+use springhouse_materializer::Jobs;
 use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_sql::spine::SpineOrder;
+use tokio::sync::mpsc;
 
 use super::SpineArgs;
 use crate::project::Project;
@@ -22,9 +25,15 @@ pub struct TrainingSet {
     contract: String,
     #[command(flatten)]
     spine: SpineArgs,
-    /// The Parquet file to write
+    /// The Parquet file to write; with --parts the folder
     #[arg(long, required_unless_present = "explain")]
     out: Option<PathBuf>,
+    /// Write this many files, part-00000.parquet and so on, with the rows dealt out in turns
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    parts: Option<u32>,
+    /// Memory for sorting, such as 512MiB; beyond it rows are spilled to disk. The settings' when it is not given
+    #[arg(long, value_parser = super::parse_bytes)]
+    memory: Option<usize>,
     /// Add the features, their statuses and their event times
     #[arg(long)]
     with_features: bool,
@@ -67,6 +76,14 @@ struct Written {
 }
 
 impl TrainingSet {
+    fn jobs(&self, project: &Project) -> Result<Jobs> {
+        let jobs = project.jobs()?;
+        Ok(match self.memory {
+            Some(bytes) => jobs.with_memory(bytes),
+            None => jobs,
+        })
+    }
+
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let request = TrainingSetRequest {
@@ -79,10 +96,19 @@ impl TrainingSet {
         let Some(out) = self.out.as_ref().filter(|_| !self.explain) else {
             let (_, state) = project.catalog().await?;
             let contract = state.current_contract(&self.contract)?;
-            say(&project.jobs()?.training_set(&state, contract, &request).await?.explain().await?);
+            say(&self.jobs(project)?.training_set(&state, contract, &request).await?.explain().await?);
             return Ok(());
         };
-        let rows = write(project, &self.contract, &request, out).await?;
+        let files = match self.parts {
+            None => vec![out.clone()],
+            Some(parts) => {
+                std::fs::create_dir_all(out).map_err(|error| {
+                    Error::unavailable("the folder cannot be made").with("folder", out.display()).source(error)
+                })?;
+                (0..parts).map(|part| out.join(format!("part-{part:05}.parquet"))).collect()
+            }
+        };
+        let rows = write_files(project, &self.jobs(project)?, &self.contract, &request, &files).await?;
         let (_, state) = project.catalog().await?;
         let contract = state.current_contract(&self.contract)?.pinned().to_string();
         let written = Written { file: out.clone(), rows, contract };
@@ -92,17 +118,42 @@ impl TrainingSet {
 
 /// Writes a training set batch by batch; returns its rows.
 pub async fn write(project: &Project, contract: &str, request: &TrainingSetRequest, out: &Path) -> Result<u64> {
+    write_files(project, &project.jobs()?, contract, request, &[out.to_owned()]).await
+}
+
+/// Writes a training set to several files, its batches dealt out in turns; returns its rows.
+async fn write_files(
+    project: &Project,
+    jobs: &Jobs,
+    contract: &str,
+    request: &TrainingSetRequest,
+    files: &[PathBuf],
+) -> Result<u64> {
     let (_, state) = project.catalog().await?;
     let contract = state.current_contract(contract)?;
-    let set = project.jobs()?.training_set(&state, contract, request).await?;
-    let mut file = ParquetFileWriter::create(out, set.schema().clone(), set.metadata())?;
+    let set = jobs.training_set(&state, contract, request).await?;
+    let create = |path: &PathBuf| ParquetFileWriter::create(path, set.schema().clone(), set.metadata());
+    let mut files = files.iter().map(create).collect::<Result<Vec<_>>>()?;
     let mut batches = set.execute();
+    // Written while the next ones are computed.
+    let (sender, mut computed) = mpsc::channel::<RecordBatch>(2);
+    let written = tokio::task::spawn_blocking(move || {
+        let mut turn = (0..files.len()).cycle();
+        while let Some(batch) = computed.blocking_recv() {
+            files[turn.next().unwrap_or(0)].write(&batch)?;
+        }
+        files.into_iter().map(ParquetFileWriter::finish).sum()
+    });
     let bar = Bar::default();
     bar.begin("training set", 0);
     while let Some(batch) = batches.try_next().await? {
-        file.write(&batch)?;
         bar.advance(batch.num_rows() as u64);
+        if sender.send(batch).await.is_err() {
+            // The writer has failed, and says so.
+            break;
+        }
     }
+    drop(sender);
     bar.end();
-    file.finish()
+    written.await.map_err(|error| Error::internal("the writer panicked").source(error))?
 }

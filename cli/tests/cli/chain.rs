@@ -42,6 +42,41 @@ fn spine() -> String {
 }
 
 #[test]
+fn a_stretch_of_history_is_computed_anew() {
+    let project = Project::flights();
+    project.ok(&format!("{AT} apply -m first"));
+    project.ok(&format!("{AT} refresh"));
+    let line = "backfill carrier_landings --from 2013-01-03T00:00:00Z --until 2013-01-12T00:00:00Z --every '2 days'";
+    let done = project.json(&format!("{AT} {line} --memory 256MiB"));
+    assert_eq!((&done["ranges"], &done["resumed"], &done["commit"]), (&5.into(), &0.into(), &2.into()));
+    assert!(done["rows"].as_u64().is_some_and(|rows| rows > 5_000), "{done}");
+    assert!(project.ok(&format!("{AT} {line}")).contains("in 5 ranges; commit 3"));
+    // The same history gives the same rows: a refresh and an audit find nothing to say.
+    assert_eq!(project.json(&format!("{AT} refresh carrier_landings"))[0]["restated"], serde_json::Value::Null);
+    let audit = project.json(&format!("{AT} audit arrival_delay {}", spine()));
+    assert_eq!((&audit["mismatches"], &audit["columns"]), (&0.into(), &serde_json::json!({})));
+    let counted = project.json(&format!("{AT} query 'SELECT count(*) AS n FROM landings'"));
+    assert!(counted[0]["n"].as_u64().is_some_and(|rows| rows > 300_000), "{counted}");
+    project.fails(&format!("{AT} backfill plane_facts"), &["a static view", "a refresh replaces"]);
+    project.fails(&format!("{AT} backfill carrier_landing"), &["no such feature view", "carrier_landings"]);
+}
+
+#[test]
+fn a_load_draws_a_bar_on_a_terminal_alone() {
+    let project = Project::flights();
+    // Long enough to be worth a bar.
+    let at = "--clock 2013-09-01T05:00:00Z";
+    project.ok(&format!("{at} apply -m first"));
+    let quiet = project.run(&format!("{at} refresh"));
+    assert!(!quiet.err.contains("loading"), "{}", quiet.err);
+    std::fs::remove_dir_all(project.path(".springhouse/disk")).expect("the disk tier's folder");
+    let mut command = std::process::Command::new("script");
+    let line = format!("{} --project {} {at} refresh", env!("CARGO_BIN_EXE_springhouse"), project.path("").display());
+    let said = crate::said(&command.args(["-qec", &line, "/dev/null"]).output().expect("script, of every Debian"));
+    assert!(said.out.contains("loading carrier_landings") && said.out.contains("rows"), "{}", said.out);
+}
+
+#[test]
 fn every_command_works_as_it_is_typed() {
     let project = Project::flights();
     project.write("springhouse.toml", "store_listen = \"127.0.0.1:0\"\nworker_listen = \"127.0.0.1:0\"\n");
@@ -66,6 +101,10 @@ fn every_command_works_as_it_is_typed() {
     let out = project.path("training.parquet");
     let written = project.json(&format!("{AT} training-set arrival_delay {spine} --out {}", out.display()));
     assert_eq!(written["rows"], 903, "{written}");
+    let parts = project.path("parts");
+    let line = format!("{AT} training-set arrival_delay {spine} --memory 256MiB --parts 2 --out {}", parts.display());
+    assert_eq!(project.json(&line)["rows"], written["rows"]);
+    assert!(parts.join("part-00000.parquet").exists() && parts.join("part-00001.parquet").exists());
     let plan = project.ok(&format!("{AT} training-set arrival_delay {spine} --explain"));
     assert!(plan.contains("PointInTimeExec: keys=[tailnum]"), "{plan}");
     let plan = project.ok(&format!("{AT} training-set arrival_delay {spine} --explain --as-served"));

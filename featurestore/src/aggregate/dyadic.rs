@@ -139,7 +139,19 @@ impl Dyadic {
         match &other.integer {
             // The least integer has no negative of its own width.
             Integer::Small(integer) if *integer != i128::MIN => self.add(-integer, other.exponent),
-            _ => self.add_large(&-other.to_big(), other.exponent),
+            _ => {
+                self.add_large(&-other.to_big(), other.exponent);
+                self.shrink();
+            }
+        }
+    }
+
+    /// Goes back to 128 bits where they are enough.
+    fn shrink(&mut self) {
+        let Integer::Large(integer) = &self.integer else { return };
+        let zeros = integer.trailing_zeros().unwrap_or(0);
+        if let Ok(small) = i128::try_from(integer.as_ref() >> zeros) {
+            *self = Self::new(small, self.exponent + i32::try_from(zeros).unwrap_or(0));
         }
     }
 

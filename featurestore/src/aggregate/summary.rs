@@ -31,7 +31,8 @@ impl Parts {
     pub const QUANTILES: Self = Self(1 << 7);
 
     const ALL: u16 = (1 << 8) - 1;
-    const DETAIL: Self = Self(Self::ALL & !7);
+    /// What cannot be taken away again.
+    pub(super) const DETAIL: Self = Self(Self::ALL & !7);
 
     /// As two bytes.
     pub fn to_bytes(self) -> [u8; 2] {
@@ -122,6 +123,17 @@ impl Summary {
 
     /// Adds another summary.
     pub fn merge(&mut self, other: &Self, parts: Parts) {
+        self.merge_sums(other, parts);
+        if parts.any(Parts::EXTREMES) {
+            self.extremes.merge(&other.extremes);
+        }
+        if let Some(other) = &other.detail {
+            self.detail.get_or_insert_default().merge(other);
+        }
+    }
+
+    /// Adds what can be taken away again of another summary: its count and its sums.
+    pub(super) fn merge_sums(&mut self, other: &Self, parts: Parts) {
         self.count += other.count;
         if parts.any(Parts::TOTAL) {
             self.total.merge(&other.total);
@@ -129,12 +141,22 @@ impl Summary {
         if parts.any(Parts::SQUARES) {
             self.squares.merge(&other.squares);
         }
-        if parts.any(Parts::EXTREMES) {
-            self.extremes.merge(&other.extremes);
+    }
+
+    /// Takes away the count and the sums of a summary that were added before.
+    pub(super) fn subtract(&mut self, other: &Self, parts: Parts) {
+        self.count = self.count.saturating_sub(other.count);
+        if parts.any(Parts::TOTAL) {
+            self.total.subtract(&other.total);
         }
-        if let Some(other) = &other.detail {
-            self.detail.get_or_insert_default().merge(other);
+        if parts.any(Parts::SQUARES) {
+            self.squares.subtract(&other.squares);
         }
+    }
+
+    /// Says what the least and the greatest are.
+    pub(super) fn set_extremes(&mut self, extremes: Extremes) {
+        self.extremes = extremes;
     }
 
     /// How many values.

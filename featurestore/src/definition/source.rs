@@ -52,6 +52,17 @@ pub enum Available {
     Delay(Span),
 }
 
+/// How a source tells events that became known too late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rejects<'a> {
+    /// The event-time column.
+    pub event_time: &'a str,
+    /// The available-time column.
+    pub available_time: &'a str,
+    /// The most that the second may lie after the first.
+    pub lateness: Span,
+}
+
 /// `CREATE SOURCE`: an append-only stream of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
@@ -65,8 +76,12 @@ pub struct Source {
     pub event_time: EventTime,
     /// When they could first be known.
     pub available: Available,
-    /// The query over tables that yields the events.
-    pub query: String,
+    /// How long after it happened an event may become known and still count; later ones are rejects. Told from the
+    /// event's own two times, so every path rejects the same events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lateness: Option<Span>,
+    /// The query over tables that yields the history; none where all events are pushed.
+    pub query: Option<String>,
     /// The tables it reads.
     pub tables: Vec<String>,
     /// The columns that it yields.
@@ -77,5 +92,15 @@ impl Source {
     /// The source at its version.
     pub fn pinned(&self) -> Pinned {
         Pinned::new(&self.name, self.version.clone())
+    }
+
+    /// Its two time columns and how far apart they may be, where it rejects events that became known too late.
+    pub fn rejects(&self) -> Option<Rejects<'_>> {
+        match (&self.event_time, &self.available, self.lateness) {
+            (EventTime::Column { column, .. }, Available::Column(available), Some(lateness)) => {
+                Some(Rejects { event_time: column, available_time: available, lateness })
+            }
+            _ => None,
+        }
     }
 }

@@ -13,8 +13,6 @@ use object_store::ObjectStore;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use parquet::arrow::async_writer::AsyncArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
 use serde::{Deserialize, Serialize};
 
 use super::PushedEvents;
@@ -96,6 +94,21 @@ impl PushHistory {
         Ok(state)
     }
 
+    /// The state after the flush that took the log to `position`, or beyond it where one flush did both.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub async fn state_at(&self, position: u64) -> Result<PushHistoryState> {
+        let mut state = PushHistoryState::default();
+        for (number, commit) in self.log.read_after(0).await? {
+            if state.until >= position {
+                break;
+            }
+            state.apply(number, commit);
+        }
+        Ok(state)
+    }
+
     /// Writes the commit that follows `state`, and the files of its events.
     ///
     /// # Errors
@@ -129,7 +142,7 @@ impl PushHistory {
         };
         let schema = batches[0].schema();
         let object = BufWriter::new(Arc::clone(&self.store), path.clone());
-        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let properties = crate::parquet_file::properties(&schema).build();
         let mut writer = AsyncArrowWriter::try_new(object, schema, Some(properties)).map_err(failed)?;
         let mut rows = 0;
         for batch in batches {
@@ -137,6 +150,7 @@ impl PushHistory {
             writer.write(batch).await.map_err(failed)?;
         }
         writer.finish().await.map_err(failed)?;
-        Ok(DataFile { path: path.to_string(), rows, bytes: writer.bytes_written() as u64 })
+        let (path, bytes) = (path.to_string(), writer.bytes_written() as u64);
+        Ok(DataFile { path, rows, bytes, fingerprint: None, event_times: None, commit: None })
     }
 }

@@ -259,7 +259,11 @@ impl OnlineTier for DiskTier {
             generation,
             buffer: BTreeMap::new(),
             buffered: 0,
+            again: BTreeMap::new(),
+            again_bytes: 0,
+            last: None,
             files: 0,
+            overlap: false,
         }))
     }
 
@@ -275,6 +279,9 @@ impl OnlineTier for DiskTier {
 }
 
 /// A load: rows are sorted in memory by buffers, written as files, and ingested into the new family.
+///
+/// Where rows come in order of keys, as those of one data file do, the files do not overlap. The few keys that come again
+/// at their borders are merged in the end; where many do, files of merge operands are, by a compaction.
 struct DiskGeneration<'a> {
     tier: &'a DiskTier,
     view: Pinned,
@@ -282,39 +289,80 @@ struct DiskGeneration<'a> {
     generation: u64,
     buffer: BTreeMap<Bytes, Bytes>,
     buffered: usize,
+    /// Rows of keys that are not after those in files.
+    again: BTreeMap<Bytes, Bytes>,
+    again_bytes: usize,
+    /// The greatest key in files.
+    last: Option<Bytes>,
     files: usize,
+    /// Whether files overlap.
+    overlap: bool,
 }
 
 impl DiskGeneration<'_> {
-    /// Writes the buffer as one sorted file and ingests it. The first file holds plain values; later ones hold merge
-    /// operands, since an entity may stand in several.
+    /// Writes the buffer as a sorted file, but for the keys that are not after those of the files before.
     fn flush(&mut self) -> Result<()> {
-        if self.buffer.is_empty() {
+        let mut rows = std::mem::take(&mut self.buffer);
+        self.buffered = 0;
+        if let Some(last) = &self.last {
+            let after = rows.split_off(last);
+            let again = std::mem::replace(&mut rows, after).into_iter().chain(rows.remove_entry(last));
+            let again: Vec<KeyedRow> = again.collect();
+            self.again_bytes += again.iter().map(|(key, row)| key.len() + row.len()).sum::<usize>();
+            merge_rows(&mut self.again, again)?;
+        }
+        self.last = rows.last_key_value().map(|(key, _)| key.clone()).or(self.last.take());
+        self.ingest(rows, false)?;
+        if self.again_bytes >= SORT_BUFFER_BYTES { self.flush_again() } else { Ok(()) }
+    }
+
+    /// Writes rows of keys that came again as a file of merge operands.
+    fn flush_again(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.again);
+        self.again_bytes = 0;
+        self.overlap |= !rows.is_empty();
+        self.ingest(rows, true)
+    }
+
+    /// Writes rows as a file, as values or as merge operands, and ingests it.
+    fn ingest(&mut self, rows: BTreeMap<Bytes, Bytes>, merged: bool) -> Result<()> {
+        if rows.is_empty() {
             return Ok(());
         }
         let path = self.tier.folder.join(format!("load-{}-{}.sst", self.view, self.files));
-        self.write_file(&path).map_err(|error| self.tier.failed(error))?;
+        self.write_file(&path, rows, merged).map_err(|error| self.tier.failed(error))?;
         let handle = self.tier.family_handle(&family(&self.view, self.generation))?;
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
         let ingested = self.tier.database.ingest_external_file_cf_opts(&handle, &options, vec![&path]);
         ingested.map_err(|error| self.tier.failed(error))?;
         self.files += 1;
-        self.buffered = 0;
         Ok(())
     }
 
-    fn write_file(&mut self, path: &Path) -> Result<(), rocksdb::Error> {
+    fn write_file(&self, path: &Path, rows: BTreeMap<Bytes, Bytes>, merged: bool) -> Result<(), rocksdb::Error> {
         let mut writer = SstFileWriter::create(&self.tier.view_options.0);
         writer.open(path)?;
-        for (key, row) in std::mem::take(&mut self.buffer) {
-            if self.files == 0 {
-                writer.put(key, row)?;
-            } else {
+        for (key, row) in rows {
+            if merged {
                 writer.merge(key, row)?;
+            } else {
+                writer.put(key, row)?;
             }
         }
         writer.finish()
+    }
+
+    /// Merges the few keys that came again into what files hold of them.
+    fn merge_again(&mut self, name: &str) -> Result<()> {
+        let handle = self.tier.family_handle(name)?;
+        let mut batch = WriteBatch::default();
+        for (key, row) in std::mem::take(&mut self.again) {
+            let held = self.tier.database.get_pinned_cf(&handle, &key).map_err(|error| self.tier.failed(error))?;
+            let merged = held.map_or(Ok(row.clone()), |held| merge_values(&held, &row))?;
+            batch.put_cf(&handle, key, merged);
+        }
+        self.tier.database.write(batch).map_err(|error| self.tier.failed(error))
     }
 }
 
@@ -329,7 +377,12 @@ impl Generation for DiskGeneration<'_> {
         self.flush()?;
         let tier = self.tier;
         let name = family(&self.view, self.generation);
-        if self.files > 1 {
+        if self.overlap {
+            self.flush_again()?;
+        } else {
+            self.merge_again(&name)?;
+        }
+        if self.overlap {
             tier.database.compact_range_cf(&tier.family_handle(&name)?, None::<&[u8]>, None::<&[u8]>);
         }
         let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
@@ -388,6 +441,28 @@ mod tests {
         }
         let left = std::fs::read_dir(folder.path()).expect("readable").filter_map(Result::ok);
         assert_eq!(left.filter(|file| file.file_name().to_string_lossy().starts_with("load-")).count(), 0);
+    }
+
+    #[test]
+    fn a_load_in_order_of_keys_merges_those_that_come_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let view = conformance::view("ordered");
+        let tier = DiskTier::open(folder.path()).expect("a new folder");
+        let mut generation = tier.begin_generation(&view).expect("begun");
+        // As many bytes as three buffers take; a key comes again soon after, in the same buffer or in the next one.
+        let (keys, width) = (12_000_u32, 16 << 10);
+        let row = |value: u8| Bytes::from(vec![value; width]);
+        for key in 0..keys {
+            let again = key.saturating_sub(3);
+            let of = |key: u32, value| (Bytes::copy_from_slice(&key.to_be_bytes()), row(value));
+            generation.add(vec![of(key, 1), of(again, if again % 2 == 0 { 2 } else { 0 })]).expect("writable");
+        }
+        generation.finish(Mark::of_commit(1, None)).expect("ingested");
+        for key in 0..keys - 3 {
+            let read = tier.read(&view, &[&key.to_be_bytes()]).expect("readable");
+            let expected = if key % 2 == 0 { 2 } else { 1 };
+            assert_eq!(read.rows[0].as_ref().map(|row| (row[0], row.len())), Some((expected, width)), "key {key}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::StreamExt;
 
 use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use super::{KeyedRow, Mark, OnlineTier, merge_rows};
@@ -18,6 +18,9 @@ use crate::{Error, Result};
 
 /// A commit of more rows than this is loaded as a new generation: beyond it sorting beats single writes.
 const APPLY_AT_MOST_ROWS: u64 = 200_000;
+
+/// Batches that are packed at once, while the one before them is stored.
+const PACKED_AT_ONCE: usize = 2;
 
 /// Told how a load gets on; the command line draws a bar from it.
 pub trait Progress: Send + Sync + Debug {
@@ -65,7 +68,7 @@ pub async fn catch_up(
             PushedRows::Mixed => anew = true,
         }
         pushed = commit.pushed.map_or(pushed, |range| range.until.max(pushed));
-        anew |= commit.kind == ViewCommitKind::Replace;
+        anew |= commit.kind.replaces();
     }
     if anew || rows > APPLY_AT_MOST_ROWS {
         return load_anew(tier, log, &packer, progress).await;
@@ -188,10 +191,19 @@ impl Packer {
         file: &DataFile,
         mut each: impl FnMut(u64, Vec<KeyedRow>) -> Result<()>,
     ) -> Result<()> {
-        let mut batches = log.read(file).await?;
-        while let Some(batch) = batches.try_next().await? {
-            let rows = self.pack(&batch, number).map_err(|error| error.with("path", &file.path))?;
-            each(batch.num_rows() as u64, rows)?;
+        let packed = log.read(file).await?.map(|batch| {
+            let packer = self.clone();
+            async move {
+                let batch = batch?;
+                let packed = move || Ok((batch.num_rows() as u64, packer.pack(&batch, number)?));
+                let packed = tokio::task::spawn_blocking(packed).await;
+                packed.map_err(|error| Error::internal("packing rows panicked").source(error))?
+            }
+        });
+        let mut packed = std::pin::pin!(packed.buffered(PACKED_AT_ONCE));
+        while let Some(batch) = packed.next().await {
+            let (read, rows) = batch.map_err(|error: Error| error.with("path", &file.path))?;
+            each(read, rows)?;
         }
         Ok(())
     }

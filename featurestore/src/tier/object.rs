@@ -8,6 +8,7 @@
 //! A data file holds the key columns, the feature columns, and the two times under names that no SQL column has.
 //! A crash before the commit leaves files that no commit names: garbage, never half a refresh.
 
+use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
@@ -21,11 +22,10 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::async_writer::AsyncArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
 use crate::catalog::CommitLog;
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
@@ -83,6 +83,15 @@ pub enum ViewCommitKind {
     Replace,
     /// Added the rows of pushed events.
     Push,
+    /// Replaced the rows of a stretch of event time: it names all files that count.
+    Backfill,
+}
+
+impl ViewCommitKind {
+    /// Whether the commit's files are all that count, those of earlier commits included.
+    pub fn replaces(self) -> bool {
+        matches!(self, Self::Replace | Self::Backfill)
+    }
 }
 
 /// Which pushes a commit's rows are from, by their positions in the log.
@@ -103,6 +112,40 @@ pub struct DataFile {
     pub rows: u64,
     /// Its size.
     pub bytes: u64,
+    /// What its rows add up to ([`Fingerprint`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<u64>,
+    /// The least and the greatest event time among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_times: Option<(Timestamp, Timestamp)>,
+    /// The number of the commit that wrote its rows first, where that is an earlier one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<u64>,
+}
+
+/// A file of a table that a view's sources read, as it was then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryFile {
+    /// Its path.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// What the store says of its content: its tag, or when it was last changed.
+    pub state: String,
+}
+
+/// The files of the tables that a view's sources read, by table.
+pub type HistoryFiles = BTreeMap<String, Vec<HistoryFile>>;
+
+/// Rows that were committed once would be others today: files that they came from have been replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restated {
+    /// The files that have changed or are gone, `table: path`.
+    pub files: Vec<String>,
+    /// The rows that history gave until then,
+    pub rows_before: u64,
+    /// and gives now; absent where nobody can tell, since pushes are among them.
+    pub rows_now: Option<u64>,
 }
 
 /// One commit of a view's data: files and watermark together (rule T6).
@@ -120,8 +163,22 @@ pub struct ViewCommit {
     /// The pushes among its rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pushed: Option<PushedRange>,
+    /// The events that it left out because they became known later than their source's `LATENESS` allows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late: u64,
+    /// The files of the tables that were read, where they are not those of the commit before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryFiles>,
+    /// What was found about them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restated: Option<Restated>,
     /// The files that it adds, or replaces all others with.
     pub files: Vec<DataFile>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A view's data after some commit.
@@ -135,20 +192,33 @@ pub struct ViewLogState {
     pub read_until: Option<Timestamp>,
     /// The position up to which pushes are among the rows.
     pub pushed: u64,
+    /// Events left out as too late, over all commits.
+    pub late: u64,
+    /// The files of tables as they were last read.
+    pub history: HistoryFiles,
+    /// The last finding that history is not what it was, until a backfill.
+    pub restated: Option<Restated>,
+    /// The newest commit that replaced files.
+    pub replaced: u64,
     /// The files that count, each with the number of the commit that added it.
     pub files: Vec<(u64, DataFile)>,
 }
 
 impl ViewLogState {
     fn apply(&mut self, number: u64, commit: ViewCommit) {
-        if commit.kind == ViewCommitKind::Replace {
+        if commit.kind.replaces() {
             self.files.clear();
+            self.restated = None;
+            self.replaced = number;
         }
         self.number = number;
         self.watermark = Some(commit.watermark);
         self.read_until = Some(commit.read_until.unwrap_or(commit.watermark));
         self.pushed = commit.pushed.map_or(self.pushed, |range| range.until);
-        self.files.extend(commit.files.into_iter().map(|file| (number, file)));
+        self.late += commit.late;
+        self.history = commit.history.unwrap_or_else(|| std::mem::take(&mut self.history));
+        self.restated = commit.restated.or_else(|| self.restated.take());
+        self.files.extend(commit.files.into_iter().map(|file| (file.commit.unwrap_or(number), file)));
     }
 }
 
@@ -205,18 +275,19 @@ impl ViewLog {
         Ok(())
     }
 
-    /// Begins a data file for the commit `number`; `attempt` tells writers of the same commit apart.
+    /// Begins a data file of this name: that of the commit it is for, and of the writer that tries to commit it.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when Parquet refuses the schema.
-    pub fn write(&self, view: &FeatureView, number: u64, attempt: u64) -> Result<ViewWriter> {
-        let path = self.prefix.clone().join("data").join(format!("{number:012}-{attempt:x}.parquet"));
+    pub fn write(&self, view: &FeatureView, name: &str) -> Result<ViewWriter> {
+        let path = self.prefix.clone().join("data").join(format!("{name}.parquet"));
         let schema = data_schema(view);
+        let fingerprint = Fingerprint::new(&schema)?;
         let object = BufWriter::new(Arc::clone(&self.store), path.clone());
-        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let properties = crate::parquet_file::properties(&schema).build();
         let writer = AsyncArrowWriter::try_new(object, schema, Some(properties))
             .map_err(|error| Error::internal("a data file cannot be begun").with("path", &path).source(error))?;
-        Ok(ViewWriter { writer, path, rows: 0 })
+        Ok(ViewWriter { writer, path, fingerprint })
     }
 
     /// Reads a data file as batches.
@@ -252,7 +323,7 @@ pub fn data_schema(view: &FeatureView) -> SchemaRef {
 pub struct ViewWriter {
     writer: AsyncArrowWriter<BufWriter>,
     path: Path,
-    rows: u64,
+    fingerprint: Fingerprint,
 }
 
 impl ViewWriter {
@@ -261,7 +332,7 @@ impl ViewWriter {
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the store fails.
     pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.rows += batch.num_rows() as u64;
+        self.fingerprint.add(batch)?;
         self.writer.write(batch).await.map_err(|error| failed(&self.path, error))
     }
 
@@ -271,7 +342,14 @@ impl ViewWriter {
     /// As [`Self::write`].
     pub async fn finish(mut self) -> Result<DataFile> {
         self.writer.finish().await.map_err(|error| failed(&self.path, error))?;
-        Ok(DataFile { path: self.path.to_string(), rows: self.rows, bytes: self.writer.bytes_written() as u64 })
+        Ok(DataFile {
+            path: self.path.to_string(),
+            rows: self.fingerprint.rows(),
+            bytes: self.writer.bytes_written() as u64,
+            fingerprint: Some(self.fingerprint.sum()),
+            event_times: self.fingerprint.event_times(),
+            commit: None,
+        })
     }
 }
 

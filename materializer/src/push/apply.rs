@@ -124,10 +124,15 @@ impl Shared {
     ) -> Result<Option<Timestamp>> {
         let mut reached = None;
         for pinned in &view.sources {
-            if catalog.source(pinned)?.event_time == EventTime::Static {
+            let source = catalog.source(pinned)?;
+            if source.event_time == EventTime::Static {
                 continue;
             }
-            let told = if self.knows(&pinned.name) { self.watermark(&pinned.name).or(committed) } else { committed };
+            let told = if self.knows(&pinned.name) || source.query.is_none() {
+                self.watermark(&pinned.name).or(committed)
+            } else {
+                committed
+            };
             reached = Some(reached.map_or(told, |least: Option<Timestamp>| least.min(told)));
         }
         Ok(reached.flatten())

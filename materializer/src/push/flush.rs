@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{PushEntry, PushHistoryState, PushedEvents};
+use springhouse_featurestore::push::{PushEntry, PushHistoryState, PushedEvents, late_events};
 use springhouse_featurestore::tier::{PushedRange, ViewCommit, ViewCommitKind};
 
 use super::Shared;
@@ -30,6 +30,10 @@ impl Shared {
             let now = self.jobs.clock().now();
             self.jobs.pushed().commit(&mut history, now, until, watermarks, &events).await?;
             tracing::info!(until, pushes = entries.len(), "flushed");
+            // From here on it is so, whatever fails below. Whoever computes rows that reach back sees the entries in one
+            // place or the other.
+            let _changing = self.changing.lock().await;
+            *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history.clone());
         }
         let catalog = (self.catalog)();
         let mut committed = history.until;
@@ -37,9 +41,7 @@ impl Shared {
             let attempt = || self.commit_rows(&catalog, view, &sources, &history, &held);
             committed = committed.min(until_first(view, attempt).await?);
         }
-        // Whoever computes rows that reach back sees the entries in one place or the other.
         let _changing = self.changing.lock().await;
-        *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history);
         self.log.trim(committed)?;
         Ok(committed)
     }
@@ -76,9 +78,24 @@ impl Shared {
             let rows = self.rows_of(catalog, view, &entries).await?;
             self.jobs.write_file(view, &log, &state, rows).await?
         };
-        let (at, kind) = (self.jobs.clock().now(), ViewCommitKind::Push);
-        let read_until = state.read_until;
-        log.commit(&mut state, ViewCommit { at, kind, watermark, read_until, pushed, files }).await?;
+        let mut late = 0;
+        for entry in &entries {
+            if let Some(source) = view.sources.iter().find(|source| source.name == entry.source) {
+                late += late_events(catalog.source(source)?, &entry.events);
+            }
+        }
+        let commit = ViewCommit {
+            at: self.jobs.clock().now(),
+            kind: ViewCommitKind::Push,
+            watermark,
+            read_until: state.read_until,
+            pushed,
+            late,
+            history: None,
+            restated: None,
+            files,
+        };
+        log.commit(&mut state, commit).await?;
         Ok(history.until)
     }
 }

@@ -124,11 +124,19 @@ impl FlightServer {
 
     async fn info(&self, command: &Command) -> Result<FlightInfo> {
         let schema = self.schema_of(command).await?;
-        let ticket = Ticket::new(command.to_bytes());
-        Ok(FlightInfo::new()
+        let parts = match command {
+            Command::TrainingSet(set) => set.endpoints().into_iter().map(Command::TrainingSet).collect(),
+            other => vec![other.clone()],
+        };
+        let mut info = FlightInfo::new()
             .try_with_schema(&schema)?
-            .with_endpoint(FlightEndpoint::new().with_ticket(ticket))
-            .with_descriptor(FlightDescriptor::new_cmd(command.to_bytes())))
+            .with_ordered(false)
+            .with_descriptor(FlightDescriptor::new_cmd(command.to_bytes()));
+        // Without a place: tickets hold all that is needed, and any replica answers them.
+        for part in parts {
+            info = info.with_endpoint(FlightEndpoint::new().with_ticket(Ticket::new(part.to_bytes())));
+        }
+        Ok(info)
     }
 }
 

@@ -11,9 +11,12 @@ use springhouse_featurestore::{ErrorKind, Result};
 
 use super::Checker;
 use crate::diagnostic::{SourceFile, suggest};
-use crate::parse::{EntityStatement, Located, SourceStatement, Statement, TableStatement};
+use crate::parse::{EntityStatement, Events, Located, PushedColumn, SourceStatement, Statement, TableStatement};
 use crate::print::print;
 use crate::session::columns_of;
+
+/// A source's query, the tables that it reads, and the columns that it yields.
+type SourceEvents = (Option<String>, Vec<String>, Vec<Column>);
 
 impl Checker<'_> {
     pub(super) async fn check_table(
@@ -50,20 +53,11 @@ impl Checker<'_> {
         statement: &Statement,
         source: &SourceStatement,
     ) -> Result<()> {
-        let names: Vec<String> = self.tables.keys().cloned().collect();
-        let Some(tables) = self.relations(file, &source.query, "table", &names) else { return Ok(()) };
-        let query = source.query.value.to_string();
-        if let Err(error) = self.session.context().sql(&query).await {
-            self.query_fault(file, source.query.at, &error);
-            return Ok(());
-        }
-        let columns = match self.session.source_frame(&query, &source.event_time.value).await {
-            Ok(frame) => columns_of(&frame)?,
-            Err(error) => {
-                self.error_fault(file, source.query.at, &error);
-                return Ok(());
-            }
+        let read = match &source.events {
+            Events::Query(query) => self.check_history(file, source, query).await?,
+            Events::Pushed(columns) => self.check_pushed(file, source, columns),
         };
+        let Some((query, tables, columns)) = read else { return Ok(()) };
         if !self.check_times(file, source, &columns) {
             return Ok(());
         }
@@ -74,6 +68,7 @@ impl Checker<'_> {
             text,
             event_time: source.event_time.value.clone(),
             available: source.available.value.clone(),
+            lateness: source.lateness.as_ref().map(|span| span.value),
             query,
             tables,
             columns,
@@ -82,6 +77,53 @@ impl Checker<'_> {
         self.sources.insert(checked.name.clone(), checked.clone());
         self.checked.definitions.push(Definition::Source(checked));
         Ok(())
+    }
+
+    /// The query, tables and columns of a source that has a history; `None` after reporting what is wrong.
+    async fn check_history(
+        &mut self,
+        file: &SourceFile,
+        source: &SourceStatement,
+        query: &Located<Box<Query>>,
+    ) -> Result<Option<SourceEvents>> {
+        let names: Vec<String> = self.tables.keys().cloned().collect();
+        let Some(tables) = self.relations(file, query, "table", &names) else { return Ok(None) };
+        let (text, at) = (query.value.to_string(), query.at);
+        if let Err(error) = self.session.context().sql(&text).await {
+            self.query_fault(file, at, &error);
+            return Ok(None);
+        }
+        match self.session.source_frame(&text, &source.event_time.value).await {
+            Ok(frame) => Ok(Some((Some(text), tables, columns_of(&frame)?))),
+            Err(error) => {
+                self.error_fault(file, at, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The same of a source whose events are all pushed.
+    fn check_pushed(
+        &mut self,
+        file: &SourceFile,
+        source: &SourceStatement,
+        columns: &[PushedColumn],
+    ) -> Option<SourceEvents> {
+        let mut seen = BTreeSet::new();
+        for (name, _) in columns {
+            if !seen.insert(&name.value) {
+                self.fault(file, name.at, format!("the column '{}' is given twice", name.value), None);
+                return None;
+            }
+        }
+        if source.event_time.value == EventTime::Static || matches!(source.available.value, Available::Delay(_)) {
+            let help = "name the column that says when an event happened: EVENT TIME column, and AVAILABLE AT column \
+                        where pushes are to be stamped as they come";
+            self.fault(file, source.event_time.at, "pushed events have times of their own", Some(help.to_owned()));
+            return None;
+        }
+        let columns = columns.iter().map(|(name, kind)| Column::nullable(&name.value, *kind)).collect();
+        Some((None, Vec::new(), columns))
     }
 
     /// Whether the source's time columns are there and are times.

@@ -48,6 +48,11 @@ impl<'a> Cursor<'a> {
         Self { file, parser: Parser::new(&DIALECT).with_tokens_with_locations(tokens.to_vec()), end }
     }
 
+    /// The file that is read.
+    pub(super) fn file(&self) -> &SourceFile {
+        self.file
+    }
+
     /// The place of the next token.
     pub(super) fn position(&self) -> Position {
         let token = self.parser.peek_token_ref();

@@ -63,9 +63,23 @@ pub struct SourceStatement {
     pub event_time: Located<EventTime>,
     /// When they could be known.
     pub available: Located<Available>,
-    /// The query over tables.
-    pub query: Located<Box<Query>>,
+    /// How much later than they happened they may become known and still count.
+    pub lateness: Option<Located<Span>>,
+    /// Where they come from.
+    pub events: Events,
 }
+
+/// Where a source's events come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Events {
+    /// `AS query` over tables; pushed ones come beside them.
+    Query(Located<Box<Query>>),
+    /// `AS PUSHED (column type, ...)`: all are pushed.
+    Pushed(Vec<PushedColumn>),
+}
+
+/// A column of pushed events, and its type.
+pub type PushedColumn = (Located<String>, ColumnType);
 
 /// `CREATE ENTITY name KEY (column type, ...)`.
 #[derive(Debug, Clone, PartialEq)]
@@ -247,12 +261,28 @@ pub(super) fn parse_source(cursor: &mut Cursor<'_>) -> Parse<SourceStatement> {
     if event_time == EventTime::Static && available != Available::AtEventTime {
         return Err(cursor.fault(available_at, "a STATIC source holds at every time; it has no available time"));
     }
+    let lateness = if cursor.take_word("LATENESS") { Some(cursor.interval()?) } else { None };
+    if let Some(lateness) = lateness.as_ref().filter(|_| !matches!(available, Available::Column(_))) {
+        return Err(cursor.fault(lateness.at, "LATENESS needs AVAILABLE AT column").help_boxed(
+            "an event's lateness is its available time less its event time: say which column tells when it became known",
+        ));
+    }
     cursor.expect_words(&["AS"])?;
-    let query = cursor.query()?;
+    let events = if cursor.take_word("PUSHED") {
+        Events::Pushed(pushed_columns(cursor)?)
+    } else {
+        Events::Query(cursor.query()?)
+    };
     Ok(SourceStatement {
         name,
         event_time: Located { value: event_time, at },
         available: Located { value: available, at: available_at },
-        query,
+        lateness,
+        events,
     })
+}
+
+/// `(column type, ...)` after `AS PUSHED`.
+pub(super) fn pushed_columns(cursor: &mut Cursor<'_>) -> Parse<Vec<PushedColumn>> {
+    cursor.list(|cursor| Ok((cursor.name("a column")?, cursor.column_type()?)))
 }

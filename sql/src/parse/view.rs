@@ -1,10 +1,22 @@
 //! `CREATE FEATURE VIEW`.
+//!
+//! `AS PUSHED (column type, ...)` is short for a source of the view's name whose events are all pushed, and
+//! `AS SELECT` of its columns.
 
-use springhouse_featurestore::definition::WindowLength;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use springhouse_featurestore::definition::{Available, EventTime, WindowLength};
 use springhouse_featurestore::time::Span;
 
 use super::cursor::Cursor;
-use super::{HelpBoxed, Located, Parse, ViewStatement, WindowsClause, WrittenWindow};
+use super::statement::pushed_columns;
+use super::{
+    Events, HelpBoxed, Located, Parse, PushedColumn, SourceStatement, ViewStatement, WindowsClause, WrittenWindow,
+};
+use crate::print::quoted;
+
+/// How often a pushed view is refreshed where it does not say: a refresh begins it, and follows its producers' watermark.
+const PUSHED_REFRESH: Span = Span::from_secs(60);
 
 #[derive(Default)]
 struct Clauses {
@@ -14,6 +26,8 @@ struct Clauses {
     refresh_every: Option<Located<Span>>,
     ttl: Option<Located<Span>>,
     lookback: Option<Located<Span>>,
+    available: Option<Located<String>>,
+    lateness: Option<Located<Span>>,
 }
 
 /// Sets a clause that may be given once.
@@ -25,13 +39,29 @@ pub(super) fn once<T>(cursor: &Cursor<'_>, name: &str, slot: &mut Option<Located
     Ok(())
 }
 
-pub(super) fn parse_view(cursor: &mut Cursor<'_>) -> Parse<Box<ViewStatement>> {
+/// A view, and the source that a pushed one stands on.
+pub(super) fn parse_view(cursor: &mut Cursor<'_>) -> Parse<(Option<SourceStatement>, Box<ViewStatement>)> {
     let name = cursor.name("the view's name")?;
     let mut clauses = Clauses::default();
     while !cursor.take_word("AS") {
         parse_clause(cursor, &mut clauses)?;
     }
-    let query = cursor.query()?;
+    let at = cursor.position();
+    let (source, query) = if cursor.take_word("PUSHED") {
+        let columns = pushed_columns(cursor)?;
+        let text: Vec<String> = columns.iter().map(|(name, _)| quoted(&name.value)).collect();
+        let text = format!("SELECT {} FROM {}", text.join(", "), quoted(&name.value));
+        let query = Parser::new(&GenericDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query());
+        let query = query.map_err(|error| super::cursor::sql_fault(cursor.file(), at, &error))?;
+        (Some(pushed_source(cursor, &name, &mut clauses, columns)?), Located { value: query, at })
+    } else {
+        if let Some(at) = clauses.available.as_ref().map(|of| of.at).or(clauses.lateness.as_ref().map(|of| of.at)) {
+            return Err(cursor
+                .fault(at, "AVAILABLE AT and LATENESS belong to the source of a view's events")
+                .help_boxed("a view has them only where it is AS PUSHED (column type, ...)"));
+        }
+        (None, cursor.query()?)
+    };
     let missing = |clause: &str, example: &str| {
         Err(cursor.fault(name.at, format!("the view has no {clause}")).help_boxed(format!("add {example}")))
     };
@@ -39,7 +69,7 @@ pub(super) fn parse_view(cursor: &mut Cursor<'_>) -> Parse<Box<ViewStatement>> {
     let Some(refresh_every) = clauses.refresh_every else {
         return missing("REFRESH EVERY", "REFRESH EVERY '10 minutes', or as often as its contracts need");
     };
-    Ok(Box::new(ViewStatement {
+    let view = ViewStatement {
         name,
         entity,
         event_time: clauses.event_time,
@@ -48,7 +78,45 @@ pub(super) fn parse_view(cursor: &mut Cursor<'_>) -> Parse<Box<ViewStatement>> {
         ttl: clauses.ttl,
         lookback: clauses.lookback,
         query,
-    }))
+    };
+    Ok((source, Box::new(view)))
+}
+
+/// The source that a view `AS PUSHED` stands on.
+fn pushed_source(
+    cursor: &Cursor<'_>,
+    name: &Located<String>,
+    clauses: &mut Clauses,
+    columns: Vec<PushedColumn>,
+) -> Parse<SourceStatement> {
+    let Some(event_time) = clauses.event_time.take() else {
+        return Err(cursor
+            .fault(name.at, "the view has no EVENT TIME")
+            .help_boxed("add EVENT TIME and the pushed column that says when a row began to hold"));
+    };
+    let windows = clauses.windows.as_ref().map(|of| of.at);
+    if let Some(at) = windows.or(clauses.lookback.as_ref().map(|of| of.at)) {
+        return Err(cursor
+            .fault(at, "WINDOWS and LOOKBACK are for views that are computed; this one is pushed")
+            .help_boxed("declare CREATE SOURCE name ... AS PUSHED (...), and a view with a query over it"));
+    }
+    clauses.refresh_every.get_or_insert(Located { value: PUSHED_REFRESH, at: name.at });
+    let at = name.at;
+    let available = clauses.available.take();
+    let lateness = clauses.lateness.take();
+    if let (None, Some(lateness)) = (&available, &lateness) {
+        return Err(cursor.fault(lateness.at, "LATENESS needs AVAILABLE AT column"));
+    }
+    Ok(SourceStatement {
+        name: name.clone(),
+        event_time: Located { value: EventTime::Column { column: event_time.value, zone: None }, at: event_time.at },
+        available: available.map_or(Located { value: Available::AtEventTime, at }, |column| Located {
+            value: Available::Column(column.value),
+            at: column.at,
+        }),
+        lateness,
+        events: Events::Pushed(columns),
+    })
 }
 
 fn parse_clause(cursor: &mut Cursor<'_>, clauses: &mut Clauses) -> Parse<()> {
@@ -68,6 +136,12 @@ fn parse_clause(cursor: &mut Cursor<'_>, clauses: &mut Clauses) -> Parse<()> {
     } else if cursor.take_word("LOOKBACK") {
         let span = cursor.interval()?;
         once(cursor, "LOOKBACK", &mut clauses.lookback, span)
+    } else if cursor.take_words(&["AVAILABLE", "AT"]) {
+        let column = cursor.name("the available-time column")?;
+        once(cursor, "AVAILABLE AT", &mut clauses.available, column)
+    } else if cursor.take_word("LATENESS") {
+        let span = cursor.interval()?;
+        once(cursor, "LATENESS", &mut clauses.lateness, span)
     } else if cursor.take_word("WINDOWS") {
         let windows = parse_windows(cursor)?;
         once(cursor, "WINDOWS", &mut clauses.windows, Located { value: windows, at })

@@ -24,7 +24,7 @@ use springhouse_featurestore::lookup::event_time_column;
 use super::latest::LatestRows;
 use super::sides::{Columns, RowSide, SpineSide};
 use super::windows::WindowSums;
-use super::{AVAILABLE_TIME, VISIBLE_TIME, added_fields, ascending};
+use super::{AVAILABLE_TIME, RowsAsOf, VISIBLE_TIME, added_fields, ascending, in_event_order};
 
 /// Joins two sides that are spread by key and sorted: see the module's page.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct PointInTimeExec {
     columns: Columns,
     /// What is answered: the newest row, or windows over the rows.
     windowed: Option<Arc<Windowed>>,
+    /// Whether rows come in the order in which they happened.
+    in_event_order: bool,
     /// What serving knew at a time; without it, everything that was known.
     served: Option<Arc<ServingHistory>>,
     schema: SchemaRef,
@@ -42,7 +44,8 @@ pub struct PointInTimeExec {
 
 impl PointInTimeExec {
     /// A join of a view's `rows` to `spine`; both must have as many partitions, spread by the view's keys, and be sorted
-    /// by (keys, time) and (keys, visible time, event time, available time, values).
+    /// by (keys, time) and (keys, visible time, event time, available time, values), the visible time left out where it
+    /// is in the order of the event time.
     ///
     /// # Errors
     /// When a column is missing.
@@ -52,7 +55,7 @@ impl PointInTimeExec {
         view: &FeatureView,
         time: &str,
         payload: &[&str],
-        served: Option<Arc<ServingHistory>>,
+        as_of: &RowsAsOf,
     ) -> Result<Self> {
         let keys: Vec<&str> = view.keys.iter().map(|key| key.name.as_str()).collect();
         let keys = keys.as_slice();
@@ -84,7 +87,8 @@ impl PointInTimeExec {
             Boundedness::Bounded,
         ));
         let windowed = view.windowed.clone().map(Arc::new);
-        Ok(Self { spine, rows, columns, windowed, served, schema, properties })
+        let (in_event_order, served) = (in_event_order(view, as_of), as_of.served());
+        Ok(Self { spine, rows, columns, windowed, in_event_order, served, schema, properties })
     }
 }
 
@@ -132,6 +136,7 @@ impl ExecutionPlan for PointInTimeExec {
             rows,
             columns: self.columns.clone(),
             windowed: self.windowed.clone(),
+            in_event_order: self.in_event_order,
             served: self.served.clone(),
             schema: Arc::clone(&self.schema),
             properties: Arc::clone(&self.properties),
@@ -149,7 +154,7 @@ impl ExecutionPlan for PointInTimeExec {
         let schema = Arc::clone(&self.schema);
         let batches = match &self.windowed {
             Some(windowed) => {
-                let sums = WindowSums::new(spine, rows, &self.columns, windowed, schema)?;
+                let sums = WindowSums::new(spine, rows, &self.columns, windowed, self.in_event_order, schema)?;
                 stream::try_unfold(sums, |mut sums| async move { Ok(sums.next().await?.map(|batch| (batch, sums))) })
                     .boxed()
             }

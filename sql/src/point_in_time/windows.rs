@@ -1,5 +1,6 @@
-//! The sweep for windowed views: events are added to their key's tiles as they become visible, and each question is
-//! answered from the tiles that its windows cover.
+//! The sweep for windowed views: events are added to what is kept of their key as they become visible, and each question
+//! is answered from that: windows that run along where events come in order and all aggregates can take away what has
+//! passed, else tiles.
 
 use std::sync::Arc;
 
@@ -7,14 +8,56 @@ use arrow::array::{RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
 use arrow::row::OwnedRow;
 use datafusion::error::{DataFusionError, Result};
-use springhouse_featurestore::aggregate::{Arguments, EntityTiles, FeatureBuilder, Summaries, TileLayout};
+use springhouse_featurestore::aggregate::{
+    Arguments, EntityTiles, FeatureBuilder, RunningWindows, Summaries, TileLayout, Value,
+};
 use springhouse_featurestore::definition::Windowed;
 use springhouse_featurestore::time::Timestamp;
 
 use super::sides::{Columns, Question, RowBatch, RowSide, SpineSide, take};
 
-/// A window's summaries for each window of a view, and the event time of the entity's newest event.
-type Answer = (Vec<Summaries>, i64);
+/// What is kept of a key.
+enum Kept {
+    Running(RunningWindows),
+    Tiles(EntityTiles),
+}
+
+impl Kept {
+    fn begin(&mut self) {
+        match self {
+            Self::Running(windows) => windows.clear(),
+            Self::Tiles(tiles) => *tiles = EntityTiles::default(),
+        }
+    }
+
+    fn add<'a>(
+        &mut self,
+        layout: &TileLayout,
+        [event, available]: [Timestamp; 2],
+        value_of: impl Fn(usize) -> Option<Value<'a>>,
+    ) {
+        match self {
+            Self::Running(windows) => windows.add(layout, event, available, value_of),
+            Self::Tiles(tiles) => tiles.add(layout, event, available, value_of),
+        }
+    }
+
+    /// What the windows hold as of a time, and the event time of the newest event.
+    fn windows(&mut self, layout: &TileLayout, as_of: Timestamp, answer: &mut Vec<Summaries>) -> Option<i64> {
+        let newest = match self {
+            Self::Running(windows) => {
+                windows.windows(layout, as_of, answer);
+                windows.newest()
+            }
+            Self::Tiles(tiles) => {
+                tiles.forget_before(layout, as_of);
+                *answer = tiles.windows(layout, as_of);
+                tiles.newest()
+            }
+        };
+        newest.map(|(event, _)| event.micros())
+    }
+}
 
 pub(super) struct WindowSums {
     spine: SpineSide,
@@ -25,7 +68,11 @@ pub(super) struct WindowSums {
     schema: SchemaRef,
     /// The arguments of the batch of rows being read.
     arguments: Option<(Arc<RowBatch>, Arguments)>,
-    held: Option<(OwnedRow, EntityTiles)>,
+    /// The key whose events are kept.
+    key: Option<OwnedRow>,
+    kept: Kept,
+    /// The last answer's windows.
+    answer: Vec<Summaries>,
 }
 
 fn failed(error: springhouse_featurestore::Error) -> DataFusionError {
@@ -38,11 +85,18 @@ impl WindowSums {
         rows: RowSide,
         columns: &Columns,
         windowed: &Arc<Windowed>,
+        in_event_order: bool,
         schema: SchemaRef,
     ) -> Result<Self> {
         let layout = Arc::new(TileLayout::new(windowed).map_err(failed)?);
-        let payload = columns.payload.clone();
-        Ok(Self { spine, rows, payload, windowed: Arc::clone(windowed), layout, schema, arguments: None, held: None })
+        let (payload, windowed) = (columns.payload.clone(), Arc::clone(windowed));
+        let kept = if in_event_order && RunningWindows::serves(&layout) {
+            Kept::Running(RunningWindows::default())
+        } else {
+            Kept::Tiles(EntityTiles::default())
+        };
+        let (arguments, key, answer) = (None, None, Vec::new());
+        Ok(Self { spine, rows, payload, windowed, layout, schema, arguments, key, kept, answer })
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
@@ -56,8 +110,8 @@ impl WindowSums {
                 Some(question) => self.answer(question).await?,
                 None => None,
             };
-            events.push(answer.as_ref().map(|(_, event)| *event));
-            features.append(answer.as_ref().map(|(windows, _)| windows.as_slice()));
+            events.push(answer);
+            features.append(answer.map(|_| self.answer.as_slice()));
         }
         let mut columns = batch.columns().to_vec();
         columns.extend(features.finish().map_err(failed)?);
@@ -66,8 +120,9 @@ impl WindowSums {
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?))
     }
 
-    /// Adds all events that were known of a key, then asks.
-    async fn answer(&mut self, Question { key, time, known }: Question<'_>) -> Result<Option<Answer>> {
+    /// Adds all events that were known of a key, then asks. Returns the event time of its newest event, if it has one; the
+    /// windows are in `self.answer`.
+    async fn answer(&mut self, Question { key, time, known }: Question<'_>) -> Result<Option<i64>> {
         while let Some((batch, at)) = self.rows.next_until(key, known).await? {
             let of = batch.keys.row(at);
             // Events of keys that the spine does not ask for are passed over.
@@ -78,18 +133,18 @@ impl WindowSums {
                 let arguments = Arguments::new(&self.windowed, &take(&batch.batch, &self.payload)).map_err(failed)?;
                 self.arguments = Some((Arc::clone(batch), arguments));
             }
-            if self.held.as_ref().is_none_or(|(held, _)| held.row() != of) {
-                self.held = Some((of.owned(), EntityTiles::default()));
+            if self.key.as_ref().is_none_or(|held| held.row() != of) {
+                self.key = Some(of.owned());
+                self.kept.begin();
             }
-            if let (Some((_, tiles)), Some((_, arguments))) = (&mut self.held, &self.arguments) {
-                let [event, available] =
-                    [&batch.event, &batch.available].map(|times| Timestamp::from_micros(times.value(at)));
-                tiles.add(&self.layout, event, available, |argument| arguments.value(argument, at));
+            if let Some((_, arguments)) = &self.arguments {
+                let times = [&batch.event, &batch.available].map(|times| Timestamp::from_micros(times.value(at)));
+                self.kept.add(&self.layout, times, |argument| arguments.value(argument, at));
             }
         }
-        let Some((_, tiles)) = self.held.as_mut().filter(|(held, _)| held.row() == key) else { return Ok(None) };
-        let as_of = Timestamp::from_micros(time);
-        tiles.forget_before(&self.layout, as_of);
-        Ok(tiles.newest().map(|(event, _)| (tiles.windows(&self.layout, as_of), event.micros())))
+        if self.key.as_ref().is_none_or(|held| held.row() != key) {
+            return Ok(None);
+        }
+        Ok(self.kept.windows(&self.layout, Timestamp::from_micros(time), &mut self.answer))
     }
 }

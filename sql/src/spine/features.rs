@@ -119,15 +119,17 @@ impl SpineFeatures {
     }
 
     async fn run(self) -> Result<RowStream> {
-        let context = self.session.context().task_ctx();
         let env = self.session.context().runtime_env();
-        let spine = execute_stream(self.ordered_spine()?, Arc::clone(&context)).map_err(query_error)?;
+        let spine = self.ordered_spine()?;
+        let task = self.session.task_of(&spine);
+        let spine = execute_stream(spine, task).map_err(query_error)?;
         let spine = Spilled::write(spine, Arc::clone(&env)).await.map_err(query_error)?;
         let mut parts = vec![Pieces::new(&spine).map_err(query_error)?];
         for entity in &self.entities {
             let keys = SpilledColumns::new(&spine, self.key_columns(entity)?).map_err(query_error)?;
             let plan = self.join(entity, scan(keys).map_err(query_error)?).await?;
-            let joined = execute_stream(plan, Arc::clone(&context)).map_err(query_error)?;
+            let task = self.session.task_of(&plan);
+            let joined = execute_stream(plan, task).map_err(query_error)?;
             let joined = Spilled::write(joined, Arc::clone(&env)).await.map_err(query_error)?;
             parts.push(Pieces::new(&joined).map_err(query_error)?);
         }
