@@ -25,8 +25,8 @@ pub use history::{PushCommit, PushHistory, PushHistoryState};
 pub use log::{Push, PushEntry, PushLog};
 
 use crate::Result;
-use crate::definition::Source;
-use crate::tier::DataFile;
+use crate::definition::{FeatureView, Source};
+use crate::tier::{DataFile, KeyedRow, Mark};
 use crate::time::Timestamp;
 
 /// What a producer says about a batch of events: the JSON in the `app_metadata` of a Flight message. All of it is
@@ -94,6 +94,13 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Those of the store; what was pushed stays in the log.
     async fn flush(&self) -> Result<u64>;
+
+    /// The rows of a view that a tier at this mark lacks of the log, and the mark with them: a view that is loaded anew
+    /// has them from the start.
+    ///
+    /// # Errors
+    /// Those of the log and of the view's query.
+    async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)>;
 
     /// Applies what the tiers lack of the log. The caller holds the lock that keeps others from changing the tiers.
     ///

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use backfill::{Backfill, BackfillAsked, BackfillLog, BackfillPlan};
 pub use disk::DiskTier;
 pub use fingerprint::Fingerprint;
-pub use load::{Packer, Progress, catch_up};
+pub use load::{Packer, Progress, catch_up, catch_up_with};
 pub use memory::MemoryTier;
 pub use object::{
     AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind,

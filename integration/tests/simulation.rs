@@ -1,5 +1,5 @@
-//! A seeded simulation of a store's life: a clock, pushes in any order and again, refreshes, flushes, restarts, object
-//! storage that dies in the middle, and crashes of the process. After each step every lookup is what the oracle says.
+//! A seeded simulation of a store's life: a clock, pushes in any order and again, refreshes, backfills, flushes, restarts,
+//! object storage that dies in the middle, and crashes of the process. After each step every lookup is what the oracle says.
 //!
 //! The same seed gives the same trace. `SPRINGHOUSE_SEEDS` says which seeds are run: `5000`, or `246..247`; the first
 //! thousand are by default.
@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use arrow::array::RecordBatch;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::push::{EventSink, PushHeader};
-use springhouse_featurestore::tier::ObjectStore;
+use springhouse_featurestore::tier::{BackfillAsked, ObjectStore};
+use springhouse_featurestore::time::Span;
 
 use crate::crash::DyingStore;
 use crate::project::{Event, TestProject, at};
@@ -86,7 +87,7 @@ impl World {
     async fn step(&mut self) {
         self.now += 1 + number(self.random.below(3_000));
         self.project.clock.set(at(self.now));
-        let what = match self.random.below(16) {
+        let what = match self.random.below(18) {
             0 => {
                 self.server().pushes.flush().await.expect("flushes");
                 self.server().features.follow(&()).await.expect("follows");
@@ -127,6 +128,17 @@ impl World {
                 }
                 None => "nothing to send again".to_owned(),
             },
+            8 => {
+                // A backfill of history that has not changed: every tier loads the view anew, and nothing is other.
+                let from = number(self.random.below(150_000));
+                let until = from + 1 + number(self.random.below(150_000));
+                let asked =
+                    BackfillAsked { from: Some(at(from)), until: Some(at(until)), every: Span::from_secs(50_000) };
+                let view = self.state.live_views()[0];
+                self.project.jobs().backfill(&self.state, view, asked, &()).await.expect("backfills");
+                self.server().features.follow(&()).await.expect("follows");
+                format!("backfilled from {from} until {until}")
+            }
             _ => self.push().await,
         };
         let answer = self.server().lookup(&USERS);

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog, late_events};
-use springhouse_featurestore::tier::{OnlineTier, Packer};
+use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
@@ -164,6 +164,10 @@ impl EventSink for Pushes {
 
     async fn flush(&self) -> Result<u64> {
         self.shared.flush().await
+    }
+
+    async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)> {
+        self.shared.rows_after(view, mark).await
     }
 
     async fn replay(&self) -> Result<()> {

@@ -247,15 +247,15 @@ impl TrainingSet {
     /// Runs it.
     pub fn execute(&self) -> RowStream {
         let shaper = Arc::clone(&self.shaper);
-        let shaped = self.features.execute().map(move |batch| {
+        let rows = self.features.execute().map(move |batch| {
             let shaper = Arc::clone(&shaper);
             async move {
                 let batch = batch?;
-                let shaped = tokio::task::spawn_blocking(move || shaper.shape(&batch)).await;
-                shaped.map_err(|error| Error::internal("shaping rows panicked").source(error))?
+                let done = tokio::task::spawn_blocking(move || shaper.shape(&batch)).await;
+                done.map_err(|error| Error::internal("shaping rows panicked").source(error))?
             }
         });
-        shaped.buffered(SHAPED_AT_ONCE).boxed()
+        rows.buffered(SHAPED_AT_ONCE).boxed()
     }
 }
 

@@ -11,7 +11,7 @@ use springhouse_featurestore::definition::{Contract, FeatureView, Pinned};
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::push::EventSink;
-use springhouse_featurestore::tier::{DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, ViewLog, catch_up};
+use springhouse_featurestore::tier::{DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, ViewLog, catch_up_with};
 use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
@@ -125,10 +125,11 @@ impl FeatureServer {
         }
         for view in self.state().live_views() {
             let log = ViewLog::new(Arc::clone(&self.store), &view.pinned());
-            catch_up(self.tier.as_ref(), &log, view, progress).await?;
+            let sink = self.sink.get().map(AsRef::as_ref);
+            catch_up_with(self.tier.as_ref(), &log, view, progress, sink).await?;
         }
         match self.sink.get() {
-            // A view that was loaded anew lacks what was pushed since.
+            // Pushes that could not be applied when they came.
             Some(sink) => sink.replay().await,
             None => Ok(()),
         }

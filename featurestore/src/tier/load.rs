@@ -13,6 +13,7 @@ use super::{KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};
 use crate::definition::{Column, FeatureView, Windowed};
 use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout};
+use crate::push::EventSink;
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -52,6 +53,20 @@ pub async fn catch_up(
     view: &FeatureView,
     progress: &dyn Progress,
 ) -> Result<Mark> {
+    catch_up_with(tier, log, view, progress, None).await
+}
+
+/// As [`catch_up`]; a view that is loaded anew has what `sink` holds of its pushes before it is seen.
+///
+/// # Errors
+/// As [`catch_up`].
+pub async fn catch_up_with(
+    tier: &dyn OnlineTier,
+    log: &ViewLog,
+    view: &FeatureView,
+    progress: &dyn Progress,
+    sink: Option<&dyn EventSink>,
+) -> Result<Mark> {
     let mark = tier.mark(log.view())?;
     let packer = Packer::new(view)?;
     let commits = log.commits_after(mark.commit).await?;
@@ -71,7 +86,7 @@ pub async fn catch_up(
         anew |= commit.kind.replaces();
     }
     if anew || rows > APPLY_AT_MOST_ROWS {
-        return load_anew(tier, log, &packer, progress).await;
+        return load_anew(tier, log, (view, &packer), progress, sink).await;
     }
     let mut reached = mark;
     for (number, commit) in commits {
@@ -115,7 +130,13 @@ impl PushedRows {
     }
 }
 
-async fn load_anew(tier: &dyn OnlineTier, log: &ViewLog, packer: &Packer, progress: &dyn Progress) -> Result<Mark> {
+async fn load_anew(
+    tier: &dyn OnlineTier,
+    log: &ViewLog,
+    (view, packer): (&FeatureView, &Packer),
+    progress: &dyn Progress,
+    sink: Option<&dyn EventSink>,
+) -> Result<Mark> {
     let ViewLogState { number, watermark, pushed, files, .. } = log.state().await?;
     progress.begin(&format!("loading {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
     let mut batches = tier.begin_generation(log.view())?;
@@ -127,7 +148,12 @@ async fn load_anew(tier: &dyn OnlineTier, log: &ViewLog, packer: &Packer, progre
             })
             .await?;
     }
-    let mark = Mark { pushed, ..Mark::of_commit(number, watermark) };
+    let mut mark = Mark { pushed, ..Mark::of_commit(number, watermark) };
+    if let Some(sink) = sink {
+        let (rows, with_pushes) = sink.rows_after(view, mark).await?;
+        batches.add(rows)?;
+        mark = with_pushes;
+    }
     batches.finish(mark)?;
     progress.end();
     Ok(mark)
@@ -192,12 +218,12 @@ impl Packer {
         mut each: impl FnMut(u64, Vec<KeyedRow>) -> Result<()>,
     ) -> Result<()> {
         let packed = log.read(file).await?.map(|batch| {
-            let packer = self.clone();
+            let this = self.clone();
             async move {
                 let batch = batch?;
-                let packed = move || Ok((batch.num_rows() as u64, packer.pack(&batch, number)?));
-                let packed = tokio::task::spawn_blocking(packed).await;
-                packed.map_err(|error| Error::internal("packing rows panicked").source(error))?
+                let work = move || Ok((batch.num_rows() as u64, this.pack(&batch, number)?));
+                let done = tokio::task::spawn_blocking(work).await;
+                done.map_err(|error| Error::internal("packing rows panicked").source(error))?
             }
         });
         let mut packed = std::pin::pin!(packed.buffered(PACKED_AT_ONCE));

@@ -8,7 +8,7 @@ use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView};
 use springhouse_featurestore::push::{PushEntry, PushedEvents};
-use springhouse_featurestore::tier::{Mark, Packer};
+use springhouse_featurestore::tier::{KeyedRow, Mark, Packer};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows};
@@ -20,6 +20,15 @@ impl Shared {
     pub(super) async fn replay(&self) -> Result<()> {
         let catalog = (self.catalog)();
         self.apply_missing(&catalog).await
+    }
+
+    /// What a tier at this mark lacks of a view's pushes.
+    pub(super) async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)> {
+        let catalog = (self.catalog)();
+        let found = self.pushed_views(&catalog).into_iter().find(|(pushed, _)| pushed.pinned() == view.pinned());
+        let Some((view, sources)) = found else { return Ok((Vec::new(), mark)) };
+        let entries = if mark.pushed < self.log.last() { self.log.entries_after(mark.pushed)? } else { Vec::new() };
+        self.rows_of_entries(&catalog, view, &sources, mark, &entries).await
     }
 
     pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
@@ -56,6 +65,22 @@ impl Shared {
             // Its first refresh takes what has been pushed until then.
             return Ok(());
         }
+        let (rows, reached) = self.rows_of_entries(catalog, view, sources, mark, entries).await?;
+        if reached != mark {
+            self.tier.apply(&view.pinned(), rows, reached)?;
+        }
+        Ok(())
+    }
+
+    /// The rows that entries bring to a view at a mark, and the mark with them.
+    async fn rows_of_entries(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+        mark: Mark,
+        entries: &[PushEntry],
+    ) -> Result<(Vec<KeyedRow>, Mark)> {
         let new: Vec<PushEntry> = entries
             .iter()
             .filter(|entry| entry.position > mark.pushed && sources.contains(entry.source.as_str()))
@@ -75,10 +100,7 @@ impl Shared {
         }
         let pushed = entries.last().map_or(mark.pushed, |entry| entry.position.max(mark.pushed));
         let watermark = self.watermark_of(catalog, view, mark.committed)?.max(mark.watermark);
-        if pushed != mark.pushed || watermark != mark.watermark {
-            self.tier.apply(&view.pinned(), rows, Mark { watermark, pushed, ..mark })?;
-        }
-        Ok(())
+        Ok((rows, Mark { watermark, pushed, ..mark }))
     }
 
     /// What applying pushes to a view needs, made once.
