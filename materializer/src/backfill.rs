@@ -22,11 +22,11 @@ use springhouse_featurestore::tier::{
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::session::EventRange;
-use springhouse_sql::view_rows::{RowStream, Sources, count_events, outside, rows_between};
+use springhouse_sql::view_rows::{Sources, count_events, outside, rows_between};
 use tokio::sync::Mutex;
 
 use crate::Jobs;
-use crate::jobs::until_first;
+use crate::jobs::{until_first, write_file};
 
 /// What a backfill did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -170,7 +170,7 @@ impl Jobs {
             async move {
                 let session = self.session_of(at_once)?;
                 let rows = rows_between(&session, &sources, view, range, known).await?;
-                let file = write(&self.log(view), view, &name, rows, progress).await?;
+                let file = write_file(&self.log(view), view, &name, rows, progress).await?;
                 let mut backfill = backfill.lock().await;
                 log.done(&mut backfill, index, file).await
             }
@@ -265,7 +265,7 @@ impl Jobs {
         let plan = &backfill.plan;
         let rows = outside(log.read(file).await?, (plan.from, plan.until));
         let name = format!("backfill-{:06}-rest-{index:06}-{:x}", backfill.number, self.writer());
-        let rest = write(log, view, &name, rows, &()).await?;
+        let rest = write_file(log, view, &name, rows, &()).await?;
         Ok(rest.map(|rest| DataFile { commit: file.commit, ..rest }))
     }
 }
@@ -273,31 +273,4 @@ impl Jobs {
 /// Whether a file may hold rows of the stretch.
 fn touches(file: &DataFile, plan: &BackfillPlan) -> bool {
     file.event_times.is_none_or(|(least, greatest)| greatest >= plan.from && least < plan.until)
-}
-
-/// Writes rows as a file; without any there is none.
-async fn write(
-    log: &ViewLog,
-    view: &FeatureView,
-    name: &str,
-    mut rows: RowStream,
-    progress: &dyn Progress,
-) -> Result<Option<DataFile>> {
-    let mut writer = None;
-    while let Some(batch) = rows.try_next().await? {
-        progress.advance(batch.num_rows() as u64);
-        if batch.num_rows() == 0 {
-            continue;
-        }
-        if writer.is_none() {
-            writer = Some(log.write(view, name)?);
-        }
-        if let Some(writer) = &mut writer {
-            writer.write(&batch).await?;
-        }
-    }
-    match writer {
-        Some(writer) => writer.finish().await.map(Some),
-        None => Ok(None),
-    }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use futures::TryStreamExt;
 use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView};
 use springhouse_featurestore::push::PushHistory;
-use springhouse_featurestore::tier::{ObjectStore, ViewLog};
+use springhouse_featurestore::tier::{DataFile, ObjectStore, Progress, ViewLog};
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::session::{Session, SessionOptions};
+use springhouse_sql::view_rows::RowStream;
 
 /// The store, the session's options and the clock that jobs run with. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -127,6 +129,36 @@ pub(crate) async fn until_first<T, F: Future<Output = Result<T>>>(
         }
     }
     attempt().await
+}
+
+/// Writes rows of a view as a file of this name; without any there is none.
+///
+/// # Errors
+/// Those of computing the rows and of the store.
+pub(crate) async fn write_file(
+    log: &ViewLog,
+    view: &FeatureView,
+    name: &str,
+    mut rows: RowStream,
+    progress: &dyn Progress,
+) -> Result<Option<DataFile>> {
+    let mut writer = None;
+    while let Some(batch) = rows.try_next().await? {
+        progress.advance(batch.num_rows() as u64);
+        if batch.num_rows() == 0 {
+            continue;
+        }
+        if writer.is_none() {
+            writer = Some(log.write(view, name)?);
+        }
+        if let Some(writer) = &mut writer {
+            writer.write(&batch).await?;
+        }
+    }
+    match writer {
+        Some(writer) => writer.finish().await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The views that a contract pins, in the order of its rules.

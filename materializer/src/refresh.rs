@@ -6,7 +6,6 @@
 //! Run again at T it finds nothing to do. Cut off anywhere before the commit's conditional put it has changed nothing
 //! that a reader sees; of two that race one wins and the other looks again.
 
-use futures::TryStreamExt;
 use serde::Serialize;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
@@ -20,7 +19,7 @@ use springhouse_sql::session::query_error;
 use springhouse_sql::view_rows::{RowStream, Sources, view_rows};
 
 use crate::Jobs;
-use crate::jobs::until_first;
+use crate::jobs::{until_first, write_file};
 
 /// What a refresh did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -156,21 +155,10 @@ impl Jobs {
         view: &FeatureView,
         log: &ViewLog,
         state: &ViewLogState,
-        mut rows: RowStream,
+        rows: RowStream,
     ) -> Result<Vec<DataFile>> {
-        let mut writer = None;
-        while let Some(batch) = rows.try_next().await? {
-            if writer.is_none() {
-                writer = Some(log.write(view, &format!("{:012}-{:x}", state.number + 1, self.writer()))?);
-            }
-            if let Some(writer) = &mut writer {
-                writer.write(&batch).await?;
-            }
-        }
-        match writer {
-            Some(writer) => Ok(vec![writer.finish().await?]),
-            None => Ok(Vec::new()),
-        }
+        let name = format!("{:012}-{:x}", state.number + 1, self.writer());
+        Ok(write_file(log, view, &name, rows, &()).await?.into_iter().collect())
     }
 }
 

@@ -4,10 +4,12 @@
 //! tables (files) -> sources (normalised: our types, UTC, optionally a range of events) -> views (keys, features, times)
 //! ```
 
+mod sources;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use arrow::datatypes::SchemaRef;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
@@ -20,15 +22,13 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_
 use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::{CreateExternalTable, DFParser, Statement};
 use futures::TryStreamExt;
-use springhouse_featurestore::definition::{
-    Available, Column, ColumnType, EventTime, FeatureView, Rejects, RowTime, Source, Table,
-};
-use springhouse_featurestore::push::PushedEvents;
+use springhouse_featurestore::definition::{Column, ColumnType, FeatureView, RowTime, Table};
 use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, ObjectStore};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
-use crate::pushed::of_schema;
+pub use sources::EventRange;
+
 use crate::windowed::EventQuery;
 
 /// Where view data is found by DataFusion.
@@ -49,24 +49,6 @@ pub struct SessionOptions {
     pub memory_bytes: usize,
     /// How many threads one query uses.
     pub partitions: usize,
-}
-
-/// The events of sources that a query is to see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EventRange {
-    /// The least event time; [`Timestamp::MIN`] for all.
-    pub from: Timestamp,
-    /// The greatest event time.
-    pub until: Timestamp,
-    /// The greatest event time and available time (rule T3).
-    pub known: Timestamp,
-}
-
-impl EventRange {
-    /// Everything that was known by a time.
-    pub fn known_by(until: Timestamp) -> Self {
-        Self { from: Timestamp::MIN, until, known: until }
-    }
 }
 
 /// A DataFusion session over a project.
@@ -229,54 +211,6 @@ impl Session {
         }
     }
 
-    /// Adds a source under its name, with the events of its history in a range.
-    ///
-    /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] names the column that is gone or of another type.
-    pub async fn add_source(&self, source: &Source, range: Option<EventRange>) -> Result<()> {
-        let history = self.history(source).await?;
-        self.register(source, history, range)
-    }
-
-    /// Adds a source under its name, with the events of a range: those of its history if they are wanted, and pushed ones.
-    ///
-    /// # Errors
-    /// As [`Self::add_source`].
-    pub async fn add_events(
-        &self,
-        source: &Source,
-        range: Option<EventRange>,
-        history: bool,
-        pushed: &PushedEvents,
-        store: &Arc<dyn ObjectStore>,
-    ) -> Result<()> {
-        let events = self.events(source, history, pushed, store).await?;
-        self.register(source, events, range)
-    }
-
-    /// The events that a source rejects since they became known too late, of those that became known after `since` (all,
-    /// where it is `None`) and by `until`.
-    ///
-    /// # Errors
-    /// As [`Self::add_source`].
-    pub async fn rejected_events(
-        &self,
-        source: &Source,
-        pushed: &PushedEvents,
-        store: &Arc<dyn ObjectStore>,
-        since: Option<Timestamp>,
-        until: Timestamp,
-    ) -> Result<Option<DataFrame>> {
-        let Some(rejects) = source.rejects() else { return Ok(None) };
-        let known = || ident(rejects.available_time);
-        let mut wanted = is_late(rejects).and(known().lt_eq(lit(timestamp(until))));
-        if let Some(since) = since {
-            wanted = wanted.and(known().gt(lit(timestamp(since))));
-        }
-        let events = self.events(source, true, pushed, store).await?;
-        events.filter(wanted).map(Some).map_err(query_error)
-    }
-
     /// Adds a query under a name that nothing has yet.
     ///
     /// # Errors
@@ -286,101 +220,6 @@ impl Session {
             self.context.register_table(name, frame.into_view()).map_err(query_error)?;
         }
         Ok(())
-    }
-
-    /// All events of a source, those that it rejects included: its history's if it is wanted, and pushed ones.
-    async fn events(
-        &self,
-        source: &Source,
-        history: bool,
-        pushed: &PushedEvents,
-        store: &Arc<dyn ObjectStore>,
-    ) -> Result<DataFrame> {
-        let mut parts = Vec::new();
-        if history && source.query.is_some() {
-            parts.push(self.history(source).await?);
-        }
-        let schema = Column::to_schema(source.columns.iter());
-        if let Some(files) = pushed.files.get(&source.name) {
-            parts.push(self.data_files(store, files, &schema, &[]).await?);
-        }
-        let batches = pushed.batches.get(&source.name).into_iter().flatten();
-        let batches = batches.map(|batch| of_schema(batch, &schema)).collect::<Result<Vec<_>>>()?;
-        if !batches.is_empty() || parts.is_empty() {
-            let empty = arrow::array::RecordBatch::new_empty(Arc::clone(&schema));
-            let batches = if batches.is_empty() { vec![empty] } else { batches };
-            parts.push(self.context.read_batches(batches).map_err(query_error)?);
-        }
-        let columns: Vec<Expr> = source.columns.iter().map(|column| ident(&column.name)).collect();
-        let mut whole: Option<DataFrame> = None;
-        for part in parts {
-            let part = part.select(columns.clone()).map_err(query_error)?;
-            whole = Some(match whole {
-                Some(whole) => whole.union(part).map_err(query_error)?,
-                None => part,
-            });
-        }
-        whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))
-    }
-
-    /// Registers those events of a source that it does not reject, within a range.
-    pub(crate) fn register(&self, source: &Source, events: DataFrame, range: Option<EventRange>) -> Result<()> {
-        let mut frame = match range {
-            Some(range) => limit(events, source, range)?,
-            None => events,
-        };
-        if let Some(rejects) = source.rejects() {
-            frame = frame.filter(is_late(rejects).is_not_true()).map_err(query_error)?;
-        }
-        self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
-        Ok(())
-    }
-
-    /// The events that a source's query reads.
-    async fn history(&self, source: &Source) -> Result<DataFrame> {
-        let Some(query) = &source.query else {
-            let none = arrow::array::RecordBatch::new_empty(Column::to_schema(source.columns.iter()));
-            return self.context.read_batch(none).map_err(query_error);
-        };
-        let frame = self.source_frame(query, &source.event_time).await.map_err(|error| {
-            Error::invalid("a source's query no longer fits its tables").with("source", &source.name).source(error)
-        })?;
-        let now = columns_of(&frame)?;
-        for column in &source.columns {
-            if !now.contains(column) {
-                return Err(Error::invalid("a source's column is gone or of another type")
-                    .with("source", &source.name)
-                    .with("expected", column)
-                    .with("found", now.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
-                    .remedy("restore the table's file, or change the source and apply"));
-            }
-        }
-        Ok(frame)
-    }
-
-    /// A source's query with every column in one of our types, and the event time in UTC.
-    ///
-    /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan, and for types that cannot be carried.
-    pub async fn source_frame(&self, query: &str, event_time: &EventTime) -> Result<DataFrame> {
-        let frame = self.context.sql(query).await.map_err(query_error)?;
-        let mut columns = Vec::new();
-        for field in frame.schema().fields() {
-            let mut expression = ident(field.name());
-            let mut data_type = field.data_type().clone();
-            if let EventTime::Column { column, zone: Some(zone) } = event_time
-                && column == field.name()
-                && matches!(data_type, DataType::Timestamp(_, None))
-            {
-                data_type = DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from(zone.as_str())));
-                expression = cast(expression, data_type.clone());
-            }
-            let wanted =
-                ColumnType::from_arrow(&data_type).map_err(|error| error.with("column", field.name()))?.to_arrow();
-            let expression = if data_type == wanted { expression } else { cast(expression, wanted) };
-            columns.push(expression.alias(field.name()));
-        }
-        frame.select(columns).map_err(query_error)
     }
 
     /// A view's rows as data files hold them: keys, features (of a windowed view its events' arguments), `@event_time`, `@available_time`. Rows without a key or a
@@ -474,29 +313,6 @@ impl Session {
         let read = self.context.read_parquet(paths, options).await;
         read.map_err(|error| Error::damaged("data files of the store cannot be read").source(error))
     }
-}
-
-/// Keeps the events of a range. Rows without an event time never happened.
-fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFrame> {
-    let EventTime::Column { column, .. } = &source.event_time else { return Ok(frame) };
-    let event_until = match &source.available {
-        Available::Delay(delay) => range.until.min(range.known - *delay),
-        Available::AtEventTime | Available::Column(_) => range.until.min(range.known),
-    };
-    let mut wanted = ident(column).lt_eq(lit(timestamp(event_until)));
-    if range.from > Timestamp::MIN {
-        wanted = wanted.and(ident(column).gt_eq(lit(timestamp(range.from))));
-    }
-    if let Available::Column(available) = &source.available {
-        wanted = wanted.and(ident(available).lt_eq(lit(timestamp(range.known))));
-    }
-    frame.filter(wanted).map_err(query_error)
-}
-
-/// Whether an event became known too late. Counted in microseconds: adding intervals to times goes through the calendar.
-fn is_late(rejects: Rejects<'_>) -> Expr {
-    let micros = |column: &str| cast(ident(column), DataType::Int64);
-    (micros(rejects.available_time) - micros(rejects.event_time)).gt(lit(rejects.lateness.micros()))
 }
 
 /// How many sorts a plan runs, each on every partition counted.
