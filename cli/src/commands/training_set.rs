@@ -142,7 +142,7 @@ async fn write_files(
         while let Some(batch) = computed.blocking_recv() {
             files[turn.next().unwrap_or(0)].write(&batch)?;
         }
-        files.into_iter().map(ParquetFileWriter::finish).sum()
+        Ok::<_, Error>(files)
     });
     let bar = Bar::default();
     bar.begin("training set", 0);
@@ -155,5 +155,7 @@ async fn write_files(
     }
     drop(sender);
     bar.end();
-    written.await.map_err(|error| Error::internal("the writer panicked").source(error))?
+    // Named only now: of a training set that failed there is no file.
+    let files = written.await.map_err(|error| Error::internal("the writer panicked").source(error))??;
+    files.into_iter().map(ParquetFileWriter::finish).sum()
 }

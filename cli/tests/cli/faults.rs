@@ -111,6 +111,13 @@ fn a_spine_without_the_contracts_columns_says_which() {
     let late = "SELECT origin, dest, carrier, tailnum, distance, scheduled_at AS t, scheduled_at FROM flights";
     project.fails(&format!("{line} '{late}'"), &["beyond what a view has processed", "springhouse refresh"]);
     assert!(!project.path("x.parquet").exists(), "no half a file");
+    // One that fails while it runs leaves nothing under the name either.
+    let out = project.path("out.parquet");
+    let failing = "SELECT origin, dest, carrier, tailnum, distance, scheduled_at AS t, scheduled_at, \
+        1 / (distance - distance) AS bad FROM flights WHERE scheduled_at < TIMESTAMP \"2013-01-03\"";
+    let line = format!("training-set arrival_delay --time t --out {} --spine '{failing}'", out.display());
+    project.fails(&line, &["ivide by zero"]);
+    assert!(!out.exists(), "half a file");
     let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1]));
     let batch = RecordBatch::try_from_iter([("a", numbers)]).expect("a column");
     let path = project.path("other.parquet");
