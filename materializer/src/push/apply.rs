@@ -27,14 +27,19 @@ impl Shared {
         let catalog = (self.catalog)();
         let found = self.pushed_views(&catalog).into_iter().find(|(pushed, _)| pushed.pinned() == view.pinned());
         let Some((view, sources)) = found else { return Ok((Vec::new(), mark)) };
-        let entries = if mark.pushed < self.log.last() { self.log.entries_after(mark.pushed)? } else { Vec::new() };
+        let entries = self.missing(mark)?;
         self.rows_of_entries(&catalog, view, &sources, mark, &entries).await
+    }
+
+    /// The entries of the log that a tier at this mark lacks.
+    fn missing(&self, mark: Mark) -> Result<Vec<PushEntry>> {
+        if mark.pushed < self.log.last() { self.log.entries_after(mark.pushed) } else { Ok(Vec::new()) }
     }
 
     pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
         for (view, sources) in self.pushed_views(catalog) {
             let mark = self.tier.mark(&view.pinned())?;
-            let entries = if mark.pushed < self.log.last() { self.log.entries_after(mark.pushed)? } else { Vec::new() };
+            let entries = self.missing(mark)?;
             self.apply_to(catalog, view, &sources, mark, &entries).await?;
         }
         self.behind.store(false, std::sync::atomic::Ordering::Release);
