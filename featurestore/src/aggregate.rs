@@ -6,9 +6,15 @@
 //!
 //! | state | answers | can a part be taken away again |
 //! |---|---|---|
-//! | [`Total`] | `sum` and `avg` of floats | yes |
+//! | [`Total`] | `sum`, `avg`, and with squares `variance` and `stddev` | yes |
 //! | [`Extremes`] | `min` and `max` | no |
-//! | [`Summary`] | of these, a count and the sum of squares what the aggregates over one argument need | no |
+//! | [`Ends`] | `first_value` and `last_value` | no |
+//! | [`LastValues`] | `array_agg` of the last values | no |
+//! | [`Distinct`] | `count(DISTINCT x)` | no |
+//! | [`HyperLogLog`] | `approx_distinct` | no |
+//! | [`Quantiles`] | `approx_percentile_cont` and `approx_median` | no |
+//! | [`TopValues`] | `approx_top_k` | no |
+//! | [`Summary`] | of these, with a count, what the aggregates over one argument need | no |
 //!
 //! A view's [`TileLayout`] says which summaries its tiles hold; [`EntityTiles`] puts windows together from them.
 //!
@@ -21,10 +27,13 @@ mod dyadic;
 mod ends;
 mod extremes;
 mod hyper_log_log;
+mod last_values;
 mod quantiles;
 mod running;
+mod seen;
 mod summary;
 mod tiles;
+mod top_values;
 mod total;
 mod value;
 mod variance;
@@ -35,10 +44,12 @@ pub use dyadic::Dyadic;
 pub use ends::Ends;
 pub use extremes::{Extremes, float_of, order_of};
 pub use hyper_log_log::HyperLogLog;
+pub use last_values::{LastValues, MOST_LAST};
 pub use quantiles::Quantiles;
 pub use running::RunningWindows;
 pub use summary::{Parts, Summary};
 pub use tiles::{EntityTiles, Summaries, TileLayout};
+pub use top_values::{MOST_COUNTED, MOST_TOP, TopValues};
 pub use total::Total;
 pub use value::{Held, Value};
 use value::{read_array, read_number};

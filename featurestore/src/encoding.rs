@@ -4,6 +4,7 @@
 mod chunk;
 mod key;
 mod row;
+mod value;
 
 pub use chunk::{ChunkId, ChunkLayout, ChunkReads, add_chunk, is_chunk, merge_values};
 pub use key::{EncodedKeys, KeyCodec};

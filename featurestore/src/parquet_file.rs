@@ -31,8 +31,15 @@ pub(crate) fn properties(schema: &SchemaRef) -> WriterPropertiesBuilder {
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_dictionary_enabled(false);
     schema.fields().iter().fold(builder, |builder, field| {
-        let column = ColumnPath::new(vec![field.name().clone()]);
-        match field.data_type() {
+        // The names of a list's levels are the format's, and Arrow's for its elements.
+        let (path, kind) = match field.data_type() {
+            DataType::List(element) => {
+                (vec![field.name().clone(), "list".to_owned(), element.name().clone()], element.data_type())
+            }
+            kind => (vec![field.name().clone()], kind),
+        };
+        let column = ColumnPath::new(path);
+        match kind {
             DataType::Utf8 => builder.set_column_dictionary_enabled(column, true),
             kind if kind.is_floating() => builder.set_column_statistics_enabled(column, EnabledStatistics::None),
             _ => builder,
@@ -49,7 +56,9 @@ impl ParquetFileWriter {
         let partial = path.with_extension("parquet.partial");
         let file = File::create(&partial).map_err(|error| failed(path, error))?;
         let metadata = metadata.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone())).collect();
-        let properties = properties(&schema).set_key_value_metadata(Some(metadata)).build();
+        // People read these files at once, and everything reads Snappy; the store's own are written small.
+        let properties = properties(&schema).set_compression(Compression::SNAPPY);
+        let properties = properties.set_key_value_metadata(Some(metadata)).build();
         let writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|error| failed(path, error))?;
         Ok(Self { writer, partial, path: path.to_owned(), rows: 0 })
     }

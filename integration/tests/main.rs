@@ -7,6 +7,7 @@ mod crash;
 mod flights;
 mod generated_code;
 mod language;
+mod lists;
 mod memory;
 mod project;
 mod push;

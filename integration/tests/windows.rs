@@ -33,7 +33,9 @@ CREATE FEATURE VIEW spending ENTITY user_account
             count(*) FILTER (WHERE amount > 20) AS large, sum(CAST(floor(amount) AS BIGINT)) FILTER (WHERE amount > -1000 AND amount < 1000) AS whole,
             count(*) FILTER (WHERE branch = 'north') AS northern, count(DISTINCT amount) AS kinds,
             first_value(amount) AS opening, last_value(amount) IGNORE NULLS AS latest, last_value(branch) AS place,
-            approx_distinct(amount) AS about, approx_percentile_cont(amount, 0.25) AS quarter, approx_median(floor(amount)) AS middle
+            approx_distinct(amount) AS about, approx_percentile_cont(amount, 0.25) AS quarter, approx_median(floor(amount)) AS middle,
+            array_agg(amount LIMIT 3) AS recent, array_agg(amount IGNORE NULLS LIMIT 2) AS paid, approx_top_k(floor(amount), 2) AS usual,
+            array_agg(branch LIMIT 2) AS places
      FROM paid JOIN branches ON customer = user_name WHERE user_name <> 'test' GROUP BY user_name;
 CREATE CONTRACT limits TIER interactive
   REQUEST (user_name VARCHAR)
@@ -90,7 +92,7 @@ fn newest(events: &[Event], user: &str, known: i64, now: i64) -> Option<i64> {
 }
 
 /// An expected value.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Expected {
     Integer(Option<i64>),
     Float(Option<f64>),
@@ -99,6 +101,19 @@ enum Expected {
     About(i64),
     /// Within 0.4 %.
     Near(Option<f64>),
+    Floats(Vec<Option<f64>>),
+    Texts(Vec<&'static str>),
+}
+
+fn last<T: Clone>(values: &[T], most: usize) -> Vec<T> {
+    values[values.len().saturating_sub(most)..].to_vec()
+}
+
+/// A list's elements; none where there is no list.
+fn elements(column: &ArrayRef, row: usize) -> Option<ArrayRef> {
+    let lists = column.as_list::<i32>();
+    assert!(lists.is_null(row) || !lists.value(row).is_empty(), "a list of nothing is null");
+    lists.is_valid(row).then(|| lists.value(row))
 }
 
 fn length<T>(values: &[T]) -> i64 {
@@ -108,7 +123,7 @@ fn length<T>(values: &[T]) -> i64 {
 /// All features of a window by their aliases. The amounts are halves of small integers, so plain arithmetic is exact
 /// up to the last operation.
 #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
-fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static str, Expected); 18] {
+fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static str, Expected); 22] {
     let amounts: Vec<Option<f64>> = events.iter().map(|event| event.2).collect();
     let known: Vec<f64> = amounts.iter().flatten().copied().collect();
     let above =
@@ -130,6 +145,18 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
     let finite = known.iter().all(|value| value.is_finite());
     let numerator = if finite { n * squares - sum * sum } else { f64::NAN };
     let large: Vec<f64> = known.iter().copied().filter(|value| value.is_nan() || *value > 20.0).collect();
+    let mut in_order: Vec<&(i64, i64, Option<f64>)> = events.iter().collect();
+    in_order.sort_by(in_time);
+    let recent: Vec<Option<f64>> = in_order.iter().map(|event| event.2).collect();
+    let paid: Vec<Option<f64>> = recent.iter().copied().flatten().map(Some).collect();
+    let mut usual: Vec<(usize, f64)> = Vec::new();
+    for value in sorted.iter().map(|value| value.floor()) {
+        match usual.last_mut().filter(|(_, last)| above(last, &value).is_eq()) {
+            Some((count, _)) => *count += 1,
+            None => usual.push((1, value)),
+        }
+    }
+    usual.sort_by(|a, b| b.0.cmp(&a.0).then(above(&a.1, &b.1)));
     let some = |count: usize, value: f64| (known.len() >= count).then_some(value);
     let whole: Vec<i64> = known.iter().filter(|value| value.is_finite()).map(|value| value.floor() as i64).collect();
     [
@@ -154,6 +181,10 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
         ("quarter", Expected::Near(quarter)),
         ("middle", Expected::Near(middle)),
         ("whole", Expected::Integer((!whole.is_empty()).then(|| whole.iter().sum()))),
+        ("recent", Expected::Floats(last(&recent, 3))),
+        ("paid", Expected::Floats(last(&paid, 2))),
+        ("usual", Expected::Floats(usual.iter().take(2).map(|(_, value)| Some(*value)).collect())),
+        ("places", Expected::Texts(vec![place; events.len().min(2)])),
     ]
 }
 
@@ -187,6 +218,24 @@ pub fn check(
                 Expected::Text(expected) => {
                     let values = column.as_string::<i32>();
                     assert_eq!(values.is_valid(row).then(|| values.value(row)), expected, "{found}");
+                }
+                Expected::Floats(expected) => {
+                    let list = elements(column, row);
+                    let values: Vec<Option<f64>> =
+                        list.iter().flat_map(|list| list.as_primitive::<Float64Type>().iter()).collect();
+                    let bits = |values: &[Option<f64>]| -> Vec<Option<u64>> {
+                        values
+                            .iter()
+                            .map(|value| value.map(|v| if v.is_nan() { f64::NAN } else { v }.to_bits()))
+                            .collect()
+                    };
+                    assert_eq!(bits(&values), bits(&expected), "{found}: {values:?}, expected {expected:?}");
+                }
+                Expected::Texts(expected) => {
+                    let list = elements(column, row);
+                    let values: Vec<Option<&str>> =
+                        list.iter().flat_map(|list| list.as_string::<i32>().iter()).collect();
+                    assert_eq!(values, expected.into_iter().map(Some).collect::<Vec<_>>(), "{found}");
                 }
                 Expected::About(expected) => {
                     let value = column.as_primitive::<Int64Type>().value(row);
@@ -375,7 +424,7 @@ async fn spines_from_csv_and_sql_are_answered_row_for_row_whatever_is_in_them() 
 }
 
 /// What is changed in the windowed view, and what the error must then say.
-const FAULTS: [(&str, &str, &str); 24] = [
+const FAULTS: [(&str, &str, &str); 30] = [
     ("'90 seconds'", "'90 months'", "not an interval"),
     ("'90 seconds'", "'1 hour 30 minutes'", "not a window's length"),
     ("'90 seconds'", "'30 seconds'", "the window '30 seconds' is shorter than its step, '1 minute'"),
@@ -385,12 +434,18 @@ const FAULTS: [(&str, &str, &str); 24] = [
     ("count(amount) AS known", "count(amount) AS payments", "unique expression names"),
     ("count(amount) AS known", "count(amount) + 1 AS known", "the output 'known' is neither a key nor one aggregate"),
     ("count(amount) AS known", "count(amount)", "needs a plain name"),
-    ("count(amount) AS known", "sum(DISTINCT amount) AS known", "'sum' DISTINCT is not yet supported over windows"),
+    ("count(amount) AS known", "sum(DISTINCT amount) AS known", "'sum' DISTINCT is not an aggregate of windows"),
     ("count(amount) AS known", "last_value(amount ORDER BY amount) AS known", "events are in order of event time"),
     ("count(amount) AS known", "first_value(amount) FILTER (WHERE amount > 1) AS known", "only with IGNORE NULLS"),
     ("count(amount) AS known", "approx_percentile_cont(amount, 1.5) AS known", "1.5"),
     ("count(amount) AS known", "approx_percentile_cont(user_name, 0.5) AS known", "approx_percentile_cont"),
-    ("count(amount) AS known", "median(amount) AS known", "'median' is not yet supported over windows"),
+    ("count(amount) AS known", "median(amount) AS known", "'median' is not an aggregate of windows"),
+    ("count(amount) AS known", "array_agg(amount) AS known", "array_agg(x LIMIT 10)"),
+    ("count(amount) AS known", "array_agg(amount LIMIT 5000) AS known", "a number from 1 to 1024"),
+    ("count(amount) AS known", "array_agg(amount LIMIT payments) AS known", "payments"),
+    ("count(amount) AS known", "array_agg(amount ORDER BY amount LIMIT 2) AS known", "'array_agg' over windows"),
+    ("count(amount) AS known", "approx_top_k(amount, 0) AS known", "a number from 1 to 100"),
+    ("count(amount) AS known", "min(array_agg(amount LIMIT 2)) AS known", "array_agg"),
     ("count(amount) AS known", "min(user_name) AS known", "'min' of a window does not take VARCHAR"),
     ("count(amount) AS known", "sum(amont) AS known", "did you mean 'amount'?"),
     ("GROUP BY user_name", "GROUP BY user_name, known_at", "the query groups by more than its keys"),

@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::logical_expr::{Expr, ExprSchemable, Volatility, cast};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::PhysicalExpr;
 use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView};
@@ -76,7 +76,11 @@ impl Scope {
         // Some functions (coalesce among them) exist only until they are simplified.
         let context = SimplifyContext::builder().with_schema(Arc::new(self.logical.clone())).build();
         let simplifier = ExprSimplifier::new(context);
-        let expression = simplifier.simplify(simplifier.coerce(expression, &self.logical)?)?;
+        let mut expression = simplifier.simplify(simplifier.coerce(expression, &self.logical)?)?;
+        // Signed and unsigned integers together, as in coalesce(array_length(list), 0), are decimals; a model reads floats.
+        if expression.get_type(&self.logical)?.is_decimal() {
+            expression = cast(expression, DataType::Float64);
+        }
         let compiled = rewrite::rewrite(state.create_physical_expr(expression, &self.logical)?, &self.physical)?;
         let data_type = compiled.data_type(&self.physical)?;
         let column_type =

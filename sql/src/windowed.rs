@@ -2,6 +2,8 @@
 //! is about (the rows of `FROM` and `WHERE`), what is taken from each (the aggregates' arguments), and what is computed
 //! of them over every window.
 
+pub(crate) mod udaf;
+
 use arrow::datatypes::DataType;
 use datafusion::common::{Column as LogicalColumn, ScalarValue};
 use datafusion::error::{DataFusionError, Result as QueryResult};
@@ -9,6 +11,7 @@ use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::logical_expr::expr::{AggregateFunctionParams, NullTreatment};
 use datafusion::logical_expr::{Aggregate as AggregatePlan, Expr, ExprSchemable, LogicalPlan, Projection, lit, when};
 use datafusion::prelude::DataFrame;
+use springhouse_featurestore::aggregate::{MOST_LAST, MOST_TOP};
 use springhouse_featurestore::definition::{Aggregate, AggregateFunction, Column, ColumnType};
 
 use crate::session::Session;
@@ -100,7 +103,9 @@ impl EventQuery {
             Some(_)
                 if matches!(
                     function,
-                    AggregateFunction::First { nulls: true } | AggregateFunction::Last { nulls: true }
+                    AggregateFunction::First { nulls: true }
+                        | AggregateFunction::Last { nulls: true }
+                        | AggregateFunction::LastValues { nulls: true, .. }
                 ) =>
             {
                 return refused(format!(
@@ -172,6 +177,17 @@ fn function_of(name: &str, call: &AggregateFunctionParams) -> QueryResult<Aggreg
     let (function, arguments) = match (name, AggregateFunction::of_name(name)) {
         ("count", _) if call.distinct => (AggregateFunction::CountDistinct, 1),
         ("approx_percentile_cont", _) if !call.distinct => (percentile(call)?, 2),
+        (udaf::LAST_VALUES, _) if !call.distinct => {
+            let most = number(call, "the LIMIT of 'array_agg'", MOST_LAST)?;
+            (AggregateFunction::LastValues { most, nulls }, 2)
+        }
+        (udaf::TOP_K, _) if !call.distinct => {
+            let most = number(call, "the second argument of 'approx_top_k'", MOST_TOP)?;
+            (AggregateFunction::AboutTop { most }, 2)
+        }
+        ("array_agg", _) if !call.distinct => {
+            return refused("'array_agg' over windows keeps the last values: say how many, array_agg(x LIMIT 10)");
+        }
         (_, Some(AggregateFunction::First { .. })) if !call.distinct => (AggregateFunction::First { nulls }, 1),
         (_, Some(AggregateFunction::Last { .. })) if !call.distinct => (AggregateFunction::Last { nulls }, 1),
         (_, Some(function)) if !call.distinct => (function, 1),
@@ -179,22 +195,39 @@ fn function_of(name: &str, call: &AggregateFunctionParams) -> QueryResult<Aggreg
             let names: Vec<&str> = AggregateFunction::ALL.iter().map(|(name, _)| *name).collect();
             let distinct = if call.distinct { "DISTINCT " } else { "" };
             return refused(format!(
-                "'{name}' {distinct}is not yet supported over windows; the aggregates are {}, count(DISTINCT ...) and \
-                 approx_percentile_cont",
+                "'{name}' {distinct}is not an aggregate of windows; they are {}, count(DISTINCT ...), \
+                 approx_percentile_cont, array_agg(x LIMIT n) and approx_top_k",
                 names.join(", ")
             ));
         }
     };
     // The one order that is written is the percentile's own, WITHIN GROUP (ORDER BY x).
-    let ordered = !call.order_by.is_empty() && arguments == 1;
-    let ends = matches!(function, AggregateFunction::First { .. } | AggregateFunction::Last { .. });
-    if ordered || call.null_treatment.is_some() && !ends || call.args.len() != arguments {
-        let plural = if arguments == 1 { "one argument" } else { "a value and a percentile" };
+    let ordered = !call.order_by.is_empty() && !matches!(function, AggregateFunction::AboutQuantile { .. });
+    let by_row = matches!(
+        function,
+        AggregateFunction::First { .. } | AggregateFunction::Last { .. } | AggregateFunction::LastValues { .. }
+    );
+    if ordered || call.null_treatment.is_some() && !by_row || call.args.len() != arguments {
+        let plural = if arguments == 1 { "one argument" } else { "a value and a number" };
         return refused(format!(
-            "'{name}' over windows takes {plural}, and no order: events are in order of event time"
+            "'{}' over windows takes {plural}, and no order: events are in order of event time",
+            if name == udaf::LAST_VALUES { "array_agg" } else { name }
         ));
     }
     Ok(function)
+}
+
+/// How many values a call asks for.
+fn number(call: &AggregateFunctionParams, what: &str, most: u16) -> QueryResult<u16> {
+    let wrong = || refused(format!("{what} is a number from 1 to {most}"));
+    let Some(Expr::Literal(literal, _)) = call.args.get(1) else { return wrong() };
+    match literal.cast_to(&DataType::Int64) {
+        Ok(ScalarValue::Int64(Some(given))) if literal.data_type().is_integer() => match u16::try_from(given) {
+            Ok(given) if (1..=most).contains(&given) => Ok(given),
+            _ => wrong(),
+        },
+        _ => wrong(),
+    }
 }
 
 /// The percentile of `approx_percentile_cont(x, p)`, also written `approx_percentile_cont(p) WITHIN GROUP (ORDER BY x)`.

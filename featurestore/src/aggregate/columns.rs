@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, PrimitiveArray, StringArray, UInt64Array,
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, ListArray, PrimitiveArray, StringArray,
+    UInt64Array,
 };
+use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::compute::cast;
-use arrow::datatypes::{ArrowPrimitiveType, DataType, Float64Type, Int64Type, UInt64Type};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Field, Float64Type, Int64Type, UInt64Type};
 
 use super::{Held, Summaries, Summary, TileLayout, Value, float_of};
-use crate::Result;
 use crate::definition::{Aggregate, AggregateFunction, ColumnType, Windowed};
+use crate::{Error, Result};
 
 /// The argument columns of a batch of events.
 #[derive(Debug)]
@@ -44,7 +46,8 @@ impl Arguments {
     /// Of the columns that a view's events have, in the order of its arguments.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Invalid`] when a column is of another type than its argument.
+    /// [`crate::ErrorKind::Invalid`] when a column is of another type than its argument; lists are refused where a view is
+    /// checked.
     pub fn new(windowed: &Windowed, arrays: &[ArrayRef]) -> Result<Self> {
         let column = |(argument, array): (&crate::definition::Column, &ArrayRef)| {
             Ok(match argument.column_type {
@@ -59,6 +62,7 @@ impl Arguments {
                 ColumnType::Timestamp => Argument::Moment(widened::<Int64Type>(array)?),
                 ColumnType::Boolean => Argument::Boolean(cast(array, &DataType::Boolean)?.as_boolean().clone()),
                 ColumnType::Utf8 => Argument::Text(cast(array, &DataType::Utf8)?.as_string::<i32>().clone()),
+                ColumnType::List(_) => return Err(Error::internal("an aggregate's argument is a list")),
             })
         };
         Ok(Self { columns: windowed.arguments.iter().zip(arrays).map(column).collect::<Result<_>>()? })
@@ -100,6 +104,8 @@ enum Values {
     Floats(Vec<Option<f64>>),
     Booleans(Vec<Option<bool>>),
     Texts(Vec<Option<Box<str>>>),
+    /// Where each list ends, and `None` where there is none; then the elements of all lists.
+    Lists(Vec<Option<usize>>, Kind, Box<Self>),
 }
 
 impl<'a> FeatureBuilder<'a> {
@@ -135,17 +141,7 @@ impl<'a> FeatureBuilder<'a> {
 
 impl FeatureColumn<'_> {
     fn finish(self) -> Result<ArrayRef> {
-        let values: ArrayRef = match self.values {
-            Values::Integers(values) => Arc::new(Int64Array::from(values)),
-            Values::Unsigned(values) => Arc::new(UInt64Array::from(values)),
-            Values::Floats(values) => Arc::new(Float64Array::from(values)),
-            Values::Booleans(values) => Arc::new(BooleanArray::from(values)),
-            Values::Texts(values) => Arc::new(values.into_iter().collect::<StringArray>()),
-        };
-        let output = self.aggregate.output;
-        // Days are 32 bits wide.
-        let values = if output == ColumnType::Date { cast(&values, &DataType::Int32)? } else { values };
-        Ok(cast(&values, &output.to_arrow())?)
+        self.values.finish(self.aggregate.output)
     }
 }
 
@@ -169,18 +165,33 @@ impl Kind {
             _ => Self::Integer,
         }
     }
+
+    /// A value as it is kept, of one that is named by its order.
+    fn held_of(self, value: &Held) -> Held {
+        match (self, value) {
+            (Self::Float, Held::Number(order)) => Held::Number(float_of(*order).to_bits().cast_signed()),
+            (Self::Unsigned, Held::Number(order)) => Held::Number((order.cast_unsigned() ^ 1 << 63).cast_signed()),
+            _ => value.clone(),
+        }
+    }
 }
 
 impl Values {
     fn of(function: AggregateFunction, argument: Option<ColumnType>) -> Self {
         use AggregateFunction as Function;
         let kind = argument.map_or(Kind::Integer, Kind::of);
-        let kind = match function {
-            Function::Count | Function::CountDistinct | Function::AboutDistinct => Kind::Integer,
-            Function::Least | Function::Greatest | Function::First { .. } | Function::Last { .. } => kind,
-            Function::Sum if !matches!(kind, Kind::Float) => Kind::Integer,
-            _ => Kind::Float,
-        };
+        match function {
+            Function::Count | Function::CountDistinct | Function::AboutDistinct => Self::new(Kind::Integer),
+            Function::Least | Function::Greatest | Function::First { .. } | Function::Last { .. } => Self::new(kind),
+            Function::LastValues { .. } | Function::AboutTop { .. } => {
+                Self::Lists(Vec::new(), kind, Box::new(Self::new(kind)))
+            }
+            Function::Sum if !matches!(kind, Kind::Float) => Self::new(Kind::Integer),
+            _ => Self::new(Kind::Float),
+        }
+    }
+
+    fn new(kind: Kind) -> Self {
         match kind {
             Kind::Integer => Self::Integers(Vec::new()),
             Kind::Unsigned => Self::Unsigned(Vec::new()),
@@ -199,16 +210,90 @@ impl Values {
                 None => extreme(function, summary).map(|order| order.cast_unsigned() ^ 1 << 63),
             })),
             Self::Floats(values) => values.push(summary.and_then(|summary| float(function, summary))),
-            Self::Booleans(values) => values.push(summary.and_then(|summary| match held(function, summary) {
-                Some(Held::Number(value)) => Some(*value != 0),
-                _ => None,
-            })),
-            Self::Texts(values) => values.push(summary.and_then(|summary| match held(function, summary) {
-                Some(Held::Text(text)) => Some(text.clone()),
-                _ => None,
-            })),
+            Self::Booleans(_) | Self::Texts(_) => self.push(summary.and_then(|summary| held(function, summary))),
+            Self::Lists(ends, kind, elements) => {
+                let some = summary.and_then(|summary| elements.append_list(function, *kind, summary));
+                ends.push(some.map(|()| elements.len()));
+            }
         }
     }
+
+    /// Adds the elements of a list; `None` where there is no list.
+    fn append_list(&mut self, function: AggregateFunction, kind: Kind, summary: &Summary) -> Option<()> {
+        match function {
+            AggregateFunction::LastValues { most, nulls: true } => {
+                summary.last_values_of_rows(most)?.for_each(|value| self.push(value));
+            }
+            AggregateFunction::LastValues { most, nulls: false } => {
+                summary.last_values(most)?.for_each(|value| self.push(value));
+            }
+            AggregateFunction::AboutTop { most } => {
+                for value in summary.top(most)? {
+                    self.push(Some(&kind.held_of(value)));
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Adds a value as it is kept.
+    fn push(&mut self, value: Option<&Held>) {
+        let number = match value {
+            Some(Held::Number(number)) => Some(*number),
+            _ => None,
+        };
+        match self {
+            Self::Integers(values) => values.push(number),
+            Self::Unsigned(values) => values.push(number.map(i64::cast_unsigned)),
+            Self::Floats(values) => values.push(number.map(|bits| f64::from_bits(bits.cast_unsigned()))),
+            Self::Booleans(values) => values.push(number.map(|value| value != 0)),
+            Self::Texts(values) => values.push(match value {
+                Some(Held::Text(text)) => Some(text.clone()),
+                _ => None,
+            }),
+            // Lists have no lists in them.
+            Self::Lists(ends, ..) => ends.push(None),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Integers(values) => values.len(),
+            Self::Unsigned(values) => values.len(),
+            Self::Floats(values) => values.len(),
+            Self::Booleans(values) => values.len(),
+            Self::Texts(values) => values.len(),
+            Self::Lists(ends, ..) => ends.len(),
+        }
+    }
+
+    /// As a column of this type.
+    fn finish(self, output: ColumnType) -> Result<ArrayRef> {
+        let values: ArrayRef = match self {
+            Self::Integers(values) => Arc::new(Int64Array::from(values)),
+            Self::Unsigned(values) => Arc::new(UInt64Array::from(values)),
+            Self::Floats(values) => Arc::new(Float64Array::from(values)),
+            Self::Booleans(values) => Arc::new(BooleanArray::from(values)),
+            Self::Texts(values) => Arc::new(values.into_iter().collect::<StringArray>()),
+            Self::Lists(ends, _, elements) => return finish_lists(&ends, *elements, output),
+        };
+        // Days are 32 bits wide.
+        let values = if output == ColumnType::Date { cast(&values, &DataType::Int32)? } else { values };
+        Ok(cast(&values, &output.to_arrow())?)
+    }
+}
+
+fn finish_lists(ends: &[Option<usize>], elements: Values, output: ColumnType) -> Result<ArrayRef> {
+    let ColumnType::List(element) = output else {
+        return Err(Error::internal("lists of what is no list").with("type", output));
+    };
+    let mut start = 0;
+    let lengths = ends.iter().map(|end| end.map_or(0, |end| end - std::mem::replace(&mut start, end)));
+    let offsets = OffsetBuffer::from_lengths(lengths);
+    let nulls: NullBuffer = ends.iter().map(Option::is_some).collect();
+    let field = Arc::new(Field::new_list_field(element.to_arrow(), true));
+    Ok(Arc::new(ListArray::try_new(field, offsets, elements.finish(*element)?, Some(nulls))?))
 }
 
 /// The least or the greatest value, by its order.

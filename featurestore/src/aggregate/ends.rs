@@ -1,23 +1,11 @@
-//! The first and the last of values, by event time.
+//! The first and the last of values, by event time, in the order that `seen` gives them.
 //!
-//! Of two values of one event time the one that was known later counts as the later, and of those the greater: which
-//! comes first never depends on the order in which they are added.
-//!
-//! Bytes: 0 for none; else 1, then first and last, each as event time, available time (8 bytes each, big-endian with
-//! the sign flipped) and a [`Held`] value.
+//! Bytes: 0 for none; else 1, then first and last.
 
+use super::seen::Seen;
 use super::{Held, Value};
 use crate::Result;
-use crate::encoding::ordered;
 use crate::time::Timestamp;
-
-/// A value and its times; what is null is seen too.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Seen {
-    event: Timestamp,
-    available: Timestamp,
-    value: Option<Held>,
-}
 
 /// The first and the last value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,7 +23,7 @@ impl Ends {
                 return;
             }
         }
-        let seen = Seen { event, available, value: value.map(Held::from) };
+        let seen = Seen::new(event, available, value);
         self.take((seen.clone(), seen));
     }
 
@@ -67,11 +55,8 @@ impl Ends {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(u8::from(self.ends.is_some()));
         if let Some((first, last)) = &self.ends {
-            for seen in [first, last] {
-                out.extend_from_slice(&ordered(seen.event.micros()));
-                out.extend_from_slice(&ordered(seen.available.micros()));
-                Held::encode(seen.value.as_ref(), out);
-            }
+            first.encode(out);
+            last.encode(out);
         }
     }
 
@@ -83,12 +68,7 @@ impl Ends {
         if super::read_array::<1>(bytes)? == [0] {
             return Ok(Self::default());
         }
-        let mut seen = || -> Result<Seen> {
-            let event = Timestamp::from_micros(super::read_number(bytes)?);
-            let available = Timestamp::from_micros(super::read_number(bytes)?);
-            Ok(Seen { event, available, value: Held::decode(bytes)? })
-        };
-        Ok(Self { ends: Some((seen()?, seen()?)) })
+        Ok(Self { ends: Some((Seen::decode(bytes)?, Seen::decode(bytes)?)) })
     }
 }
 

@@ -3,12 +3,16 @@
 //! Bytes: the count (a varint), then the parts that the layout names, in the order of [`Parts`]; before those from the
 //! ends on, 0 where all of them are empty and they are left out, else 1.
 
+use super::value::{read_varint, write_varint};
 use super::variance::{deviation, variance};
-use super::{Distinct, Divisor, Ends, Extremes, Held, HyperLogLog, Quantiles, Total, Value, read_array};
+use super::{
+    Distinct, Divisor, Ends, Extremes, Held, HyperLogLog, LastValues, Quantiles, TopValues, Total, Value, read_array,
+};
+use crate::Result;
 use crate::time::Timestamp;
-use crate::{Error, Result};
 
-/// What a summary holds beside the count: a set of parts.
+/// What a summary holds beside the count: a set of parts, and how many last values are kept, as a power of two in the
+/// upper five bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Parts(u16);
 
@@ -30,7 +34,15 @@ impl Parts {
     /// The quantiles.
     pub const QUANTILES: Self = Self(1 << 7);
 
-    const ALL: u16 = (1 << 8) - 1;
+    /// The values that occur most often.
+    pub const TOP: Self = Self(1 << 8);
+    /// The last values that are not null; see [`Self::keeping`].
+    pub const LAST: Self = Self(1 << 9);
+    /// The last values, null or not.
+    pub const ROW_LAST: Self = Self(1 << 10);
+
+    const SETS: u32 = 11;
+    const ALL: u16 = (1 << Self::SETS) - 1;
     /// What cannot be taken away again.
     pub(super) const DETAIL: Self = Self(Self::ALL & !7);
 
@@ -41,18 +53,31 @@ impl Parts {
 
     /// From two bytes.
     pub fn from_bytes(bytes: [u8; 2]) -> Self {
-        Self(u16::from_be_bytes(bytes) & Self::ALL)
+        Self(u16::from_be_bytes(bytes))
     }
 
-    /// What either holds.
+    /// What either holds, and as many last values as the one that keeps more.
     #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+    pub fn or(self, other: Self) -> Self {
+        let kept = (self.0 >> Self::SETS).max(other.0 >> Self::SETS);
+        Self((self.0 | other.0) & Self::ALL | kept << Self::SETS)
+    }
+
+    /// The same, with at least so many last values.
+    #[must_use]
+    pub fn keeping(self, most: u16) -> Self {
+        let power = u16::try_from(most.max(1).next_power_of_two().trailing_zeros()).unwrap_or(u16::MAX);
+        self.or(Self(power << Self::SETS))
+    }
+
+    /// How many last values are kept.
+    fn kept(self) -> usize {
+        1 << (self.0 >> Self::SETS)
     }
 
     /// Whether some of these are among them.
     pub fn any(self, of: Self) -> bool {
-        self.0 & of.0 != 0
+        self.0 & of.0 & Self::ALL != 0
     }
 }
 
@@ -75,6 +100,9 @@ struct Detail {
     distinct: Distinct,
     sketch: HyperLogLog,
     quantiles: Quantiles,
+    top: TopValues,
+    last: LastValues,
+    row_last: LastValues,
 }
 
 impl Summary {
@@ -82,6 +110,9 @@ impl Summary {
     pub fn add(&mut self, event: Timestamp, available: Timestamp, value: Option<Value<'_>>, parts: Parts) {
         if parts.any(Parts::ROW_ENDS) {
             self.detail.get_or_insert_default().row_ends.add(event, available, value);
+        }
+        if parts.any(Parts::ROW_LAST) {
+            self.detail.get_or_insert_default().row_last.add(event, available, value, parts.kept());
         }
         let Some(value) = value else { return };
         self.count += 1;
@@ -105,19 +136,7 @@ impl Summary {
             self.extremes.add(value.order());
         }
         if parts.any(Parts::DETAIL) {
-            let detail = self.detail.get_or_insert_default();
-            if parts.any(Parts::ENDS) {
-                detail.ends.add(event, available, Some(value));
-            }
-            if parts.any(Parts::DISTINCT) {
-                detail.distinct.add(value);
-            }
-            if parts.any(Parts::HYPER_LOG_LOG) {
-                detail.sketch.add(value);
-            }
-            if parts.any(Parts::QUANTILES) {
-                detail.quantiles.add(value.float());
-            }
+            self.detail.get_or_insert_default().add(event, available, value, parts);
         }
     }
 
@@ -128,7 +147,7 @@ impl Summary {
             self.extremes.merge(&other.extremes);
         }
         if let Some(other) = &other.detail {
-            self.detail.get_or_insert_default().merge(other);
+            self.detail.get_or_insert_default().merge(other, parts);
         }
     }
 
@@ -209,6 +228,21 @@ impl Summary {
         self.detail.as_ref()?.row_ends.last()
     }
 
+    /// The last values that are not null, the oldest first; `None` where there are none.
+    pub fn last_values(&self, most: u16) -> Option<impl ExactSizeIterator<Item = Option<&Held>>> {
+        Some(self.detail.as_ref()?.last.last(usize::from(most))).filter(|values| values.len() > 0)
+    }
+
+    /// The values of the last events, the oldest first; `None` where there are no events.
+    pub fn last_values_of_rows(&self, most: u16) -> Option<impl ExactSizeIterator<Item = Option<&Held>>> {
+        Some(self.detail.as_ref()?.row_last.last(usize::from(most))).filter(|values| values.len() > 0)
+    }
+
+    /// The values that occur most often, as integers in their order or as texts; `None` where there are none.
+    pub fn top(&self, most: u16) -> Option<Vec<&Held>> {
+        Some(self.detail.as_ref()?.top.top(usize::from(most))).filter(|values| !values.is_empty())
+    }
+
     /// How many distinct values there are; `None` beyond [`super::MOST_DISTINCT`].
     pub fn distinct(&self) -> Option<usize> {
         self.detail.as_ref().map_or(Some(0), |detail| detail.distinct.count())
@@ -226,12 +260,7 @@ impl Summary {
 
     /// Appends its bytes; equal summaries have equal bytes.
     pub fn encode(&self, parts: Parts, out: &mut Vec<u8>) {
-        let mut count = self.count;
-        while count >= 0x80 {
-            out.push(count.to_le_bytes()[0] | 0x80);
-            count >>= 7;
-        }
-        out.push(count.to_le_bytes()[0]);
+        write_varint(self.count, out);
         if parts.any(Parts::TOTAL) {
             self.total.encode(out);
         }
@@ -264,7 +293,7 @@ impl Summary {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when they end too early.
     pub fn merge_encoded(&mut self, parts: Parts, bytes: &mut &[u8]) -> Result<()> {
-        self.count += read_count(bytes)?;
+        self.count += read_varint(bytes)?;
         if parts.any(Parts::TOTAL) {
             self.total.merge_encoded(bytes)?;
         }
@@ -277,7 +306,7 @@ impl Summary {
         if parts.any(Parts::DETAIL) && read_array::<1>(bytes)? != [0] {
             let detail = Detail::decode(parts, bytes)?;
             match &mut self.detail {
-                Some(held) => held.merge(&detail),
+                Some(held) => held.merge(&detail, parts),
                 None => self.detail = Some(Box::new(detail)),
             }
         }
@@ -286,12 +315,37 @@ impl Summary {
 }
 
 impl Detail {
-    fn merge(&mut self, other: &Self) {
+    /// Adds a value that is not null.
+    fn add(&mut self, event: Timestamp, available: Timestamp, value: Value<'_>, parts: Parts) {
+        if parts.any(Parts::ENDS) {
+            self.ends.add(event, available, Some(value));
+        }
+        if parts.any(Parts::DISTINCT) {
+            self.distinct.add(value);
+        }
+        if parts.any(Parts::HYPER_LOG_LOG) {
+            self.sketch.add(value);
+        }
+        if parts.any(Parts::QUANTILES) {
+            self.quantiles.add(value.float());
+        }
+        if parts.any(Parts::TOP) {
+            self.top.add(event, available, value);
+        }
+        if parts.any(Parts::LAST) {
+            self.last.add(event, available, Some(value), parts.kept());
+        }
+    }
+
+    fn merge(&mut self, other: &Self, parts: Parts) {
         self.ends.merge(&other.ends);
         self.row_ends.merge(&other.row_ends);
         self.distinct.merge(&other.distinct);
         self.sketch.merge(&other.sketch);
         self.quantiles.merge(&other.quantiles);
+        self.top.merge(&other.top);
+        self.last.merge(&other.last, parts.kept());
+        self.row_last.merge(&other.row_last, parts.kept());
     }
 
     fn encode(&self, parts: Parts, out: &mut Vec<u8>) {
@@ -309,6 +363,15 @@ impl Detail {
         }
         if parts.any(Parts::QUANTILES) {
             self.quantiles.encode(out);
+        }
+        if parts.any(Parts::TOP) {
+            self.top.encode(out);
+        }
+        if parts.any(Parts::LAST) {
+            self.last.encode(out);
+        }
+        if parts.any(Parts::ROW_LAST) {
+            self.row_last.encode(out);
         }
     }
 
@@ -329,23 +392,16 @@ impl Detail {
         if parts.any(Parts::QUANTILES) {
             read.quantiles = Quantiles::decode(bytes)?;
         }
-        Ok(read)
-    }
-}
-
-fn read_count(bytes: &mut &[u8]) -> Result<u64> {
-    let (mut count, mut shift) = (0, 0);
-    loop {
-        let (byte, rest) = bytes
-            .split_first()
-            .filter(|_| shift < 64)
-            .ok_or_else(|| Error::damaged("a stored summary is cut off").remedy("refresh the view again"))?;
-        *bytes = rest;
-        count |= u64::from(byte & 0x7F) << shift;
-        shift += 7;
-        if byte & 0x80 == 0 {
-            return Ok(count);
+        if parts.any(Parts::TOP) {
+            read.top = TopValues::decode(bytes)?;
         }
+        if parts.any(Parts::LAST) {
+            read.last = LastValues::decode(bytes)?;
+        }
+        if parts.any(Parts::ROW_LAST) {
+            read.row_last = LastValues::decode(bytes)?;
+        }
+        Ok(read)
     }
 }
 
@@ -401,8 +457,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_laws_hold(a in events(), b in events(), c in events(), bits in 0..=Parts::ALL) {
-            let parts = Parts(bits);
+        fn the_laws_hold(a in events(), b in events(), c in events(), bits in 0..=Parts::ALL, kept in 1_u16..9) {
+            let parts = Parts(bits).keeping(kept);
             prop_assert_eq!(Parts::from_bytes(parts.to_bytes()), parts);
             let all: Vec<Event> = c.iter().chain(&a).chain(&b).cloned().collect();
             let (a, b, c) = (summary(&a, parts), summary(&b, parts), summary(&c, parts));

@@ -112,7 +112,7 @@ impl Held {
     }
 }
 
-fn cut() -> Error {
+pub(super) fn cut() -> Error {
     Error::damaged("a stored aggregate is cut off")
         .remedy("delete the disk tier's folder; it is rebuilt from object storage")
 }
@@ -127,4 +127,27 @@ pub(super) fn read_array<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N]> {
 /// Reads a number that orders as its bytes, and moves past it.
 pub(super) fn read_number(bytes: &mut &[u8]) -> Result<i64> {
     read_array(bytes).map(from_ordered)
+}
+
+/// Appends a number, seven bits a byte, the least first.
+pub(super) fn write_varint(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push(number.to_le_bytes()[0] | 0x80);
+        number >>= 7;
+    }
+    out.push(number.to_le_bytes()[0]);
+}
+
+/// Reads what [`write_varint`] wrote, and moves past it.
+pub(super) fn read_varint(bytes: &mut &[u8]) -> Result<u64> {
+    let (mut number, mut shift) = (0, 0);
+    loop {
+        let (byte, rest) = bytes.split_first().filter(|_| shift < 64).ok_or_else(cut)?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7F) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
 }

@@ -1,10 +1,10 @@
-//! Columns and the closed set of types that keys, features and requests may have.
+//! Columns and the closed set of types that keys, features and requests may have: scalars, and for features lists of them.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
 
@@ -40,10 +40,21 @@ pub enum ColumnType {
     Date,
     /// `TIMESTAMP`, UTC microseconds (rule T1)
     Timestamp,
+    /// `type[]`: a list of values of a scalar type, nulls among them. Of features alone.
+    List(#[serde(deserialize_with = "scalar")] &'static Self),
+}
+
+/// Reads the type of a list's elements.
+fn scalar<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<&'static ColumnType, D::Error> {
+    let element = ColumnType::deserialize(deserializer)?;
+    match element.list_of() {
+        Some(ColumnType::List(element)) => Ok(element),
+        _ => Err(serde::de::Error::custom("a list of lists")),
+    }
 }
 
 impl ColumnType {
-    /// All types, with their SQL names.
+    /// All scalar types, with their SQL names.
     pub const ALL: [(Self, &'static str); 14] = [
         (Self::Boolean, "BOOLEAN"),
         (Self::Int8, "TINYINT"),
@@ -60,6 +71,12 @@ impl ColumnType {
         (Self::Date, "DATE"),
         (Self::Timestamp, "TIMESTAMP"),
     ];
+
+    /// The list of this scalar type; `None` of a list.
+    pub fn list_of(self) -> Option<Self> {
+        static ALL: [(ColumnType, &str); ColumnType::ALL.len()] = ColumnType::ALL;
+        ALL.iter().find(|(kind, _)| *kind == self).map(|(kind, _)| Self::List(kind))
+    }
 
     /// The Arrow type that carries it.
     pub fn to_arrow(self) -> DataType {
@@ -78,6 +95,7 @@ impl ColumnType {
             Self::Utf8 => DataType::Utf8,
             Self::Date => DataType::Date32,
             Self::Timestamp => timestamp_type(),
+            Self::List(element) => DataType::List(Arc::new(Field::new_list_field(element.to_arrow(), true))),
         }
     }
 
@@ -106,11 +124,10 @@ impl ColumnType {
                 return Err(Error::invalid("a timestamp without a time zone")
                     .remedy("name its zone: column AT TIME ZONE 'UTC', or another zone"));
             }
-            other => {
-                return Err(Error::invalid("a type that features cannot have")
-                    .with("type", other)
-                    .remedy("cast it to one of BOOLEAN, an integer type, FLOAT, DOUBLE, VARCHAR, DATE or TIMESTAMP"));
+            DataType::List(element) | DataType::LargeList(element) | DataType::FixedSizeList(element, _) => {
+                return Self::from_arrow(element.data_type())?.list_of().ok_or_else(|| unsupported(data_type));
             }
+            other => return Err(unsupported(other)),
         })
     }
 
@@ -121,23 +138,38 @@ impl ColumnType {
             Self::Int16 | Self::UInt16 => Some(2),
             Self::Int32 | Self::UInt32 | Self::Float32 | Self::Date => Some(4),
             Self::Int64 | Self::UInt64 | Self::Float64 | Self::Timestamp => Some(8),
-            Self::Utf8 => None,
+            Self::Utf8 | Self::List(_) => None,
         }
     }
 
     /// Whether a model can read it as a number.
     pub fn is_numeric(self) -> bool {
-        !matches!(self, Self::Utf8 | Self::Date | Self::Timestamp)
+        !matches!(self, Self::Utf8 | Self::Date | Self::Timestamp | Self::List(_))
     }
+
+    /// Whether it is a list.
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::List(_))
+    }
+}
+
+fn unsupported(data_type: &DataType) -> Error {
+    Error::invalid("a type that features cannot have").with("type", data_type).remedy(
+        "cast it to BOOLEAN, an integer type, FLOAT, DOUBLE, VARCHAR, DATE or TIMESTAMP, or to a list of one of them",
+    )
 }
 
 /// The Arrow type of every time: microseconds in UTC.
 pub(crate) fn timestamp_type() -> DataType {
-    DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC")))
+    static UTC: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("UTC"));
+    DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::clone(&UTC)))
 }
 
 impl fmt::Display for ColumnType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::List(element) = self {
+            return write!(f, "{element}[]");
+        }
         let name = Self::ALL.iter().find(|(kind, _)| kind == self).map_or("", |(_, name)| name);
         f.write_str(name)
     }
@@ -181,5 +213,23 @@ impl fmt::Display for Column {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.column_type)?;
         if self.nullable { Ok(()) } else { f.write_str(" NOT NULL") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_told_apart_from_its_elements_wherever_it_is_written() {
+        for (kind, name) in ColumnType::ALL {
+            let list = kind.list_of().expect("a scalar");
+            assert_eq!(list.to_string(), format!("{name}[]"));
+            assert_eq!(ColumnType::from_arrow(&list.to_arrow()).expect("carried"), list);
+            let text = serde_json::to_string(&list).expect("serialises");
+            assert_eq!(serde_json::from_str::<ColumnType>(&text).expect("own text"), list);
+            assert!(list.list_of().is_none() && !list.is_numeric());
+        }
+        assert!(serde_json::from_str::<ColumnType>(r#"{"list":{"list":"int64"}}"#).is_err());
     }
 }

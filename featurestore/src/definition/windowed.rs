@@ -154,6 +154,19 @@ pub enum AggregateFunction {
         /// The percentile, in millionths of the whole.
         millionths: u32,
     },
+    /// `array_agg(x LIMIT n)`: the last n values by event time, the oldest first; null for an empty window.
+    LastValues {
+        /// The most values, up to [`crate::aggregate::MOST_LAST`].
+        most: u16,
+        /// Whether nulls are values (`RESPECT NULLS`, SQL's default).
+        nulls: bool,
+    },
+    /// `approx_top_k(x, k)`: the values that occur most often, the most frequent first; exact up to
+    /// [`crate::aggregate::MOST_COUNTED`] different values; null for an empty window.
+    AboutTop {
+        /// The most values, up to [`crate::aggregate::MOST_TOP`].
+        most: u16,
+    },
 }
 
 impl AggregateFunction {
@@ -202,6 +215,8 @@ impl AggregateFunction {
             }
             Self::AboutDistinct => Parts::HYPER_LOG_LOG,
             Self::AboutQuantile { .. } => Parts::QUANTILES,
+            Self::LastValues { most, nulls } => if nulls { Parts::ROW_LAST } else { Parts::LAST }.keeping(most),
+            Self::AboutTop { .. } => Parts::TOP,
         }
     }
 
@@ -216,11 +231,15 @@ impl AggregateFunction {
     /// The type of its value for an argument of this type (`None`: no argument); `None` where it does not apply.
     pub fn output(self, argument: Option<ColumnType>) -> Option<ColumnType> {
         let Some(argument) = argument else { return (self == Self::Count).then_some(ColumnType::Int64) };
+        if argument.is_list() {
+            return None;
+        }
         let float = matches!(argument, ColumnType::Float32 | ColumnType::Float64);
         let number = argument.is_numeric() && argument != ColumnType::Boolean;
         match self {
             Self::Count | Self::CountDistinct | Self::AboutDistinct => Some(ColumnType::Int64),
             Self::First { .. } | Self::Last { .. } => Some(argument),
+            Self::LastValues { .. } | Self::AboutTop { .. } => argument.list_of(),
             Self::Sum => number.then_some(if float { ColumnType::Float64 } else { ColumnType::Int64 }),
             Self::Least | Self::Greatest => {
                 (number || matches!(argument, ColumnType::Date | ColumnType::Timestamp)).then_some(argument)

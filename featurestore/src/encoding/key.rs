@@ -90,6 +90,11 @@ impl KeyCodec {
                 .with("column", &float.name)
                 .remedy("equal floats are not always the same number: use an integer, text, date or timestamp"));
         }
+        if let Some(list) = columns.iter().find(|column| column.column_type.is_list()) {
+            return Err(Error::invalid("a list cannot be a key")
+                .with("column", &list.name)
+                .remedy("use an integer, text, date or timestamp, or several key columns"));
+        }
         Ok(Self { columns: columns.to_vec() })
     }
 
@@ -164,8 +169,8 @@ impl<'a> Part<'a> {
             ColumnType::Date => Self::Date(array.as_primitive()),
             ColumnType::Timestamp => Self::Timestamp(array.as_primitive()),
             ColumnType::Utf8 => Self::Utf8(array.as_string()),
-            ColumnType::Float32 | ColumnType::Float64 => {
-                return Err(Error::internal("a floating-point key column passed the codec's check"));
+            ColumnType::Float32 | ColumnType::Float64 | ColumnType::List(_) => {
+                return Err(Error::internal("a key column of floats or lists passed the codec's check"));
             }
         })
     }

@@ -1,26 +1,19 @@
 //! Packed rows: an entity's features with their times, in bytes that compare as rule T5 orders rows.
 //!
 //! ```text
-//! event time | available time | sequence | schema id | null bits | fixed-width columns | ends of text | text
-//! 8          | 8              | 8        | 4         | n/8       | 1 to 8 each         | 4 each       |
+//! event time | available time | sequence | schema id | null bits | fixed-width columns | ends of the rest | texts, lists
+//! 8          | 8              | 8        | 4         | n/8       | 1 to 8 each         | 4 each           |
 //! ```
 //!
 //! The three leading numbers are big-endian with the sign flipped: of two rows of one entity the one whose bytes are
 //! greater is the one that holds: later event time, then later available time, then later write (`sequence` is the
 //! number of the commit that wrote it), then, between rows that nothing else tells apart, the greater bytes.
 
-use std::sync::Arc;
-
-use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanBuilder, PrimitiveArray, PrimitiveBuilder, StringBuilder,
-};
-use arrow::datatypes::{
-    Date32Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
-    UInt8Type, UInt16Type, UInt32Type, UInt64Type,
-};
+use arrow::array::{Array, ArrayRef};
 use sha2::{Digest, Sha256};
 
-use crate::definition::{Column, ColumnType};
+use super::value;
+use crate::definition::Column;
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -55,14 +48,14 @@ impl RowHeader {
 pub struct RowLayout {
     columns: Vec<Column>,
     schema_id: [u8; 4],
-    /// Where each column's value (or the end of its text) stands.
+    /// Where each column's value (of texts and lists: its end) stands.
     offsets: Vec<usize>,
-    /// Where the text begins.
-    text_start: usize,
+    /// Where texts and lists begin.
+    varying_start: usize,
 }
 
 impl RowLayout {
-    /// The layout of these columns: fixed-width ones first, then the ends of texts, each group in declared order.
+    /// The layout of these columns: fixed-width ones first, then the ends of texts and lists, each group in declared order.
     pub fn new(columns: &[Column]) -> Self {
         let mut offsets = vec![0; columns.len()];
         let mut at = ROW_HEADER_BYTES + columns.len().div_ceil(8);
@@ -78,7 +71,7 @@ impl RowLayout {
                 at += 4;
             }
         }
-        Self { columns: columns.to_vec(), schema_id: schema_id(columns), offsets, text_start: at }
+        Self { columns: columns.to_vec(), schema_id: schema_id(columns), offsets, varying_start: at }
     }
 
     /// The feature columns.
@@ -118,59 +111,30 @@ impl RowLayout {
     }
 
     fn empty_row(&self, header: RowHeader) -> Vec<u8> {
-        let mut row = Vec::with_capacity(self.text_start + 16);
+        let mut row = Vec::with_capacity(self.varying_start + 16);
         row.extend_from_slice(&super::ordered(header.event_time.micros()));
         row.extend_from_slice(&super::ordered(header.available_time.micros()));
         row.extend_from_slice(&super::ordered(header.sequence));
         row.extend_from_slice(&self.schema_id);
-        row.resize(self.text_start, 0);
+        row.resize(self.varying_start, 0);
         row
     }
 
     fn encode_column(&self, index: usize, array: &ArrayRef, rows: &mut [Vec<u8>]) {
-        let at = self.offsets[index];
-        match self.columns[index].column_type {
-            ColumnType::Boolean => {
-                let values = array.as_boolean();
-                put_valid(index, array, rows, |row, out| out[at] = u8::from(values.value(row)));
-            }
-            ColumnType::Int8 => self.put_numbers(index, array.as_primitive::<Int8Type>(), rows, i8::to_le_bytes),
-            ColumnType::Int16 => self.put_numbers(index, array.as_primitive::<Int16Type>(), rows, i16::to_le_bytes),
-            ColumnType::Int32 => self.put_numbers(index, array.as_primitive::<Int32Type>(), rows, i32::to_le_bytes),
-            ColumnType::Int64 => self.put_numbers(index, array.as_primitive::<Int64Type>(), rows, i64::to_le_bytes),
-            ColumnType::UInt8 => self.put_numbers(index, array.as_primitive::<UInt8Type>(), rows, u8::to_le_bytes),
-            ColumnType::UInt16 => self.put_numbers(index, array.as_primitive::<UInt16Type>(), rows, u16::to_le_bytes),
-            ColumnType::UInt32 => self.put_numbers(index, array.as_primitive::<UInt32Type>(), rows, u32::to_le_bytes),
-            ColumnType::UInt64 => self.put_numbers(index, array.as_primitive::<UInt64Type>(), rows, u64::to_le_bytes),
-            ColumnType::Float32 => self.put_numbers(index, array.as_primitive::<Float32Type>(), rows, f32::to_le_bytes),
-            ColumnType::Float64 => self.put_numbers(index, array.as_primitive::<Float64Type>(), rows, f64::to_le_bytes),
-            ColumnType::Date => self.put_numbers(index, array.as_primitive::<Date32Type>(), rows, i32::to_le_bytes),
-            ColumnType::Timestamp => {
-                self.put_numbers(index, array.as_primitive::<TimestampMicrosecondType>(), rows, i64::to_le_bytes);
-            }
-            ColumnType::Utf8 => self.put_text(index, array, rows),
+        let (at, kind) = (self.offsets[index], self.columns[index].column_type);
+        for (_, out) in rows.iter_mut().enumerate().filter(|(row, _)| array.is_null(*row)) {
+            out[ROW_HEADER_BYTES + index / 8] |= 1 << (index % 8);
         }
-    }
-
-    fn put_numbers<T: ArrowPrimitiveType, const N: usize>(
-        &self,
-        index: usize,
-        array: &PrimitiveArray<T>,
-        rows: &mut [Vec<u8>],
-        bytes: impl Fn(T::Native) -> [u8; N],
-    ) {
-        let at = self.offsets[index];
-        put_valid(index, array, rows, |row, out| out[at..at + N].copy_from_slice(&bytes(array.value(row))));
-    }
-
-    fn put_text(&self, index: usize, array: &ArrayRef, rows: &mut [Vec<u8>]) {
-        let at = self.offsets[index];
-        let values = array.as_string::<i32>();
-        put_valid(index, array, rows, |row, out| out.extend_from_slice(values.value(row).as_bytes()));
-        for row in rows {
-            // A row's text is far below 4 GiB: Arrow's own offsets for a whole column are 31 bits.
-            let end = u32::try_from(row.len() - self.text_start).unwrap_or(u32::MAX);
-            row[at..at + 4].copy_from_slice(&end.to_le_bytes());
+        match kind.fixed_width() {
+            Some(width) => value::write(kind, array, |row, bytes| rows[row][at..at + width].copy_from_slice(bytes)),
+            None => {
+                value::write(kind, array, |row, bytes| rows[row].extend_from_slice(bytes));
+                for row in rows {
+                    // A row's texts and lists are far below 4 GiB: Arrow's own offsets for a whole column are 31 bits.
+                    let end = u32::try_from(row.len() - self.varying_start).unwrap_or(u32::MAX);
+                    row[at..at + 4].copy_from_slice(&end.to_le_bytes());
+                }
+            }
         }
     }
 
@@ -181,7 +145,7 @@ impl RowLayout {
     pub fn decode<R: AsRef<[u8]>>(&self, rows: &[Option<R>]) -> Result<Vec<ArrayRef>> {
         for row in rows.iter().flatten() {
             let row = row.as_ref();
-            if row.len() < self.text_start || row[24..ROW_HEADER_BYTES] != self.schema_id {
+            if row.len() < self.varying_start || row[24..ROW_HEADER_BYTES] != self.schema_id {
                 return Err(Error::damaged("a stored row does not have its view's columns")
                     .with("bytes", row.len())
                     .remedy("delete the disk tier's folder; it is rebuilt from object storage"));
@@ -191,90 +155,40 @@ impl RowLayout {
     }
 
     fn decode_column<R: AsRef<[u8]>>(&self, index: usize, rows: &[Option<R>]) -> Result<ArrayRef> {
-        Ok(match self.columns[index].column_type {
-            ColumnType::Boolean => self.take_booleans(index, rows),
-            ColumnType::Int8 => self.take_numbers::<Int8Type, _, 1>(index, rows, i8::from_le_bytes),
-            ColumnType::Int16 => self.take_numbers::<Int16Type, _, 2>(index, rows, i16::from_le_bytes),
-            ColumnType::Int32 => self.take_numbers::<Int32Type, _, 4>(index, rows, i32::from_le_bytes),
-            ColumnType::Int64 => self.take_numbers::<Int64Type, _, 8>(index, rows, i64::from_le_bytes),
-            ColumnType::UInt8 => self.take_numbers::<UInt8Type, _, 1>(index, rows, u8::from_le_bytes),
-            ColumnType::UInt16 => self.take_numbers::<UInt16Type, _, 2>(index, rows, u16::from_le_bytes),
-            ColumnType::UInt32 => self.take_numbers::<UInt32Type, _, 4>(index, rows, u32::from_le_bytes),
-            ColumnType::UInt64 => self.take_numbers::<UInt64Type, _, 8>(index, rows, u64::from_le_bytes),
-            ColumnType::Float32 => self.take_numbers::<Float32Type, _, 4>(index, rows, f32::from_le_bytes),
-            ColumnType::Float64 => self.take_numbers::<Float64Type, _, 8>(index, rows, f64::from_le_bytes),
-            ColumnType::Date => self.take_numbers::<Date32Type, _, 4>(index, rows, i32::from_le_bytes),
-            ColumnType::Timestamp => {
-                self.take_numbers::<TimestampMicrosecondType, _, 8>(index, rows, i64::from_le_bytes)
+        let (at, kind) = (self.offsets[index], self.columns[index].column_type);
+        let held = rows.iter().map(|row| held(index, row.as_ref()));
+        let read = match kind.fixed_width() {
+            Some(width) => value::read(kind, held.map(|row| row.map(|row| &row[at..at + width]))),
+            None => {
+                let start = self.start_of(index);
+                let bytes = held.map(|row| row.map_or(Some(None), |row| self.varying(start, at, row).map(Some)));
+                bytes.collect::<Option<Vec<_>>>().and_then(|bytes| value::read(kind, bytes.into_iter()))
             }
-            ColumnType::Utf8 => self.take_text(index, rows)?,
+        };
+        read.ok_or_else(|| {
+            Error::damaged("a stored row's values do not fit its bytes")
+                .with("column", &self.columns[index].name)
+                .remedy("delete the disk tier's folder; it is rebuilt from object storage")
         })
     }
 
-    fn take_numbers<T: ArrowPrimitiveType, R: AsRef<[u8]>, const N: usize>(
-        &self,
-        index: usize,
-        rows: &[Option<R>],
-        number: impl Fn([u8; N]) -> T::Native,
-    ) -> ArrayRef {
+    /// Where the end of the varying column before this one stands; `None` for the first.
+    fn start_of(&self, index: usize) -> Option<usize> {
         let at = self.offsets[index];
-        let mut builder =
-            PrimitiveBuilder::<T>::with_capacity(rows.len()).with_data_type(self.columns[index].column_type.to_arrow());
-        for row in rows {
-            let value = value_of(index, row.as_ref());
-            builder.append_option(value.map(|row| number(row[at..at + N].try_into().expect("N bytes"))));
-        }
-        Arc::new(builder.finish())
+        let first = self.offsets.iter().zip(&self.columns).find(|(_, c)| c.column_type.fixed_width().is_none());
+        first.is_none_or(|(first, _)| *first != at).then(|| at - 4)
     }
 
-    fn take_booleans<R: AsRef<[u8]>>(&self, index: usize, rows: &[Option<R>]) -> ArrayRef {
-        let at = self.offsets[index];
-        let mut builder = BooleanBuilder::with_capacity(rows.len());
-        for row in rows {
-            builder.append_option(value_of(index, row.as_ref()).map(|row| row[at] != 0));
-        }
-        Arc::new(builder.finish())
-    }
-
-    fn take_text<R: AsRef<[u8]>>(&self, index: usize, rows: &[Option<R>]) -> Result<ArrayRef> {
-        let mut builder = StringBuilder::new();
-        for row in rows {
-            match value_of(index, row.as_ref()) {
-                None => builder.append_null(),
-                Some(row) => builder.append_value(self.text_of(index, row)?),
-            }
-        }
-        Ok(Arc::new(builder.finish()))
-    }
-
-    fn text_of<'a>(&self, index: usize, row: &'a [u8]) -> Result<&'a str> {
-        let end_at = |at: usize| u32::from_le_bytes(row[at..at + 4].try_into().expect("4 bytes")) as usize;
-        let at = self.offsets[index];
-        let first_end = self.offsets.iter().zip(&self.columns).find(|(_, c)| c.column_type.fixed_width().is_none());
-        let start = if first_end.is_some_and(|(first, _)| *first == at) { 0 } else { end_at(at - 4) };
-        row.get(self.text_start + start..self.text_start + end_at(at))
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .ok_or_else(|| {
-                Error::damaged("a stored row's text does not fit its bytes")
-                    .with("column", &self.columns[index].name)
-                    .remedy("delete the disk tier's folder; it is rebuilt from object storage")
-            })
-    }
-}
-
-/// Marks nulls, and puts what is not null.
-fn put_valid(index: usize, array: &dyn Array, rows: &mut [Vec<u8>], put: impl Fn(usize, &mut Vec<u8>)) {
-    for (row, out) in rows.iter_mut().enumerate() {
-        if array.is_null(row) {
-            out[ROW_HEADER_BYTES + index / 8] |= 1 << (index % 8);
-        } else {
-            put(row, out);
-        }
+    /// The bytes of a varying column; `None` where they do not lie in the row.
+    fn varying<'a>(&self, start: Option<usize>, at: usize, row: &'a [u8]) -> Option<&'a [u8]> {
+        let end_at = |at: usize| u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]) as usize;
+        let start = start.map_or(0, end_at);
+        row.get(self.varying_start + start..self.varying_start + end_at(at))
     }
 }
 
 /// The row, where its column is not null.
-fn value_of<R: AsRef<[u8]>>(index: usize, row: Option<&R>) -> Option<&[u8]> {
+fn held<R: AsRef<[u8]>>(index: usize, row: Option<&R>) -> Option<&[u8]> {
     let row = row?.as_ref();
     (row[ROW_HEADER_BYTES + index / 8] >> (index % 8) & 1 == 0).then_some(row)
 }
@@ -291,10 +205,14 @@ fn schema_id(columns: &[Column]) -> [u8; 4] {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{BooleanArray, Float64Array, Int16Array, StringArray};
+    use std::sync::Arc;
+
+    use arrow::array::{BooleanArray, Float64Array, Int16Array, ListArray, ListBuilder, StringArray, StringBuilder};
+    use arrow::datatypes::Int32Type;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::definition::ColumnType;
 
     fn layout() -> RowLayout {
         RowLayout::new(&[
@@ -303,6 +221,8 @@ mod tests {
             Column::nullable("c", ColumnType::Utf8),
             Column::nullable("d", ColumnType::Int16),
             Column::nullable("e", ColumnType::Boolean),
+            Column::nullable("f", ColumnType::List(&ColumnType::Int32)),
+            Column::nullable("g", ColumnType::List(&ColumnType::Utf8)),
         ])
     }
 
@@ -314,7 +234,8 @@ mod tests {
         }
     }
 
-    type Values = (Option<String>, Option<f64>, Option<String>, Option<i16>, Option<bool>);
+    type Lists = (Option<Vec<Option<i32>>>, Option<Vec<Option<String>>>);
+    type Values = (Option<String>, Option<f64>, Option<String>, Option<i16>, Option<bool>, Lists);
 
     fn arrays(rows: &[Values]) -> Vec<ArrayRef> {
         vec![
@@ -323,7 +244,17 @@ mod tests {
             Arc::new(StringArray::from_iter(rows.iter().map(|row| row.2.clone()))),
             Arc::new(Int16Array::from_iter(rows.iter().map(|row| row.3))),
             Arc::new(BooleanArray::from_iter(rows.iter().map(|row| row.4))),
+            Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(rows.iter().map(|row| row.5.0.clone()))),
+            texts(rows),
         ]
+    }
+
+    fn texts(rows: &[Values]) -> ArrayRef {
+        let mut lists = ListBuilder::new(StringBuilder::new());
+        for (.., (_, list)) in rows {
+            lists.append_option(list.clone());
+        }
+        Arc::new(lists.finish())
     }
 
     proptest! {
@@ -340,7 +271,7 @@ mod tests {
 
         #[test]
         fn rows_compare_as_rule_t5_orders_them(a in any::<(i64, i64, i64)>(), b in any::<(i64, i64, i64)>()) {
-            let columns = arrays(&[(None, None, None, None, None), (None, None, None, None, None)]);
+            let columns = arrays(&[Values::default(), Values::default()]);
             let rows = layout().encode(&[header(a.0, a.1, a.2), header(b.0, b.1, b.2)], &columns).expect("typed");
             prop_assert_eq!(rows[0].cmp(&rows[1]), a.cmp(&b));
         }

@@ -46,6 +46,8 @@ pub fn datatype(column_type: ColumnType) -> &'static str {
         ColumnType::Float32 => "FP32",
         ColumnType::Float64 => "FP64",
         ColumnType::Utf8 => "BYTES",
+        // No contract asks for lists or answers with them; such a tensor would have one more dimension.
+        ColumnType::List(element) => datatype(*element),
     }
 }
 
@@ -212,6 +214,7 @@ fn read_raw(
             Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
         }
         ColumnType::Timestamp | ColumnType::Utf8 => texts(tensor, split_raw(tensor, bytes)?.into_iter(), text_time)?,
+        ColumnType::List(_) => return Err(no_lists(tensor)),
     })
 }
 
@@ -298,7 +301,12 @@ fn read_typed(
         ColumnType::Timestamp | ColumnType::Utf8 => {
             texts(tensor, contents.bytes_contents.iter().map(AsRef::as_ref), text_time)
         }
+        ColumnType::List(_) => Err(no_lists(tensor)),
     }
+}
+
+fn no_lists(tensor: &InferInputTensor) -> Error {
+    Error::internal("a contract's request has a list").with("tensor", &tensor.name)
 }
 
 /// Writes answer columns (numbers or booleans, never null) as tensors in one form.

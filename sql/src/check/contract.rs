@@ -52,6 +52,10 @@ impl Checker<'_> {
 
     fn request_columns(&mut self, file: &SourceFile, contract: &ContractStatement) -> Vec<Column> {
         self.refuse_repeated(file, "request column", contract.request.iter().map(|(name, _, _)| name));
+        for (name, kind, _) in contract.request.iter().filter(|(_, kind, _)| kind.is_list()) {
+            let help = Some("send one value a row, or several columns; lists are for features".to_owned());
+            self.fault(file, name.at, format!("the request column '{}' cannot be {kind}", name.value), help);
+        }
         let column = |(name, kind, nullable): &(Located<String>, _, bool)| Column {
             name: name.value.clone(),
             column_type: *kind,
@@ -145,7 +149,12 @@ impl Checker<'_> {
                 Ok((_, column_type)) if !column_type.is_numeric() => {
                     let message =
                         format!("the input '{}' is {column_type}, which a model cannot read", input.name.value);
-                    let help = Some("make it a number or a BOOLEAN".to_owned());
+                    let help = if column_type.is_list() {
+                        "make it a number or a BOOLEAN: one element list[1], array_length(list) or array_has(list, value)"
+                    } else {
+                        "make it a number or a BOOLEAN"
+                    };
+                    let help = Some(help.to_owned());
                     self.fault(file, input.expression.at, message, help);
                 }
                 Ok((_, column_type)) => inputs.push(Input {

@@ -169,6 +169,9 @@ impl Checker<'_> {
                     "use an integer, VARCHAR, DATE or TIMESTAMP: equal floats are not always one number".to_owned(),
                 );
                 self.fault(file, name.at, format!("the key column '{}' cannot be {kind}", name.value), help);
+            } else if kind.is_list() {
+                let help = Some("give the entity several key columns".to_owned());
+                self.fault(file, name.at, format!("the key column '{}' cannot be {kind}", name.value), help);
             }
         }
         let text = print(statement);

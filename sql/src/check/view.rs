@@ -15,6 +15,7 @@ use crate::inputs::refuse_volatile;
 use crate::parse::{Statement, ViewStatement};
 use crate::print::print;
 use crate::session::columns_of;
+use crate::windowed::udaf;
 
 impl Checker<'_> {
     pub(super) async fn check_view(
@@ -32,9 +33,15 @@ impl Checker<'_> {
         }
         let (Some(sources), Some(entity)) = (sources, entity) else { return Ok(()) };
         let sources: Vec<Source> = sources.iter().filter_map(|name| self.sources.get(name).cloned()).collect();
-        let query = view.query.value.to_string();
+        let query = match &view.windows {
+            Some(_) => udaf::plannable(&view.query.value).to_string(),
+            None => view.query.value.to_string(),
+        };
         let planned = self.session.context().sql(&query).await.and_then(|frame| {
             refuse_volatile_plan(frame.logical_plan())?;
+            if view.windows.is_none() {
+                udaf::refuse(frame.logical_plan())?;
+            }
             Ok(frame)
         });
         let frame = match planned {

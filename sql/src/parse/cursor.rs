@@ -173,15 +173,24 @@ impl<'a> Cursor<'a> {
     /// A column type.
     pub(super) fn column_type(&mut self) -> Parse<ColumnType> {
         let at = self.position();
-        let accepted = || ColumnType::ALL.map(|(_, name)| name).join(", ");
+        let accepted =
+            || format!("{}; of features also lists such as FLOAT[]", ColumnType::ALL.map(|(_, name)| name).join(", "));
         if matches!(self.parser.peek_token_ref().token, Token::Comma | Token::RParen | Token::EOF) {
             return Err(self.unexpected("a type").help_boxed(accepted()));
         }
         let parsed = self.parser.parse_data_type().map_err(|error| self.sql_fault(at, &error))?;
         let text = parsed.to_string().to_uppercase();
-        let known = ColumnType::ALL.iter().map(|(kind, name)| (*name, *kind)).chain(TYPE_ALIASES);
-        known.into_iter().find(|(name, _)| *name == text).map(|(_, kind)| kind).ok_or_else(|| {
-            self.fault(at, format!("{text} is not a type of keys, requests or outputs")).help_boxed(accepted())
+        let scalar = |text: &str| {
+            let mut known = ColumnType::ALL.iter().map(|(kind, name)| (*name, *kind)).chain(TYPE_ALIASES);
+            known.find(|(name, _)| *name == text).map(|(_, kind)| kind)
+        };
+        let known = match text.strip_suffix("[]") {
+            Some(element) => scalar(element).and_then(ColumnType::list_of),
+            None => scalar(&text),
+        };
+        known.ok_or_else(|| {
+            self.fault(at, format!("{text} is not a type of keys, features, requests or outputs"))
+                .help_boxed(accepted())
         })
     }
 
