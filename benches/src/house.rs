@@ -108,6 +108,7 @@ impl House {
             listeners: vec![listener],
             store: Some(StorePart { features, flight, socket: None }),
             worker: Some(WorkerPart { contracts, clock: self.clock.clone() }),
+            http: None,
         };
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(async move {

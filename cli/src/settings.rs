@@ -26,6 +26,10 @@ pub struct Settings {
     pub store_listen: SocketAddr,
     /// Where the worker listens.
     pub worker_listen: SocketAddr,
+    /// Where a process with a store listens for HTTP.
+    pub store_http_listen: SocketAddr,
+    /// Where a process with a worker alone listens for HTTP.
+    pub worker_http_listen: SocketAddr,
     /// The most rows of one request, and of one batch.
     pub batch_rows: usize,
     /// The most rows that wait for one contract.
@@ -44,6 +48,8 @@ impl Default for Settings {
             query_threads: 0,
             store_listen: local(7601),
             worker_listen: local(7602),
+            store_http_listen: local(7603),
+            worker_http_listen: local(7604),
             batch_rows: 4096,
             queue_rows: 16_384,
         }

@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Third-party crates and the only folders that may depend on them directly.
-const CONFINED: [(&str, &[&str]); 11] = [
+const CONFINED: [(&str, &[&str]); 12] = [
     ("moka", &["featurestore"]),
     ("rocksdb", &["featurestore"]),
     ("parquet", &["featurestore"]),
@@ -27,6 +27,7 @@ const CONFINED: [(&str, &[&str]); 11] = [
     ("tonic", &["serving"]),
     ("candle-core", &["serving"]),
     ("axum", &["serving"]),
+    ("prometheus-client", &["serving"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
 ];

@@ -84,6 +84,8 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
     contracts.follow().await.expect("the package loads");
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
+    let http = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
+    let http_address = http.local_addr().expect("bound").to_string();
     let socket = project.folder.path().join("store.sock");
     let log = PushLog::open(&project.folder.path().join("log")).expect("a folder");
     let (tier, changing) = features.tier();
@@ -97,12 +99,14 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
         listeners: vec![listener],
         store: Some(StorePart { features, flight, socket: Some(socket.clone()) }),
         worker: Some(WorkerPart { contracts, clock: project.clock.clone() }),
+        http: Some(http),
     };
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(app.run(stopping));
     let socket = socket.to_string_lossy().into_owned();
     run_client("check_flight.py", vec![address.clone(), socket, package.digest().to_owned()]).await;
     run_client("check_predict.py", vec![address, package.digest().to_owned()]).await;
+    run_client("check_metrics.py", vec![http_address]).await;
     stop.send_replace(true);
     running.await.expect("no panic").expect("drained");
 }

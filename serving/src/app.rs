@@ -21,6 +21,8 @@ use crate::features::{FeatureServer, FeatureSource};
 use crate::flight::FlightServer;
 use crate::generated::DESCRIPTORS;
 use crate::generated::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use crate::http::{self, Measure};
+use crate::metrics::Metrics;
 use crate::predict::PredictService;
 use crate::worker::Contracts;
 
@@ -59,6 +61,8 @@ pub struct App {
     pub store: Option<StorePart>,
     /// Its worker, if it has one.
     pub worker: Option<WorkerPart>,
+    /// The HTTP port's listener, bound, if it has one.
+    pub http: Option<TcpListener>,
 }
 
 /// Binds a port.
@@ -69,7 +73,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         Error::busy("the address cannot be listened on")
             .with("address", address)
-            .remedy("stop the process that uses it, or choose another with --listen")
+            .remedy("stop the process that uses it, or choose another with --listen (of HTTP: --http)")
             .source(error)
     })
 }
@@ -91,6 +95,10 @@ impl App {
             tasks.spawn(follow_deployments(Arc::clone(contracts), stop.clone()));
         }
         let router = self.router().await?;
+        if let Some(listener) = self.http {
+            let measure = measure_of(self.store.as_ref(), self.worker.as_ref());
+            tasks.spawn(serve_http(listener, measure, stop.clone()));
+        }
         let served = self.listeners.into_iter().map(|listener| {
             // Without this an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -134,6 +142,28 @@ fn listen_socket(path: &Path) -> Result<UnixListener> {
         std::fs::remove_file(path).map_err(failed)?;
     }
     UnixListener::bind(path).map_err(failed)
+}
+
+/// What a process of these parts measures.
+fn measure_of(store: Option<&StorePart>, worker: Option<&WorkerPart>) -> Measure {
+    let features = store.map(|part| Arc::clone(&part.features));
+    let contracts = worker.map(|part| Arc::clone(&part.contracts));
+    Arc::new(move || {
+        let mut metrics = Metrics::default();
+        if let Some(features) = &features {
+            metrics.add_features(&features.status()?);
+        }
+        if let Some(contracts) = &contracts {
+            metrics.add_contracts(contracts);
+        }
+        Ok(metrics)
+    })
+}
+
+async fn serve_http(listener: TcpListener, measure: Measure, stop: watch::Receiver<bool>) {
+    if let Err(error) = http::serve(listener, measure, stopped(stop)).await {
+        tracing::error!(error = %error.chain(), "the HTTP port failed");
+    }
 }
 
 async fn serve_socket(flight: FlightServer, listener: UnixListener, stop: watch::Receiver<bool>) {

@@ -13,7 +13,8 @@
 //! 3. [`package`] — content-addressed model artifacts; [`model`] — what is loaded from them.
 //! 4. [`worker`] — one request's way, step by step.
 //! 5. [`predict`] — the edge: tensors to columns, columns to tensors.
-//! 6. [`app`] — builds everything, listens, drains.
+//! 6. [`http`] — the HTTP port, with what [`metrics`] measures.
+//! 7. [`app`] — builds everything, listens, drains.
 //!
 //! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
 
@@ -28,6 +29,8 @@ pub mod generated {
     /// The protocol's file descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
 }
+pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod package;
 pub mod predict;

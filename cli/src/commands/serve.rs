@@ -10,6 +10,7 @@ use springhouse_serving::FeatureSource;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
 use springhouse_serving::flight::{FlightServer, RemoteFeatures};
 use springhouse_serving::worker::{Contracts, WorkerOptions};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::parse_span;
@@ -36,6 +37,9 @@ pub struct Serve {
     /// Where it listens; the settings' addresses of its roles when it is not given
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// Where it answers HTTP (/metrics); the settings' address of its role when neither this nor --listen is given
+    #[arg(long)]
+    http: Option<SocketAddr>,
     /// A Unix socket for workers on this host (store)
     #[arg(long)]
     socket: Option<PathBuf>,
@@ -73,9 +77,13 @@ impl Serve {
             Role::Worker => "predictions",
         };
         note(&format!("serving {what} on {}", bound.join(" and ")));
+        let http = match self.http_address(project) {
+            Some(address) => Some(listen_http(address).await?),
+            None => None,
+        };
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(wait_for_stop(stop, self.stop_after));
-        App { listeners, store, worker }.run(stopping).await
+        App { listeners, store, worker, http }.run(stopping).await
     }
 
     /// A process of both roles answers at both addresses, so that nobody needs to know how many processes there are.
@@ -89,6 +97,15 @@ impl Serve {
         }
     }
 
+    fn http_address(&self, project: &Project) -> Option<SocketAddr> {
+        let settings = project.settings();
+        let usual = match self.role {
+            Role::Both | Role::Store => settings.store_http_listen,
+            Role::Worker => settings.worker_http_listen,
+        };
+        self.http.or_else(|| self.listen.is_none().then_some(usual))
+    }
+
     async fn store_part(&self, project: &Project) -> Result<StorePart> {
         let features = Arc::new(project.feature_server()?);
         features.follow(&Bar::default()).await?;
@@ -99,6 +116,14 @@ impl Serve {
         let flight = FlightServer::new(Arc::clone(&features), training_sets, project.driven().cloned()).with_sink(sink);
         Ok(StorePart { features, flight, socket: self.socket.clone() })
     }
+}
+
+/// Binds the HTTP port and says where.
+pub async fn listen_http(address: SocketAddr) -> Result<TcpListener> {
+    let listener = bind(address).await?;
+    let bound = listener.local_addr().map_err(|error| Error::internal("no local address").source(error))?;
+    note(&format!("metrics on http://{bound}/metrics"));
+    Ok(listener)
 }
 
 async fn worker_part(project: &Project, source: Arc<dyn FeatureSource>) -> Result<WorkerPart> {

@@ -1,0 +1,47 @@
+//! The HTTP port: `/metrics` for Prometheus.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use springhouse_featurestore::{Error, Result};
+use tokio::net::TcpListener;
+
+use crate::metrics::Metrics;
+
+/// The media type of the `OpenMetrics` text format.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Measures a process, each time that somebody asks.
+pub type Measure = Arc<dyn Fn() -> Result<Metrics> + Send + Sync>;
+
+/// Answers until the future ends.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Unavailable`] when the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    measure: Measure,
+    stopped: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let metrics = move || std::future::ready(answer(measure.as_ref()));
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; /metrics has the metrics\n") });
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stopped)
+        .await
+        .map_err(|error| Error::unavailable("the HTTP port failed").source(error))
+}
+
+fn answer(measure: &(dyn Fn() -> Result<Metrics> + Send + Sync)) -> Response {
+    match measure().and_then(|metrics| metrics.text()) {
+        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => {
+            tracing::error!(error = %error.chain(), "metrics cannot be measured");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", error.chain())).into_response()
+        }
+    }
+}
