@@ -19,7 +19,7 @@ use springhouse_featurestore::tier::{DataFile, DiskTier, Mark, MemoryTier, Onlin
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::session::Session;
-use springhouse_sql::spine::{SpineOrder, SpineSource, TIME};
+use springhouse_sql::spine::{SpineOrder, SpineSource, SpineSubset, TIME};
 use springhouse_sql::view_rows::{RowStream, by_visible_time, times_of};
 
 use crate::Jobs;
@@ -69,7 +69,7 @@ impl fmt::Display for AuditReport {
 }
 
 impl Jobs {
-    /// Audits a contract on a spine.
+    /// Audits a contract on a spine, or on some rows of it.
     ///
     /// # Errors
     /// Those of computing and looking up; a difference is no error but a finding.
@@ -77,7 +77,7 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         contract: &Contract,
-        spine: &SpineSource,
+        (spine, subset): (&SpineSource, SpineSubset),
         progress: &dyn Progress,
     ) -> Result<AuditReport> {
         let request = TrainingSetRequest {
@@ -88,7 +88,7 @@ impl Jobs {
             order: SpineOrder::ByTime,
         };
         let views: Vec<FeatureView> = views_of(catalog, contract)?.into_iter().cloned().collect();
-        let offline = self.training_set(catalog, contract, &request).await?;
+        let offline = self.training_set_of(catalog, contract, &request, subset).await?;
         for view in &views {
             refuse_unprocessed(view, self.log(view).state().await?.watermark, offline.latest())?;
         }

@@ -4,7 +4,7 @@
 //! is to be as served: an expired or missing value is null where the rule says `DEFAULT`. Where a rule says `FAIL`, serving would not have answered;
 //! the row keeps what there is. Batches stream through; nothing holds the whole result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringBuilder};
@@ -21,12 +21,12 @@ use springhouse_featurestore::freshness::{ServingHistory, alive, status};
 use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
 use springhouse_featurestore::tier::{DataFile, ViewCommitKind};
 use springhouse_featurestore::time::{Span, Timestamp};
-use springhouse_featurestore::training_set::{Batches, SpinePart, TrainingSetCommand, TrainingSets};
+use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::point_in_time::RowsAsOf;
 use springhouse_sql::session::EventRange;
-use springhouse_sql::spine::{ROW, Spine, SpineFeatures, SpineOrder, SpineSource, TIME};
+use springhouse_sql::spine::{ROW, Spine, SpineFeatures, SpineOrder, SpineSource, SpineSubset, TIME};
 use springhouse_sql::view_rows::{RowStream, Sources};
 
 use crate::Jobs;
@@ -104,26 +104,25 @@ impl Jobs {
         contract: &Contract,
         request: &TrainingSetRequest,
     ) -> Result<TrainingSet> {
-        self.training_set_part(catalog, contract, request, None).await
+        self.training_set_of(catalog, contract, request, SpineSubset::Whole).await
     }
 
-    /// Plans a part of the training set of a contract; all of it where none is named.
+    /// Plans the training set of a contract for some rows of its spine.
     ///
     /// # Errors
     /// As [`Self::training_set`].
-    pub async fn training_set_part(
+    pub async fn training_set_of(
         &self,
         catalog: &CatalogState,
         contract: &Contract,
         request: &TrainingSetRequest,
-        part: Option<SpinePart>,
+        subset: SpineSubset,
     ) -> Result<TrainingSet> {
         let views = views_of(catalog, contract)?;
         let session = self.full_session(catalog).await?;
-        let mut spine = Spine::open(&session, &request.spine, contract).await?;
-        if let Some(part) = part {
-            spine = spine.part(part)?;
-        }
+        let keys: BTreeSet<&str> = views.iter().flat_map(|view| &view.keys).map(|key| key.name.as_str()).collect();
+        let spine = Spine::open(&session, &request.spine, contract).await?;
+        let spine = spine.subset(subset, &keys.into_iter().collect::<Vec<_>>())?;
         let latest = spine.latest().await?;
         let pushed = self.pushed().state().await?.events();
         let mut rows = Vec::with_capacity(views.len());
@@ -182,7 +181,8 @@ impl TrainingSets for Jobs {
             with_features: false,
             order: SpineOrder::AsGiven,
         };
-        let set = self.training_set_part(&state, contract, &request, command.wanted()?).await?;
+        let subset = command.wanted()?.map_or(SpineSubset::Whole, SpineSubset::Part);
+        let set = self.training_set_of(&state, contract, &request, subset).await?;
         Ok((Arc::clone(set.schema()), set.execute()))
     }
 }

@@ -17,6 +17,8 @@
 //! rather than sorted. Sorting spills to disk beyond the session's memory; the merge itself holds a few batches.
 
 mod exec;
+mod key_time;
+mod keys;
 mod latest;
 mod merge;
 mod sides;
@@ -29,7 +31,8 @@ use arrow::datatypes::{Field, FieldRef};
 use datafusion::error::Result as QueryResult;
 use datafusion::functions::core::expr_fn::greatest;
 use datafusion::physical_expr::expressions::Column as PhysicalColumn;
-use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, ScalarFunctionExpr};
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning};
@@ -42,10 +45,15 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
 
 pub use exec::PointInTimeExec;
 
+use self::key_time::key_time;
+use self::keys::Integers;
 use crate::session::{exact, query_error};
 
 /// The visible-time column inside the join.
 const VISIBLE_TIME: &str = "@visible_time";
+
+/// The column by which a spine with keys of one integer is sorted.
+const KEY_TIME: &str = "@key_time";
 
 /// The columns that the join of a view adds: `view.feature` for each feature, then `view@event_time`.
 pub fn added_fields(view: &FeatureView) -> Vec<FieldRef> {
@@ -87,8 +95,28 @@ pub fn arrange_spine(
     time: &str,
     partitions: usize,
 ) -> QueryResult<Arc<dyn ExecutionPlan>> {
-    let order: Vec<&str> = keys.iter().copied().chain([time]).collect();
-    arrange(spine, keys, &order, partitions)
+    let schema = spine.schema();
+    let types = keys.iter().map(|name| Ok(schema.field_with_name(name)?.data_type().clone()));
+    if !Integers::are(&types.collect::<QueryResult<Vec<_>>>()?) {
+        let order: Vec<&str> = keys.iter().copied().chain([time]).collect();
+        return arrange(spine, keys, &order, partitions);
+    }
+    let column = |name: &str| -> QueryResult<Arc<dyn PhysicalExpr>> {
+        Ok(Arc::new(PhysicalColumn::new_with_schema(name, &schema)?))
+    };
+    let spread = Partitioning::Hash(keys.iter().map(|name| column(name)).collect::<QueryResult<_>>()?, partitions);
+    let spread = Arc::new(RepartitionExec::try_new(spine, spread)?);
+    let own = schema.fields().iter().map(|field| Ok((column(field.name())?, field.name().clone())));
+    let own = own.collect::<QueryResult<Vec<_>>>()?;
+    let arguments = vec![column(keys[0])?, column(time)?];
+    let key_time = ScalarFunctionExpr::try_new(key_time(), arguments, &schema, Arc::default())?;
+    let mut with_order = own.clone();
+    with_order.push((Arc::new(key_time), KEY_TIME.to_owned()));
+    let spine: Arc<dyn ExecutionPlan> = Arc::new(ProjectionExec::try_new(with_order, spread)?);
+    let order: Arc<dyn PhysicalExpr> = Arc::new(PhysicalColumn::new_with_schema(KEY_TIME, &spine.schema())?);
+    let order = LexOrdering::from([PhysicalSortExpr::new(order, ascending())]);
+    let sorted = SortExec::new(order, spine).with_preserve_partitioning(true);
+    Ok(Arc::new(ProjectionExec::try_new(own, Arc::new(sorted))?))
 }
 
 /// Joins the rows of one view to a spine that [`arrange_spine`] has arranged by the view's keys: adds the columns of

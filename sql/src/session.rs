@@ -29,13 +29,16 @@ use springhouse_featurestore::{Error, Result};
 
 pub use sources::EventRange;
 
-use crate::windowed::EventQuery;
+use crate::windowed::{EventQuery, udaf};
 
 /// Where view data is found by DataFusion.
 const STORE_URL: &str = "springhouse://store/";
 
 /// Rows of a batch: enough to amortise per-batch work, small enough to stay in the second-level cache.
 const BATCH_ROWS: usize = 8192;
+
+/// What a sort of one column sorts in one piece, before pieces are merged: within the third-level cache.
+const SORTED_AT_ONCE_BYTES: usize = 16 << 20;
 
 /// More data files than this are not merged as they lie: a batch of each would be held at once.
 const MOST_MERGED_FILES: usize = 16;
@@ -86,8 +89,9 @@ impl Session {
             .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
         let state =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
-        let (project, memory_bytes) = (options.project.clone(), options.memory_bytes);
-        Ok(Self { context: SessionContext::new_with_state(state), project, memory_bytes })
+        let context = SessionContext::new_with_state(state);
+        udaf::register(&context);
+        Ok(Self { context, project: options.project.clone(), memory_bytes: options.memory_bytes })
     }
 
     /// The same tables and memory, with one partition: rows keep their files' order.
@@ -105,6 +109,7 @@ impl Session {
     pub(crate) fn task_of(&self, plan: &Arc<dyn ExecutionPlan>) -> Arc<TaskContext> {
         let reserve = self.memory_bytes / (2 * sorts_in(plan) + 2);
         let config = self.context.copied_config().with_sort_spill_reservation_bytes(reserve);
+        let config = config.with_sort_in_place_threshold_bytes(SORTED_AT_ONCE_BYTES.min(reserve));
         let runtime = self.context.runtime_env();
         Arc::new(TaskContext::default().with_session_config(config).with_runtime(runtime))
     }

@@ -1,6 +1,7 @@
 //! A spine, and the features of all views of a contract as of its times: the whole of way 5 but for the rules.
 
 mod features;
+mod sample;
 mod spill;
 
 use std::path::Path;
@@ -47,6 +48,20 @@ pub enum SpineOrder {
     AsGiven,
     /// By time.
     ByTime,
+}
+
+/// Which rows of a spine are wanted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SpineSubset {
+    /// All.
+    Whole,
+    /// One of several parts.
+    Part(SpinePart),
+    /// A share from 0 to 1, chosen by a hash of the keys: all rows of a key, or none.
+    Sample {
+        /// The share.
+        share: f64,
+    },
 }
 
 /// A spine in our types, ready to be joined.
@@ -105,17 +120,23 @@ impl Spine {
         Ok(Self { frame, times, session: session.clone() })
     }
 
-    /// A part of its rows, in order and with the positions that they have in the whole.
+    /// Some of its rows, in order and with the positions that they have in the whole; `keys` are its key columns.
     ///
     /// # Errors
     /// Those of planning.
-    pub fn part(self, SpinePart { index, of }: SpinePart) -> Result<Self> {
-        let position = exact(ROW) - lit(1_u64);
-        let wanted = (position % lit(of as u64)).eq(lit(index as u64));
+    pub fn subset(self, subset: SpineSubset, keys: &[&str]) -> Result<Self> {
+        let wanted = match subset {
+            SpineSubset::Whole => return Ok(self),
+            SpineSubset::Part(SpinePart { index, of }) => {
+                let position = exact(ROW) - lit(1_u64);
+                (position % lit(of as u64)).eq(lit(index as u64))
+            }
+            SpineSubset::Sample { share } => sample::is_sampled(keys.iter().copied().map(exact).collect(), share),
+        };
         Ok(Self { frame: self.frame.filter(wanted).map_err(query_error)?, ..self })
     }
 
-    /// The latest time, of a part that of the whole; `None` for a spine without rows.
+    /// The latest time, of a subset that of the whole; `None` for a spine without rows.
     ///
     /// # Errors
     /// Those of reading the spine.

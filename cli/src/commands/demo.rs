@@ -27,7 +27,7 @@ use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest}
 use springhouse_serving::model::neural::{TrainOptions, area_under_curve, train};
 use springhouse_serving::model::{self};
 use springhouse_serving::package::Package;
-use springhouse_sql::spine::{SpineOrder, SpineSource};
+use springhouse_sql::spine::{SpineOrder, SpineSource, SpineSubset};
 
 use super::freshness_curve::FreshnessCurve;
 use super::refresh::chosen;
@@ -131,7 +131,7 @@ impl Demo {
         let (_, state) = project.catalog().await?;
         let contract = state.current_contract(CONTRACT)?;
         let days = spine("2013-12-03 05:00:00", "2013-12-05 05:00:00");
-        let report = project.jobs()?.audit(&state, contract, &days, &Bar::default()).await?;
+        let report = project.jobs()?.audit(&state, contract, (&days, SpineSubset::Whole), &Bar::default()).await?;
         say(&report.to_string());
 
         steps.begin("Status");

@@ -115,6 +115,10 @@ fn every_command_works_as_it_is_typed() {
     );
     let audited = project.json(&format!("{AT} audit arrival_delay {spine}"));
     assert_eq!((&audited["rows"], &audited["mismatches"]), (&903.into(), &0.into()), "{audited}");
+    let sampled = project.json(&format!("{AT} audit arrival_delay {spine} --sample 0.3"));
+    assert!(sampled["rows"].as_u64().is_some_and(|rows| (150..400).contains(&rows)), "{sampled}");
+    assert_eq!(&sampled["mismatches"], &0);
+    project.fails(&format!("{AT} audit arrival_delay {spine} --sample 30"), &["above 0 and up to 1"]);
 
     let folder = project.path("package");
     let trained = project.json(&format!(

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
-use arrow::row::SortField;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::row::{Rows, SortField};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -21,6 +21,7 @@ use springhouse_featurestore::definition::{FeatureView, Windowed};
 use springhouse_featurestore::freshness::ServingHistory;
 use springhouse_featurestore::lookup::event_time_column;
 
+use super::keys::{Integers, Keys};
 use super::latest::LatestRows;
 use super::sides::{Columns, RowSide, SpineSide};
 use super::windows::WindowSums;
@@ -148,9 +149,23 @@ impl ExecutionPlan for PointInTimeExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let asked = self.spine.execute(partition, Arc::clone(&context))?;
-        let spine = SpineSide::new(asked, &self.columns, self.served.clone())?;
-        let rows = RowSide::new(self.rows.execute(partition, context)?, &self.columns)?;
+        let spine = self.spine.execute(partition, Arc::clone(&context))?;
+        let rows = self.rows.execute(partition, context)?;
+        let schema = self.rows.schema();
+        let keys: Vec<DataType> =
+            self.columns.row_keys.iter().map(|&index| schema.field(index).data_type().clone()).collect();
+        if Integers::are(&keys) { self.join::<Integers>(spine, rows) } else { self.join::<Rows>(spine, rows) }
+    }
+}
+
+impl PointInTimeExec {
+    fn join<K: Keys>(
+        &self,
+        spine: SendableRecordBatchStream,
+        rows: SendableRecordBatchStream,
+    ) -> Result<SendableRecordBatchStream> {
+        let spine = SpineSide::<K>::new(spine, &self.columns, self.served.clone())?;
+        let rows = RowSide::<K>::new(rows, &self.columns)?;
         let schema = Arc::clone(&self.schema);
         let batches = match &self.windowed {
             Some(windowed) => {

@@ -5,49 +5,50 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::interleave;
 use arrow::datatypes::SchemaRef;
-use arrow::row::OwnedRow;
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 
+use super::keys::Keys;
 use super::merge::Sweep;
 use super::sides::{Columns, Question, Questions, RowBatch, RowSide, SpineSide};
 
 /// Answers from more batches than this are not held at once: the batch of the spine is then answered in pieces.
 const MOST_BATCHES: usize = 32;
 
-/// Where a row lies. What nobody points to any more is gone.
-type Place = (Arc<RowBatch>, usize);
+/// Where a row lies: the number of its batch, and its row there.
+type Place = (usize, usize);
 
-pub(super) struct LatestRows {
-    spine: SpineSide,
-    rows: RowSide,
-    sweep: Sweep<OwnedRow, Place>,
+pub(super) struct LatestRows<K: Keys> {
+    spine: SpineSide<K>,
+    rows: RowSide<K>,
+    sweep: Sweep<K::Owned, Place>,
+    /// The batch of the best row so far, where that is not the current one.
+    held: Option<Arc<RowBatch<K>>>,
     payload: Vec<usize>,
     schema: SchemaRef,
     /// A batch of the spine that is not answered to its end, and its first row without an answer.
-    begun: Option<(Questions, usize)>,
+    begun: Option<(Questions<K>, usize)>,
 }
 
-/// Batches that hold answers, and where each answer lies: 0 for none, else the batch's number and the row.
-#[derive(Default)]
-struct Answers {
-    batches: Vec<Arc<RowBatch>>,
+/// Batches that hold answers, and where each answer lies: 0 for none, else the place of the batch and the row.
+struct Answers<K> {
+    batches: Vec<Arc<RowBatch<K>>>,
     places: Vec<(usize, usize)>,
 }
 
-impl Answers {
-    fn add(&mut self, answer: Option<Place>) {
-        let Some((batch, row)) = answer else { return self.places.push((0, 0)) };
-        let known = self.batches.iter().rposition(|known| Arc::ptr_eq(known, &batch));
-        if known.is_none() {
-            self.batches.push(batch);
+impl<K: Keys> Answers<K> {
+    /// Both sides are in one order, so an answer never lies before the one before it.
+    fn add(&mut self, batch: &Arc<RowBatch<K>>, row: usize) {
+        if self.batches.last().is_none_or(|last| last.number != batch.number) {
+            self.batches.push(Arc::clone(batch));
         }
-        self.places.push((known.map_or(self.batches.len(), |index| index + 1), row));
+        self.places.push((self.batches.len(), row));
     }
 }
 
-impl LatestRows {
-    pub(super) fn new(spine: SpineSide, rows: RowSide, columns: &Columns, schema: SchemaRef) -> Self {
-        Self { spine, rows, sweep: Sweep::new(), payload: columns.payload.clone(), schema, begun: None }
+impl<K: Keys> LatestRows<K> {
+    pub(super) fn new(spine: SpineSide<K>, rows: RowSide<K>, columns: &Columns, schema: SchemaRef) -> Self {
+        let payload = columns.payload.clone();
+        Self { spine, rows, sweep: Sweep::new(), held: None, payload, schema, begun: None }
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
@@ -58,35 +59,59 @@ impl LatestRows {
                 None => return Ok(None),
             },
         };
-        let (mut answers, mut row) = (Answers::default(), start);
-        while row < questions.batch.num_rows() && answers.batches.len() < MOST_BATCHES {
-            answers.add(match questions.at(row) {
-                Some(question) => self.answer(question).await?,
-                None => None,
-            });
+        let length = questions.batch.num_rows();
+        let mut answers = Answers { batches: Vec::new(), places: Vec::with_capacity(length - start) };
+        let mut row = start;
+        while row < length && answers.batches.len() < MOST_BATCHES {
+            match questions.at(row) {
+                Some(question) => self.answer(question, &mut answers).await?,
+                None => answers.places.push((0, 0)),
+            }
             row += 1;
         }
         let gathered = self.gather(&questions.batch.slice(start, row - start), &answers)?;
-        if row < questions.batch.num_rows() {
+        if row < length {
             self.begun = Some((questions, row));
         }
         Ok(Some(gathered))
     }
 
     /// Offers all rows that were known of a key, then asks.
-    async fn answer(&mut self, Question { key, known, .. }: Question<'_>) -> Result<Option<Place>> {
-        while let Some((batch, at)) = self.rows.next_until(key, known).await? {
-            let of = batch.keys.row(at);
-            // Rows of keys that the spine does not ask for are passed over without a copy.
-            if of == key {
-                let times = (batch.event.value(at), batch.available.value(at));
-                self.sweep.offer(|held| held.row() == of, || of.owned(), times, (Arc::clone(batch), at));
+    async fn answer(&mut self, question: Question<K::Key<'_>>, answers: &mut Answers<K>) -> Result<()> {
+        let Question { key, known, .. } = question;
+        loop {
+            let sweep = &mut self.sweep;
+            let passed = self.rows.pass(key, known, |batch, row| {
+                sweep.offer(|held| K::is(held, key), || K::own(key), batch.times(row), (batch.number, row));
+            });
+            if passed {
+                break;
+            }
+            self.load().await?;
+        }
+        match self.sweep.answer(|held| K::is(held, key)) {
+            None => answers.places.push((0, 0)),
+            Some((number, row)) => {
+                let batch = [self.rows.current(), self.held.as_ref()].into_iter().flatten();
+                let batch = batch.into_iter().find(|batch| batch.number == number).ok_or_else(|| {
+                    DataFusionError::Internal("the batch of the best row is no longer held".to_owned())
+                })?;
+                answers.add(batch, row);
             }
         }
-        Ok(self.sweep.answer(|held| held.row() == key))
+        Ok(())
     }
 
-    fn gather(&self, spine: &RecordBatch, answers: &Answers) -> Result<RecordBatch> {
+    /// Loads the next rows, and holds those before for as long as one of them is the best.
+    async fn load(&mut self) -> Result<()> {
+        let best = self.sweep.best().map(|(number, _)| *number);
+        if let Some(current) = self.rows.current().filter(|current| Some(current.number) == best) {
+            self.held = Some(Arc::clone(current));
+        }
+        self.rows.load().await
+    }
+
+    fn gather(&self, spine: &RecordBatch, answers: &Answers<K>) -> Result<RecordBatch> {
         let mut columns = spine.columns().to_vec();
         for (&index, field) in self.payload.iter().zip(&self.schema.fields()[columns.len()..]) {
             let nothing: ArrayRef = new_null_array(field.data_type(), 1);

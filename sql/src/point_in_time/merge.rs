@@ -27,6 +27,11 @@ impl<K, R: Clone> Sweep<K, R> {
         }
     }
 
+    /// The best row so far, of whatever key.
+    pub(super) fn best(&self) -> Option<&R> {
+        self.best.as_ref().map(|(_, row)| row)
+    }
+
     /// The row that holds now for the key that `is` recognises.
     pub(super) fn answer(&self, is: impl Fn(&K) -> bool) -> Option<R> {
         let same = self.key.as_ref().is_some_and(is);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
-use arrow::row::OwnedRow;
 use datafusion::error::{DataFusionError, Result};
 use springhouse_featurestore::aggregate::{
     Arguments, EntityTiles, FeatureBuilder, RunningWindows, Summaries, TileLayout, Value,
@@ -14,7 +13,8 @@ use springhouse_featurestore::aggregate::{
 use springhouse_featurestore::definition::Windowed;
 use springhouse_featurestore::time::Timestamp;
 
-use super::sides::{Columns, Question, RowBatch, RowSide, SpineSide, take};
+use super::keys::Keys;
+use super::sides::{Columns, Question, RowSide, SpineSide, take};
 
 /// What is kept of a key.
 enum Kept {
@@ -59,17 +59,17 @@ impl Kept {
     }
 }
 
-pub(super) struct WindowSums {
-    spine: SpineSide,
-    rows: RowSide,
+pub(super) struct WindowSums<K: Keys> {
+    spine: SpineSide<K>,
+    rows: RowSide<K>,
     payload: Vec<usize>,
     windowed: Arc<Windowed>,
     layout: Arc<TileLayout>,
     schema: SchemaRef,
     /// The arguments of the batch of rows being read.
-    arguments: Option<(Arc<RowBatch>, Arguments)>,
+    arguments: Option<Arguments>,
     /// The key whose events are kept.
-    key: Option<OwnedRow>,
+    key: Option<K::Owned>,
     kept: Kept,
     /// The last answer's windows.
     answer: Vec<Summaries>,
@@ -79,10 +79,10 @@ fn failed(error: springhouse_featurestore::Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }
 
-impl WindowSums {
+impl<K: Keys> WindowSums<K> {
     pub(super) fn new(
-        spine: SpineSide,
-        rows: RowSide,
+        spine: SpineSide<K>,
+        rows: RowSide<K>,
         columns: &Columns,
         windowed: &Arc<Windowed>,
         in_event_order: bool,
@@ -122,29 +122,33 @@ impl WindowSums {
 
     /// Adds all events that were known of a key, then asks. Returns the event time of its newest event, if it has one; the
     /// windows are in `self.answer`.
-    async fn answer(&mut self, Question { key, time, known }: Question<'_>) -> Result<Option<i64>> {
-        while let Some((batch, at)) = self.rows.next_until(key, known).await? {
-            let of = batch.keys.row(at);
-            // Events of keys that the spine does not ask for are passed over.
-            if of != key {
-                continue;
-            }
-            if self.arguments.as_ref().is_none_or(|(read, _)| !Arc::ptr_eq(read, batch)) {
-                let arguments = Arguments::new(&self.windowed, &take(&batch.batch, &self.payload)).map_err(failed)?;
-                self.arguments = Some((Arc::clone(batch), arguments));
-            }
-            if self.key.as_ref().is_none_or(|held| held.row() != of) {
-                self.key = Some(of.owned());
-                self.kept.begin();
-            }
-            if let Some((_, arguments)) = &self.arguments {
-                let times = [&batch.event, &batch.available].map(|times| Timestamp::from_micros(times.value(at)));
-                self.kept.add(&self.layout, times, |argument| arguments.value(argument, at));
-            }
+    async fn answer(&mut self, question: Question<K::Key<'_>>) -> Result<Option<i64>> {
+        let Question { key, time, known } = question;
+        while !self.add_events(key, known) {
+            self.rows.load().await?;
+            let arguments = self.rows.current().map(|rows| take(&rows.batch, &self.payload));
+            let arguments = arguments.map(|arguments| Arguments::new(&self.windowed, &arguments)).transpose();
+            self.arguments = arguments.map_err(failed)?;
         }
-        if self.key.as_ref().is_none_or(|held| held.row() != key) {
+        if self.key.as_ref().is_none_or(|held| !K::is(held, key)) {
             return Ok(None);
         }
         Ok(self.kept.windows(&self.layout, Timestamp::from_micros(time), &mut self.answer))
+    }
+
+    /// Adds a key's events that were known by then; `false` where more of them are in the next batch.
+    fn add_events(&mut self, key: K::Key<'_>, known: i64) -> bool {
+        let Self { rows, arguments, key: held, kept, layout, .. } = self;
+        rows.pass(key, known, |batch, row| {
+            if held.as_ref().is_none_or(|held| !K::is(held, key)) {
+                *held = Some(K::own(key));
+                kept.begin();
+            }
+            if let Some(arguments) = arguments {
+                let (event, available) = batch.times(row);
+                let times = [event, available].map(Timestamp::from_micros);
+                kept.add(layout, times, |argument| arguments.value(argument, row));
+            }
+        })
     }
 }

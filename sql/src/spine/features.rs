@@ -1,13 +1,16 @@
 //! The join of a spine with the views of a contract: one entity after another, each with the whole of the memory.
 //!
 //! ```text
-//! spine -> in the order wanted -> disk --(key, @time, @row)--> join the views of entity 1 -> by @row -> disk --+
-//!            |                       \---(key, @time, @row)--> join the views of entity 2 -> by @row -> disk --+
-//!            +---------------------------------------------------------------------------------------- zip <---+
+//! spine -> in the order wanted -+-(key, @time, @row)--> join the views of entity 1 -> by @row -> disk --+
+//!                               v                                                                       |
+//!                              disk --(key, @time, @row)--> join the views of entity 2 -> by @row ------+
+//!                               |                                                                       v
+//!                               +--------------------------------------------------------------------- zip
 //! ```
 //!
 //! Only an entity's keys pass through its sorts, never the whole spine; the results are laid beside each other row
-//! for row. So memory does not grow with the number of views.
+//! for row. So memory does not grow with the number of views. A spine that is read as it lies is written to disk
+//! while the first join reads it; the last join's rows are never on disk.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -15,19 +18,20 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::error::Result as QueryResult;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
-use datafusion::physical_plan::streaming::StreamingTableExec;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use datafusion::physical_plan::{ExecutionPlan, displayable, execute_stream};
 use datafusion::prelude::DataFrame;
 use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::definition::{Column, FeatureView};
 use springhouse_featurestore::{Error, Result};
 
-use super::spill::{Pieces, Spilled, SpilledColumns};
+use super::spill::{Pieces, Spilled, SpilledColumns, Tee, Written};
 use super::{ROW, SpineOrder, TIME};
 use crate::point_in_time::{self, RowsAsOf, ascending};
 use crate::session::{Session, query_error};
@@ -119,25 +123,53 @@ impl SpineFeatures {
     }
 
     async fn run(self) -> Result<RowStream> {
-        let env = self.session.context().runtime_env();
         let spine = self.ordered_spine()?;
         let task = self.session.task_of(&spine);
         let spine = execute_stream(spine, task).map_err(query_error)?;
-        let spine = Spilled::write(spine, Arc::clone(&env)).await.map_err(query_error)?;
-        let mut parts = vec![Pieces::new(&spine).map_err(query_error)?];
-        for entity in &self.entities {
-            let keys = SpilledColumns::new(&spine, self.key_columns(entity)?).map_err(query_error)?;
-            let plan = self.join(entity, scan(keys).map_err(query_error)?).await?;
-            let task = self.session.task_of(&plan);
-            let joined = execute_stream(plan, task).map_err(query_error)?;
-            let joined = Spilled::write(joined, Arc::clone(&env)).await.map_err(query_error)?;
-            parts.push(Pieces::new(&joined).map_err(query_error)?);
-        }
+        let parts = self.join_all(spine).await?;
         let rows = self.session.context().copied_config().batch_size();
         let batches = stream::try_unfold((self, parts), move |(planned, mut parts)| async move {
             Ok(planned.zip(&mut parts, rows).await?.map(|batch| (batch, (planned, parts))))
         });
         Ok(batches.boxed())
+    }
+
+    /// The spine, then what the join of each entity adds to it.
+    async fn join_all(&self, spine: SendableRecordBatchStream) -> Result<Vec<Pieces>> {
+        let env = self.session.context().runtime_env();
+        let Some((first, others)) = self.entities.split_first() else { return Ok(vec![Pieces::of(spine)]) };
+        let written = Written::default();
+        let keys = self.key_columns(first)?;
+        let keys = if holds_little(&self.spine) && self.order == SpineOrder::AsGiven {
+            let tee = Tee::new(spine, keys, Arc::clone(&env), Arc::clone(&written));
+            tee.and_then(scan).map_err(query_error)?
+        } else {
+            // What makes the spine has the whole of the memory, and gives it back.
+            let spine = Spilled::write(spine, Arc::clone(&env)).await.map_err(query_error)?;
+            let spine = written.get_or_init(|| spine);
+            SpilledColumns::new(spine, keys).and_then(scan).map_err(query_error)?
+        };
+        let written = || written.get().ok_or_else(|| Error::internal("a join ends before its spine"));
+        let mut joined = self.run_join(first, keys).await?;
+        let mut parts = Vec::with_capacity(self.entities.len() + 1);
+        for entity in others {
+            let before = Spilled::write(joined, Arc::clone(&env)).await.map_err(query_error)?;
+            parts.push(Pieces::new(&before).map_err(query_error)?);
+            let keys = SpilledColumns::new(written()?, self.key_columns(entity)?).map_err(query_error)?;
+            joined = self.run_join(entity, scan(keys).map_err(query_error)?).await?;
+        }
+        let mut last = Pieces::of(joined);
+        // Its rows are sorted: with the first of them here, the spine has been read to its end.
+        last.begin().await.map_err(query_error)?;
+        parts.push(last);
+        parts.insert(0, Pieces::new(written()?).map_err(query_error)?);
+        Ok(parts)
+    }
+
+    async fn run_join(&self, entity: &EntityViews, keys: Arc<dyn ExecutionPlan>) -> Result<SendableRecordBatchStream> {
+        let plan = self.join(entity, keys).await?;
+        let task = self.session.task_of(&plan);
+        execute_stream(plan, task).map_err(query_error)
     }
 
     /// The next rows of all parts, side by side.
@@ -207,9 +239,21 @@ impl SpineFeatures {
     }
 }
 
-fn scan(columns: SpilledColumns) -> QueryResult<Arc<dyn ExecutionPlan>> {
-    use datafusion::physical_plan::streaming::PartitionStream;
+/// Whether a plan passes rows on as they come: it reads files, and takes rows one by one.
+fn holds_little(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    const PASSING: [&str; 7] = [
+        "DataSourceExec",
+        "ProjectionExec",
+        "FilterExec",
+        "BoundedWindowAggExec",
+        "CoalesceBatchesExec",
+        "CoalescePartitionsExec",
+        "CooperativeExec",
+    ];
+    PASSING.contains(&plan.name()) && plan.children().into_iter().all(holds_little)
+}
 
+fn scan(columns: impl PartitionStream + 'static) -> QueryResult<Arc<dyn ExecutionPlan>> {
     let schema = Arc::clone(columns.schema());
     Ok(Arc::new(StreamingTableExec::try_new(schema, vec![Arc::new(columns)], None, [], false, None)?))
 }
