@@ -16,8 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
-    TimestampMicrosecondBuilder,
+    Array, ArrayRef, NullBufferBuilder, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -212,6 +211,11 @@ struct BatchRead<'a> {
 
 /// The distinct keys of a batch, and which of them each row asks for.
 fn distinct(keys: &EncodedKeys) -> (Vec<&[u8]>, Vec<Option<usize>>) {
+    if keys.len() == 1 {
+        let only: Vec<&[u8]> = keys.iter().flatten().collect();
+        let of_row = vec![(!only.is_empty()).then_some(0)];
+        return (only, of_row);
+    }
     let mut seen: HashMap<&[u8], usize, RandomState> =
         HashMap::with_capacity_and_hasher(keys.len(), RandomState::default());
     let mut distinct = Vec::with_capacity(keys.len());
@@ -313,18 +317,21 @@ impl PlannedView {
     ) {
         let lag = lag(now, watermark);
         let mut statuses = Vec::with_capacity(rows);
-        let mut times = TimestampMicrosecondBuilder::with_capacity(rows);
+        let (mut times, mut nulls) = (Vec::with_capacity(rows), NullBufferBuilder::new(rows));
         for event in events {
             statuses.push(status(&self.rule, lag, now, event));
-            times.append_option(event.filter(|event| *event != Timestamp::MIN).map(Timestamp::micros));
+            let time = event.filter(|event| *event != Timestamp::MIN);
+            times.push(time.map_or(0, Timestamp::micros));
+            nulls.append(time.is_some());
         }
+        let times = TimestampMicrosecondArray::new(times.into(), nulls.finish());
         let as_ofs = match watermark {
             Some(mark) => TimestampMicrosecondArray::from_value(mark.min(now).micros(), rows),
             None => TimestampMicrosecondArray::new_null(rows),
         };
         columns.extend([
             Arc::new(status_words(&statuses)) as ArrayRef,
-            Arc::new(times.finish().with_data_type(timestamp_type())) as ArrayRef,
+            Arc::new(times.with_data_type(timestamp_type())) as ArrayRef,
             Arc::new(as_ofs.with_data_type(timestamp_type())) as ArrayRef,
         ]);
     }

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use history::{PushCommit, PushHistory, PushHistoryState};
-pub use log::{Push, PushEntry, PushLog};
+pub use log::{LogReach, Push, PushEntry, PushLog};
 
 use crate::Result;
 use crate::definition::{FeatureView, Source};

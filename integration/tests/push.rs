@@ -3,10 +3,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::catalog::CatalogState;
@@ -153,6 +154,54 @@ pub async fn training_sets(
     }
 }
 
+/// Readers and producers race; each reader compares with what was acknowledged before it asked, and sent when it was
+/// answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_lookup_that_begins_after_an_acknowledgement_shows_its_events() {
+    let project = TestProject::new(&[]);
+    project.clock.set(at(1_000));
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    refresh_all(&project, &state).await;
+    let server = Arc::new(Server::start(&project, 1 << 20).await);
+    let [sent, acknowledged, asked] = [(); 3].map(|()| Arc::new(AtomicI64::new(0)));
+    let done = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (server, done, asked) = (Arc::clone(&server), Arc::clone(&done), Arc::clone(&asked));
+            let (sent, acknowledged) = (Arc::clone(&sent), Arc::clone(&acknowledged));
+            tokio::task::spawn_blocking(move || {
+                while !done.load(Ordering::SeqCst) {
+                    let least = acknowledged.load(Ordering::SeqCst);
+                    let answer = server.lookup(&[Some("ann")]);
+                    let most = sent.load(Ordering::SeqCst);
+                    let payments = answer["spending.payments_2d"].as_primitive::<Int64Type>();
+                    let seen = if payments.is_valid(0) { payments.value(0) } else { 0 };
+                    assert!((least..=most).contains(&seen), "{least} acknowledged, {seen} seen, {most} sent");
+                    asked.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let producers = (0..3).map(|producer| {
+        let (server, sent, acknowledged) = (Arc::clone(&server), Arc::clone(&sent), Arc::clone(&acknowledged));
+        async move {
+            for round in 0..100 {
+                let events: Vec<Event> = (0..=round % 3).map(|_| ("ann", 900 + producer, 0, Some(1.0))).collect();
+                let count = i64::try_from(events.len()).expect("small");
+                sent.fetch_add(count, Ordering::SeqCst);
+                server.pushes.push("paid", batch(&events), PushHeader::default()).await.expect("acknowledged");
+                acknowledged.fetch_add(count, Ordering::SeqCst);
+            }
+        }
+    });
+    futures::future::join_all(producers).await;
+    done.store(true, Ordering::SeqCst);
+    for reader in readers {
+        reader.await.expect("no reader has seen too little or too much");
+    }
+    assert!(asked.load(Ordering::SeqCst) > 100, "the readers were there");
+}
+
 #[tokio::test]
 async fn a_wrong_push_is_named_and_nothing_of_it_is_taken() {
     let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
@@ -218,7 +267,7 @@ async fn a_pushed_view_holds_what_another_system_computed() {
     let risk = |server: &Server| {
         let answer = server.lookup(&[Some("ann")]);
         let risk = answer["risk.amount"].as_primitive::<arrow::datatypes::Float64Type>();
-        let risk = arrow::array::Array::is_valid(risk, 0).then(|| format!("{}", risk.value(0)));
+        let risk = Array::is_valid(risk, 0).then(|| format!("{}", risk.value(0)));
         (risk, answer["risk@status"].as_string::<i32>().value(0).to_owned())
     };
     assert_eq!(risk(&server), (None, "missing".to_owned()));

@@ -1,7 +1,7 @@
 //! Push: events that producers send live.
 //!
 //! One push's way: checked against its source ([`accept`]); written to the log with all others that wait, in one synced
-//! write; applied to every view of its source ([`apply`]); acknowledged. By size or time the log is flushed to object
+//! write; applied to every view of its source ([`apply`]), while the next are written; acknowledged. By size or time the log is flushed to object
 //! storage ([`flush`]), as events beside the history and as a commit of each view's rows.
 //!
 //! Producers that are faster than the disk wait: a queue of a few pushes is all that is held.
@@ -10,7 +10,7 @@ mod accept;
 mod apply;
 mod flush;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -20,8 +20,11 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
-use springhouse_featurestore::push::{EventSink, Push, PushAck, PushHeader, PushHistoryState, PushLog, late_events};
+use springhouse_featurestore::push::{
+    EventSink, LogReach, Push, PushAck, PushEntry, PushHeader, PushHistoryState, PushLog, late_events,
+};
 use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer};
+use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
@@ -53,10 +56,30 @@ pub struct Pushes {
     queue: mpsc::Sender<Waiting>,
 }
 
+/// Whom to tell of a push.
+type Answer = oneshot::Sender<Result<PushAck>>;
+
 /// A push and whom to tell.
 struct Waiting {
     push: Push,
-    answer: oneshot::Sender<Result<PushAck>>,
+    answer: Answer,
+}
+
+/// A group of pushes that is in the log and not yet in the views.
+struct Appended {
+    /// What each is told when it is.
+    acks: Vec<PushAck>,
+    entries: Vec<PushEntry>,
+    /// How far the log has got by them.
+    reach: LogReach,
+    answers: Vec<Answer>,
+}
+
+/// Tells all of a group that it failed.
+fn refuse(answers: Vec<Answer>, error: &Error) {
+    for answer in answers {
+        drop(answer.send(Err(Error::new(error.kind(), error.chain()))));
+    }
 }
 
 /// What applying pushes to a view needs.
@@ -79,7 +102,9 @@ struct Shared {
     /// What has been flushed.
     history: RwLock<Arc<PushHistoryState>>,
     prepared: std::sync::Mutex<HashMap<Pinned, Arc<Prepared>>>,
-    /// Whether the tiers lack something of the log.
+    /// What of the log the tiers have, unless they are behind.
+    applied: std::sync::Mutex<LogReach>,
+    /// Whether they lack something that should have been applied.
     behind: AtomicBool,
     /// Wakes the flush before its time.
     full: Arc<Notify>,
@@ -119,6 +144,7 @@ impl Pushes {
             flushing: Mutex::default(),
             history: RwLock::new(Arc::new(history)),
             prepared: std::sync::Mutex::default(),
+            applied: std::sync::Mutex::default(),
             behind: AtomicBool::new(true),
             full: Arc::default(),
         });
@@ -176,8 +202,11 @@ impl EventSink for Pushes {
 }
 
 impl Shared {
-    /// Takes what waits, again and again.
+    /// Takes what waits, again and again: groups of pushes are written to the log in one step and applied in the next,
+    /// so that a group is on its way to the disk while the one before it is on its way to the views.
     async fn ingest(self: Arc<Self>, mut waiting: mpsc::Receiver<Waiting>) {
+        let (next, appended) = mpsc::channel(1);
+        let applying = tokio::spawn(Arc::clone(&self).apply_in_turn(appended));
         while let Some(first) = waiting.recv().await {
             let mut rows = first.push.events.num_rows();
             let mut group = vec![first];
@@ -187,49 +216,86 @@ impl Shared {
                 rows += next.push.events.num_rows();
                 group.push(next);
             }
-            let (pushes, answers): (Vec<Push>, Vec<_>) = group.into_iter().map(|of| (of.push, of.answer)).unzip();
-            let taken = self.take(pushes).await;
-            for (index, answer) in answers.into_iter().enumerate() {
-                let told = match &taken {
-                    Ok(acks) => Ok(acks[index].clone()),
-                    Err(error) => Err(Error::new(error.kind(), error.chain())),
-                };
-                // A producer that went away does not hear it.
-                drop(answer.send(told));
+            let (pushes, answers): (Vec<Push>, Vec<Answer>) = group.into_iter().map(|of| (of.push, of.answer)).unzip();
+            match self.append(pushes).await {
+                Ok((acks, entries, reach)) => {
+                    if next.send(Appended { acks, entries, reach, answers }).await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => refuse(answers, &error),
             }
             if self.log.bytes() > FLUSH_BYTES {
                 self.full.notify_one();
             }
         }
+        drop(next);
+        if let Err(error) = applying.await {
+            tracing::error!(error = %error, "what was pushed is in the log and not in the views: it is when the store starts again");
+        }
     }
 
-    /// Makes pushes durable and visible.
-    async fn take(&self, pushes: Vec<Push>) -> Result<Vec<PushAck>> {
-        let _changing = self.changing.lock().await;
+    /// Makes pushes durable. Gives what is to be told of each once it is visible.
+    async fn append(&self, pushes: Vec<Push>) -> Result<(Vec<PushAck>, Vec<PushEntry>, LogReach)> {
         let catalog = (self.catalog)();
-        if self.behind.load(Ordering::Acquire) {
-            self.apply_missing(&catalog).await?;
-        }
         let sources: Vec<String> = pushes.iter().map(|push| push.source.clone()).collect();
         let log = Arc::clone(&self.log);
-        let appended = tokio::task::spawn_blocking(move || log.append(pushes))
+        let (appended, reach) = tokio::task::spawn_blocking(move || log.append(pushes))
             .await
             .map_err(|error| Error::internal("the log's writer panicked").source(error))??;
-        // From here on the events are durable: if they cannot be applied now, they are before the next push is taken.
-        self.behind.store(true, Ordering::Release);
-        let entries: Vec<_> = appended.iter().flatten().cloned().collect();
-        self.apply(&catalog, &entries).await?;
-        self.behind.store(false, Ordering::Release);
-        let acks = sources.iter().zip(appended).map(|(source, entry)| PushAck {
+        let acks = sources.iter().zip(&appended).map(|(source, entry)| PushAck {
             rows: entry.as_ref().map_or(0, |entry| entry.events.num_rows() as u64),
             late: entry.as_ref().map_or(0, |entry| {
                 current_source(&catalog, source).map_or(0, |source| late_events(source, &entry.events))
             }),
             duplicate: entry.is_none(),
-            position: self.log.last(),
-            watermark: self.watermark(source),
+            position: reach.last,
+            watermark: self.watermark(source, &reach.watermarks),
         });
-        Ok(acks.collect())
+        Ok((acks.collect(), appended.into_iter().flatten().collect(), reach))
+    }
+
+    /// Makes what is in the log visible, group by group, and acknowledges it.
+    async fn apply_in_turn(self: Arc<Self>, mut appended: mpsc::Receiver<Appended>) {
+        while let Some(Appended { acks, entries, reach, answers }) = appended.recv().await {
+            match self.make_visible(&entries, reach).await {
+                Ok(()) => {
+                    for (answer, ack) in answers.into_iter().zip(acks) {
+                        // A producer that went away does not hear it.
+                        drop(answer.send(Ok(ack)));
+                    }
+                }
+                Err(error) => refuse(answers, &error),
+            }
+        }
+    }
+
+    async fn make_visible(&self, entries: &[PushEntry], reach: LogReach) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        let catalog = (self.catalog)();
+        if self.behind.load(Ordering::Acquire) {
+            self.apply_missing(&catalog).await?;
+        }
+        // They are durable: if they cannot be applied now, they are before those after them.
+        self.behind.store(true, Ordering::Release);
+        self.apply(&catalog, entries, &reach).await?;
+        self.applied_until(reach);
+        Ok(())
+    }
+
+    /// Notes that the tiers have everything up to here. The caller holds the lock of those who change them.
+    fn applied_until(&self, reach: LogReach) {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = reach;
+        self.behind.store(false, Ordering::Release);
+    }
+
+    /// What of the log is to be flushed: what the tiers have; where they cannot have it, everything.
+    async fn flushable(&self) -> LogReach {
+        let _changing = self.changing.lock().await;
+        if self.behind.load(Ordering::Acquire) {
+            return self.log.reach();
+        }
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn history(&self) -> Arc<PushHistoryState> {
@@ -241,9 +307,9 @@ impl Shared {
         self.log.knows(source) || self.history().knows(source)
     }
 
-    /// How far a source's producers have got.
-    fn watermark(&self, source: &str) -> Option<springhouse_featurestore::time::Timestamp> {
-        self.log.watermark(source).max(self.history().watermarks.get(source).copied())
+    /// How far a source's producers have got: as the log said at a time, or as was flushed before.
+    fn watermark(&self, source: &str, log: &BTreeMap<String, Timestamp>) -> Option<Timestamp> {
+        log.get(source).copied().max(self.history().watermarks.get(source).copied())
     }
 
     /// The views that read pushed sources, each with the names of those.

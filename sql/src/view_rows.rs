@@ -1,5 +1,7 @@
 //! The rows of a view that became visible in a stretch of time: what a refresh commits.
 
+mod in_memory;
+
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
@@ -17,6 +19,8 @@ use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
+
+pub use in_memory::sorted_in_memory;
 
 use crate::session::{EventRange, Session, exact, query_error, timestamp};
 

@@ -11,18 +11,21 @@
 //!
 //! Numbers are big-endian. A push's entry, sequence, watermark and position are one atomic write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
-use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use super::PushHeader;
 use crate::time::Timestamp;
 use crate::{Error, Result};
+
+/// Files of the newest level before they are merged: nearly all are let go of before.
+const COMPACT_FROM_FILES: i32 = 8;
 
 /// A batch to append.
 #[derive(Debug, Clone)]
@@ -46,6 +49,15 @@ pub struct PushEntry {
     pub events: RecordBatch,
 }
 
+/// How far a log has got.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogReach {
+    /// The position of the newest push.
+    pub last: u64,
+    /// For each source the time up to which every event has been pushed: the least of what its producers say.
+    pub watermarks: BTreeMap<String, Timestamp>,
+}
+
 /// What is known of producers, by source and producer.
 type Producers<T> = BTreeMap<(String, String), T>;
 
@@ -56,7 +68,9 @@ struct State {
     sources: BTreeSet<String>,
     sequences: Producers<u64>,
     watermarks: Producers<Timestamp>,
-    /// Bytes of the entries that are held.
+    /// The entries that are held: their positions and their bytes.
+    held: VecDeque<(u64, u64)>,
+    /// Bytes of all of them.
     bytes: u64,
 }
 
@@ -66,6 +80,16 @@ pub struct PushLog {
     database: DB,
     folder: PathBuf,
     state: Mutex<State>,
+}
+
+impl State {
+    fn reach(&self) -> LogReach {
+        let mut least: BTreeMap<String, Timestamp> = BTreeMap::new();
+        for ((source, _), watermark) in &self.watermarks {
+            least.entry(source.clone()).and_modify(|held| *held = (*held).min(*watermark)).or_insert(*watermark);
+        }
+        LogReach { last: self.last, watermarks: least }
+    }
 }
 
 fn number(bytes: &[u8]) -> Option<u64> {
@@ -94,6 +118,9 @@ impl PushLog {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.set_keep_log_file_num(4);
+        // What is written here is read once, and let go of soon: to compress and to compact it is wasted.
+        options.set_compression_type(DBCompressionType::None);
+        options.set_level_zero_file_num_compaction_trigger(COMPACT_FROM_FILES);
         let database = DB::open(&options, folder).map_err(|error| {
             let text = error.to_string();
             if text.contains("lock") || text.contains("LOCK") {
@@ -122,6 +149,7 @@ impl PushLog {
             };
             match kind {
                 b'e' => {
+                    state.held.push_back((number(rest).ok_or_else(wrong)?, value.len() as u64));
                     state.bytes += value.len() as u64;
                     state.sources.insert(source_of(&value).ok_or_else(wrong)?.to_owned());
                 }
@@ -176,31 +204,20 @@ impl PushLog {
         Ok(())
     }
 
-    /// Every event of the source up to this time has been pushed: the least of what its producers say.
-    pub fn watermark(&self, source: &str) -> Option<Timestamp> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.watermarks.iter().filter(|((of, _), _)| of == source).map(|(_, watermark)| *watermark).min()
-    }
-
-    /// The watermarks of all sources.
-    pub fn watermarks(&self) -> BTreeMap<String, Timestamp> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut least: BTreeMap<String, Timestamp> = BTreeMap::new();
-        for ((source, _), watermark) in &state.watermarks {
-            least.entry(source.clone()).and_modify(|held| *held = (*held).min(*watermark)).or_insert(*watermark);
-        }
-        least
+    /// How far it has got.
+    pub fn reach(&self) -> LogReach {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).reach()
     }
 
     /// Appends several pushes in one synced write. For each its entry, or `None` for one that was sent before; a
-    /// heartbeat's entry has no events and is not kept.
+    /// heartbeat's entry has no events and is not kept. With them, how far the log has got by them.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails; none of them is then in the log.
-    pub fn append(&self, pushes: Vec<Push>) -> Result<Vec<Option<PushEntry>>> {
+    pub fn append(&self, pushes: Vec<Push>) -> Result<(Vec<Option<PushEntry>>, LogReach)> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut batch, mut entries) = (WriteBatch::default(), Vec::with_capacity(pushes.len()));
-        let (mut last, mut bytes) = (state.last, state.bytes);
+        let (mut last, mut held) = (state.last, Vec::new());
         let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
         for Push { source, events, header } in pushes {
             let producer = (source.clone(), header.producer.unwrap_or_default());
@@ -225,7 +242,7 @@ impl PushLog {
             if events.num_rows() > 0 {
                 last += 1;
                 let value = encode(&source, &events)?;
-                bytes += value.len() as u64;
+                held.push((last, value.len() as u64));
                 batch.put(entry_key(last), value);
             }
             entries.push(Some(PushEntry { position: last, source, events }));
@@ -234,11 +251,13 @@ impl PushLog {
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
-        (state.last, state.bytes) = (last, bytes);
+        state.last = last;
+        state.bytes += held.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        state.held.extend(held);
         state.sources.extend(entries.iter().flatten().map(|entry| entry.source.clone()));
         state.sequences.extend(sequences);
         state.watermarks.extend(watermarks);
-        Ok(entries)
+        Ok((entries, state.reach()))
     }
 
     /// The entries after a position, oldest first.
@@ -265,20 +284,18 @@ impl PushLog {
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
     pub fn trim(&self, position: u64) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = state.held.partition_point(|(at, _)| *at <= position);
+        let (Some((first, _)), Some((last, _))) = (state.held.front(), state.held.get(gone.wrapping_sub(1))) else {
+            return Ok(());
+        };
+        let (from, until) = (entry_key(*first), entry_key(last + 1));
         let mut batch = WriteBatch::default();
-        let mut bytes = 0;
-        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
-            let (key, value) = item.map_err(|error| self.failed(error))?;
-            match key.strip_prefix(b"e").and_then(number) {
-                Some(at) if at <= position => {
-                    bytes += value.len() as u64;
-                    batch.delete(&key);
-                }
-                _ => break,
-            }
-        }
+        batch.delete_range(from, until);
         self.database.write(batch).map_err(|error| self.failed(error))?;
-        state.bytes = state.bytes.saturating_sub(bytes);
+        // Files of nothing else go at once, without a compaction.
+        self.database.delete_file_in_range(from, until).map_err(|error| self.failed(error))?;
+        let bytes: u64 = state.held.drain(..gone).map(|(_, bytes)| bytes).sum();
+        state.bytes -= bytes;
         Ok(())
     }
 }
@@ -342,16 +359,16 @@ mod tests {
         let log = PushLog::open(folder.path()).expect("new");
         let taken =
             log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
-        let positions: Vec<_> = taken.expect("writable").iter().map(|e| e.as_ref().map(|e| e.position)).collect();
+        let positions: Vec<_> = taken.expect("writable").0.iter().map(|e| e.as_ref().map(|e| e.position)).collect();
         assert_eq!(positions, [Some(1), Some(2), None]);
         assert_eq!(PushLog::open(folder.path()).expect_err("in use").kind(), crate::ErrorKind::Busy);
         drop(log);
         let log = PushLog::open(folder.path()).expect("reopened");
         assert_eq!((log.last(), held(&log, 0)), (2, vec![(1, 10), (2, 20)]));
-        assert!(log.append(vec![push("b", 1, &[20], None)]).expect("writable")[0].is_none());
-        log.append(vec![push("a", 7, &[30], Some(9)), push("b", 2, &[], Some(3))]).expect("writable");
-        assert_eq!(log.watermark("paid"), Some(Timestamp::from_micros(5)));
-        assert_eq!(log.watermark("other"), None);
+        assert!(log.append(vec![push("b", 1, &[20], None)]).expect("writable").0[0].is_none());
+        let taken = log.append(vec![push("a", 7, &[30], Some(9)), push("b", 2, &[], Some(3))]);
+        let reach = LogReach { last: 3, watermarks: [("paid".to_owned(), Timestamp::from_micros(5))].into() };
+        assert_eq!((taken.expect("writable").1, log.reach()), (reach.clone(), reach));
         log.trim(2).expect("writable");
         drop(log);
         let log = PushLog::open(folder.path()).expect("reopened");
@@ -359,6 +376,6 @@ mod tests {
         log.trim(3).expect("writable");
         drop(log);
         let log = PushLog::open(folder.path()).expect("reopened");
-        assert_eq!((log.last(), log.bytes(), log.watermarks().len()), (3, 0, 1));
+        assert_eq!((log.last(), log.bytes(), log.reach().watermarks.len()), (3, 0, 1));
     }
 }

@@ -7,6 +7,7 @@
 //! the locks of all its views until its answer is made. So no answer mixes two states of a view, and none is older
 //! than the last acknowledged change.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -27,8 +28,10 @@ const ENTRY_OVERHEAD_BYTES: usize = 160;
 pub struct MemoryTier<T> {
     below: T,
     cache: Cache<Box<[u8]>, Entry, RandomState>,
-    views: RwLock<HashMap<Pinned, Arc<ViewSlot>>>,
-    groups: RwLock<HashMap<Vec<Pinned>, Arc<Group>>>,
+    /// Whether nothing is kept.
+    off: bool,
+    views: RwLock<HashMap<Pinned, Arc<ViewSlot>, RandomState>>,
+    groups: RwLock<HashMap<Vec<Pinned>, Arc<Group>, RandomState>>,
     next_incarnation: AtomicU32,
     next_slot: AtomicU32,
     hits: AtomicU64,
@@ -99,6 +102,7 @@ impl<T: OnlineTier> MemoryTier<T> {
         Self {
             below,
             cache,
+            off: max_bytes == 0,
             views: RwLock::default(),
             groups: RwLock::default(),
             next_incarnation: AtomicU32::new(0),
@@ -198,7 +202,7 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
     }
 
     fn read_entities(&self, views: &[Pinned], keys: &[&[u8]]) -> Result<EntityRead> {
-        if self.cache.policy().max_capacity() == Some(0) {
+        if self.off {
             return self.below.read_entities(views, keys);
         }
         let group = self.group(views)?;
@@ -216,7 +220,7 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         keys: &[&[u8]],
         compute: &ComputeRows<'_>,
     ) -> Result<ViewRead> {
-        if self.cache.policy().max_capacity() == Some(0) {
+        if self.off {
             return self.below.read_computed(view, epoch, keys, compute);
         }
         let group = self.group(std::slice::from_ref(view))?;
@@ -227,8 +231,8 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
         };
         let read_below = |keys: &[&[u8]], each: &mut EachRow<'_>| self.below.read_each(view, keys, each);
         let load = |keys: &[&[u8]]| compute(&read_below, keys).map(|read| read.rows);
-        let kept = Bytes::copy_from_slice(epoch);
-        let entry = |row| Entry::Computed { epoch: kept.clone(), row };
+        let kept = LazyCell::new(|| Bytes::copy_from_slice(epoch));
+        let entry = |row| Entry::Computed { epoch: Bytes::clone(&kept), row };
         let rows = self.through(group.incarnation.load(Ordering::Acquire), keys, known, load, entry)?;
         Ok(ViewRead { rows, mark: locks.first().map(|state| state.mark).unwrap_or_default() })
     }

@@ -1,19 +1,23 @@
 //! Applies entries of the log to the tiers: each view of a pushed source gets its rows, or its tiles their events.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
-use futures::TryStreamExt;
-use springhouse_featurestore::Result;
+use arrow::array::RecordBatch;
+use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView};
-use springhouse_featurestore::push::{PushEntry, PushedEvents};
+use springhouse_featurestore::push::{LogReach, PushEntry, PushedEvents};
 use springhouse_featurestore::tier::{KeyedRow, Mark, Packer};
 use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
-use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows};
+use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows, sorted_in_memory};
 
 use super::{Prepared, Shared};
+
+/// The most events of a flush that are sorted in memory: several times what is usually flushed.
+const SORTED_IN_MEMORY: usize = 8 << 20;
 
 impl Shared {
     /// Applies what the tiers lack of the log. The caller holds the lock of those who change them.
@@ -27,32 +31,36 @@ impl Shared {
         let catalog = (self.catalog)();
         let found = self.pushed_views(&catalog).into_iter().find(|(pushed, _)| pushed.pinned() == view.pinned());
         let Some((view, sources)) = found else { return Ok((Vec::new(), mark)) };
-        let entries = self.missing(mark)?;
-        self.rows_of_entries(&catalog, view, &sources, mark, &entries).await
+        let reach = self.log.reach();
+        let entries = self.missing(mark, &reach)?;
+        self.rows_of_entries(&catalog, view, &sources, mark, (&entries, &reach)).await
     }
 
-    /// The entries of the log that a tier at this mark lacks.
-    fn missing(&self, mark: Mark) -> Result<Vec<PushEntry>> {
-        if mark.pushed < self.log.last() { self.log.entries_after(mark.pushed) } else { Ok(Vec::new()) }
+    /// The entries of the log that a tier at this mark lacks, at least up to where the log had got: what it says of
+    /// watermarks must not be younger than its entries.
+    fn missing(&self, mark: Mark, reach: &LogReach) -> Result<Vec<PushEntry>> {
+        if mark.pushed < reach.last { self.log.entries_after(mark.pushed) } else { Ok(Vec::new()) }
     }
 
+    /// Applies what the tiers lack of the log. The caller holds the lock of those who change them.
     pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
+        let reach = self.log.reach();
         for (view, sources) in self.pushed_views(catalog) {
             let mark = self.tier.mark(&view.pinned())?;
-            let entries = self.missing(mark)?;
-            self.apply_to(catalog, view, &sources, mark, &entries).await?;
+            let entries = self.missing(mark, &reach)?;
+            self.apply_to(catalog, view, &sources, mark, (&entries, &reach)).await?;
         }
-        self.behind.store(false, std::sync::atomic::Ordering::Release);
+        self.applied_until(reach);
         Ok(())
     }
 
     /// Applies entries that follow those that the tiers have.
-    pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry]) -> Result<()> {
+    pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry], reach: &LogReach) -> Result<()> {
         let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
         for (view, sources) in self.pushed_views(catalog) {
             if !sources.is_disjoint(&touched) {
                 let mark = self.tier.mark(&view.pinned())?;
-                self.apply_to(catalog, view, &sources, mark, entries).await?;
+                self.apply_to(catalog, view, &sources, mark, (entries, reach)).await?;
             }
         }
         Ok(())
@@ -64,13 +72,13 @@ impl Shared {
         view: &FeatureView,
         sources: &BTreeSet<&str>,
         mark: Mark,
-        entries: &[PushEntry],
+        log: (&[PushEntry], &LogReach),
     ) -> Result<()> {
         if mark.commit == 0 {
             // Its first refresh takes what has been pushed until then.
             return Ok(());
         }
-        let (rows, reached) = self.rows_of_entries(catalog, view, sources, mark, entries).await?;
+        let (rows, reached) = self.rows_of_entries(catalog, view, sources, mark, log).await?;
         if reached != mark {
             self.tier.apply(&view.pinned(), rows, reached)?;
         }
@@ -84,7 +92,7 @@ impl Shared {
         view: &FeatureView,
         sources: &BTreeSet<&str>,
         mark: Mark,
-        entries: &[PushEntry],
+        (entries, reach): (&[PushEntry], &LogReach),
     ) -> Result<(Vec<KeyedRow>, Mark)> {
         let new: Vec<PushEntry> = entries
             .iter()
@@ -104,7 +112,7 @@ impl Shared {
             }
         }
         let pushed = entries.last().map_or(mark.pushed, |entry| entry.position.max(mark.pushed));
-        let watermark = self.watermark_of(catalog, view, mark.committed)?.max(mark.watermark);
+        let watermark = self.watermark_of(catalog, view, mark.committed, &reach.watermarks)?.max(mark.watermark);
         Ok((rows, Mark { watermark, pushed, ..mark }))
     }
 
@@ -142,12 +150,34 @@ impl Shared {
         pushed_rows(&self.jobs.session()?, &sources, view, &new).await
     }
 
+    /// The same, in the order of data files.
+    pub(super) async fn sorted_rows_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        entries: &[PushEntry],
+    ) -> Result<RowStream> {
+        let prepared = self.prepared(catalog, view).await?;
+        let events: usize = entries.iter().map(|entry| entry.events.num_rows()).sum();
+        let Some(query) = prepared.query.as_ref().filter(|_| view.windowed.is_some() && events <= SORTED_IN_MEMORY)
+        else {
+            return self.rows_of(catalog, view, entries).await;
+        };
+        let rows: Vec<RecordBatch> = query.run(&PushedEvents::of_entries(entries))?.try_collect().await?;
+        let view = view.clone();
+        let sorted = tokio::task::spawn_blocking(move || sorted_in_memory(&view, &rows))
+            .await
+            .map_err(|error| Error::internal("sorting rows panicked").source(error))??;
+        Ok(stream::iter(sorted.into_iter().map(Ok)).boxed())
+    }
+
     /// How far a view has got: the least of what its pushed sources' producers say and of what its commits say of others.
     pub(super) fn watermark_of(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         committed: Option<Timestamp>,
+        log: &BTreeMap<String, Timestamp>,
     ) -> Result<Option<Timestamp>> {
         let mut reached = None;
         for pinned in &view.sources {
@@ -156,7 +186,7 @@ impl Shared {
                 continue;
             }
             let told = if self.knows(&pinned.name) || source.query.is_none() {
-                self.watermark(&pinned.name).or(committed)
+                self.watermark(&pinned.name, log).or(committed)
             } else {
                 committed
             };

@@ -19,11 +19,13 @@ use crate::jobs::until_first;
 impl Shared {
     pub(super) async fn flush(&self) -> Result<u64> {
         let _one = self.flushing.lock().await;
+        let reach = self.flushable().await;
         let mut history = PushHistoryState::clone(&self.history());
         // Those that are flushed and still held are those that some view has not committed.
-        let held = self.log.entries_after(0)?;
+        let mut held = self.log.entries_after(0)?;
+        held.truncate(held.partition_point(|entry| entry.position <= reach.last));
         let entries = &held[held.partition_point(|entry| entry.position <= history.until)..];
-        let watermarks = self.log.watermarks();
+        let watermarks = reach.watermarks;
         if !entries.is_empty() || watermarks.iter().any(|(of, mark)| history.watermarks.get(of) != Some(mark)) {
             let until = entries.last().map_or(history.until, |entry| entry.position);
             let events = PushedEvents::of_entries(entries);
@@ -67,7 +69,8 @@ impl Shared {
         };
         let entries: Vec<PushEntry> = held.iter().filter(of_view).cloned().collect();
         let since = state.watermark;
-        let Some(watermark) = self.watermark_of(catalog, view, since)?.max(since) else { return Ok(history.until) };
+        let told = self.watermark_of(catalog, view, since, &history.watermarks)?;
+        let Some(watermark) = told.max(since) else { return Ok(history.until) };
         if entries.is_empty() && Some(watermark) == since {
             return Ok(history.until);
         }
@@ -75,7 +78,7 @@ impl Shared {
         let files = if entries.is_empty() {
             Vec::new()
         } else {
-            let rows = self.rows_of(catalog, view, &entries).await?;
+            let rows = self.sorted_rows_of(catalog, view, &entries).await?;
             self.jobs.write_file(view, &log, &state, rows).await?
         };
         let mut late = 0;
