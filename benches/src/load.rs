@@ -26,6 +26,16 @@ pub fn note(line: &str) {
     eprintln!("{line}");
 }
 
+/// The most memory that the process has had resident since the last call, in MB, as Linux reports it; `None` elsewhere.
+pub fn take_peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = peak.trim().trim_end_matches("kB").trim().parse().ok()?;
+    // Begins to count anew.
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    Some(kilobytes / 1024)
+}
+
 /// Real time.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 pub fn now() -> Instant {

@@ -40,25 +40,51 @@ async fn measure() -> Result<()> {
     let house = house::House::build().await?;
     load::say("| measurement | ours | peer | ratio (median, spread) | p50 / p99 at half the load |");
     load::say("|---|---|---|---|---|");
+    let mut peaks = Peaks::default();
+    peaks.note("setting up");
     if wants("lookups") {
         lookups::measure(&house, house::Memory::Warm).await?;
         lookups::measure(&house, house::Memory::Off).await?;
+        peaks.note("lookups");
     }
     if wants("direct") {
         lookups::measure_direct(&house).await?;
+        peaks.note("direct");
     }
     if wants("entity") {
         entity::measure().await?;
+        peaks.note("entity");
     }
     if wants("predictions") {
         predictions::measure(&house).await?;
+        peaks.note("predictions");
     }
     if wants("jobs") {
         jobs::measure(&house).await?;
+        peaks.note("jobs");
     }
     // Last: what is pushed ends up in the views that the others read.
     if wants("pushes") {
         pushes::measure(&house).await?;
+        peaks.note("pushes");
     }
+    peaks.say();
     Ok(())
+}
+
+/// The most memory of each part.
+#[derive(Default)]
+struct Peaks(Vec<String>);
+
+impl Peaks {
+    fn note(&mut self, part: &str) {
+        self.0.extend(load::take_peak_memory().map(|megabytes| format!("{part} {megabytes} MB")));
+    }
+
+    fn say(&self) {
+        load::say(&format!(
+            "\nPeak memory of the process, which holds both sides and all callers: {}.",
+            self.0.join(", ")
+        ));
+    }
 }

@@ -16,38 +16,57 @@ use crate::load::{CALLERS, Caller, compare, say};
 /// The source that is pushed to; one view with two windows reads it.
 const SOURCE: &str = "departures";
 
-/// Sends a batch again and again.
+/// Batches of an hour, one after another; then the hour begins again.
+const BATCHES: usize = 64;
+
+/// An hour's batches, and the next of them.
+#[derive(Clone)]
+struct Hour {
+    batches: Arc<Vec<RecordBatch>>,
+    next: usize,
+}
+
+impl Hour {
+    fn next(&mut self) -> RecordBatch {
+        self.next += 1;
+        self.batches[self.next % BATCHES].clone()
+    }
+}
+
+/// Sends batches.
 struct Producer {
     pusher: Pusher,
-    events: RecordBatch,
+    hour: Hour,
 }
 
 impl Caller for Producer {
     async fn call(&mut self) -> Result<()> {
-        self.pusher.send(&self.events, &PushHeader::default()).await?;
+        self.pusher.send(&self.hour.next(), &PushHeader::default()).await?;
         self.pusher.ack().await.map(|_| ())
     }
 }
 
-/// Writes a batch to a log again and again.
+/// Writes batches to a log.
 struct Writer {
     log: Arc<PushLog>,
-    events: RecordBatch,
+    hour: Hour,
 }
 
 impl Caller for Writer {
     async fn call(&mut self) -> Result<()> {
-        let (log, events) = (Arc::clone(&self.log), self.events.clone());
+        let (log, events) = (Arc::clone(&self.log), self.hour.next());
         let push = Push { source: SOURCE.to_owned(), events, header: PushHeader::default() };
         let written = tokio::task::spawn_blocking(move || log.append(vec![push])).await;
         written.map_err(|error| Error::internal("the writer panicked").source(error))?.map(|_| ())
     }
 }
 
-/// So many departures of the last hours before the clock's time.
-fn events(source: &Source, rows: usize, now: i64) -> Result<RecordBatch> {
+/// So many departures in order of time, the batch with this number of the hour before the clock's time.
+fn events(source: &Source, rows: usize, number: usize, now: i64) -> Result<RecordBatch> {
     let airports = ["EWR", "JFK", "LGA"];
-    let times = (0..rows).map(|row| now - i64::try_from(row % 7_200).unwrap_or(0) * 1_000_000);
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let apart = 3_600_000_000 / count(rows * BATCHES);
+    let times = (0..rows).map(|row| now - 3_600_000_000 + count(number * rows + row) * apart);
     let delays = (0..rows).map(|row| f64::from(u32::try_from(row % 90).unwrap_or(0)));
     let schema = Column::to_schema(source.columns.iter());
     let columns: Vec<ArrayRef> = vec![
@@ -68,13 +87,16 @@ pub async fn measure(house: &House) -> Result<()> {
     });
     let source = source.ok_or_else(|| Error::internal("the example has no departures"))?;
     for rows in [1, 100, 10_000] {
-        let events = events(&source, rows, house.clock.now().micros())?;
+        let now = house.clock.now().micros();
+        let batches = (0..BATCHES).map(|number| events(&source, rows, number, now)).collect::<Result<Vec<_>>>()?;
+        let schema = batches[0].schema();
+        let hour = Hour { batches: Arc::new(batches), next: 0 };
         let log = Arc::new(PushLog::open(&house.folder.path().join(format!("bare-{rows}")))?);
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
         for _ in 0..CALLERS {
-            let pusher = store.pusher(SOURCE, events.schema()).await?;
-            ours.push(Producer { pusher, events: events.clone() });
-            peer.push(Writer { log: Arc::clone(&log), events: events.clone() });
+            let pusher = store.pusher(SOURCE, Arc::clone(&schema)).await?;
+            ours.push(Producer { pusher, hour: hour.clone() });
+            peer.push(Writer { log: Arc::clone(&log), hour: hour.clone() });
         }
         let (compared, latencies) = compare(ours, peer).await?;
         say(&compared.row(

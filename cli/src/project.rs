@@ -47,14 +47,17 @@ impl Project {
         Self { clock: Arc::clone(&driven) as Arc<dyn Clock>, driven: Some(driven), ..self.clone() }
     }
 
+    /// Its settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
+    /// The clock that everything of it goes by.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }
 
+    /// The clock, where `--clock` lets somebody drive it.
     pub fn driven(&self) -> Option<&Arc<DrivenClock>> {
         self.driven.as_ref()
     }

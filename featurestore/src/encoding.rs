@@ -9,6 +9,7 @@ mod value;
 pub use chunk::{ChunkId, ChunkLayout, ChunkReads, add_chunk, is_chunk, merge_values};
 pub use key::{EncodedKeys, KeyCodec};
 pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout};
+pub(crate) use value::write as write_values;
 
 /// A signed number as eight bytes whose order is the number's.
 pub(crate) fn ordered(value: i64) -> [u8; 8] {

@@ -8,7 +8,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
@@ -24,7 +24,8 @@ pub struct ParquetFileWriter {
 }
 
 /// How our files are written: compressed, with dictionaries for texts alone. Numbers and times rarely repeat, and to look
-/// for repeats takes longer than all the rest. Floats have no statistics: those would leave NaN out, and readers that
+/// for repeats takes longer than all the rest; integers and times are written as differences, which are small in files in
+/// order, and leave little to compress. Floats have no statistics: those would leave NaN out, and readers that
 /// compare with them would miss it.
 pub(crate) fn properties(schema: &SchemaRef) -> WriterPropertiesBuilder {
     let builder = WriterProperties::builder()
@@ -42,6 +43,9 @@ pub(crate) fn properties(schema: &SchemaRef) -> WriterPropertiesBuilder {
         match kind {
             DataType::Utf8 => builder.set_column_dictionary_enabled(column, true),
             kind if kind.is_floating() => builder.set_column_statistics_enabled(column, EnabledStatistics::None),
+            kind if kind.is_integer() || matches!(kind, DataType::Timestamp(..) | DataType::Date32) => {
+                builder.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+            }
             _ => builder,
         }
     })

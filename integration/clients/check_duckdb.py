@@ -17,11 +17,24 @@ def springhouse(*arguments):
     return done.stdout
 
 
+# Lists, which the example does not need.
+with open(f"{folder}/history.sql", "w") as definitions:
+    definitions.write("""
+CREATE FEATURE VIEW plane_history ENTITY plane WINDOWS ('1 day', '7 days') STEP '1 hour' REFRESH EVERY '1 hour'
+  AS SELECT tailnum, array_agg(arr_delay LIMIT 5) AS recent, array_agg(arr_delay IGNORE NULLS LIMIT 3) AS known,
+            approx_top_k(dest, 2) AS usual FROM landings GROUP BY tailnum;
+CREATE CONTRACT history TIER batch REQUEST (tailnum VARCHAR)
+  FEATURES (plane_history FRESH WITHIN '1 hour' ON STALE SERVE ON MISSING DEFAULT)
+  INPUTS (coalesce(array_length(plane_history.recent_1d), 0) AS landings) OUTPUT (late FLOAT);""")
+
 springhouse("apply", "-m", "check")
 springhouse("refresh")
 spine = "SELECT flight_id, origin, dest, carrier, tailnum, distance, scheduled_at FROM flights"
 ours = f"{folder}/ours.parquet"
 springhouse("training-set", "arrival_delay", "--spine", spine, "--time", "scheduled_at", "--with-features", "--out", ours)
+
+lists = f"{folder}/lists.parquet"
+springhouse("training-set", "history", "--spine", spine, "--time", "scheduled_at", "--with-features", "--out", lists)
 
 db = duckdb.connect()
 db.execute("SET TimeZone = 'UTC'")
@@ -101,4 +114,23 @@ for feature in ("year", "seats", "engines"):
         WHERE o."plane_facts.{feature}" IS DISTINCT FROM p.{feature}""").fetchone()[0]
     assert wrong == 0, (feature, wrong)
     compared += rows
+# Lists: the events of a window in order of time, and the destinations by how often they occur.
+for suffix, length in {"1d": 24 * HOUR, "7d": 7 * 24 * HOUR}.items():
+    wrong, nulls = db.execute(f"""WITH spine AS (
+            SELECT flight_id, tailnum, epoch_us(scheduled_at) AS t, (epoch_us(scheduled_at) - {length}) // {HOUR} * {HOUR} AS begin
+            FROM flights),
+        events AS (SELECT tailnum, epoch_us(landed_at) AS t, arr_delay, dest FROM flights WHERE landed_at IS NOT NULL),
+        seen AS (SELECT flight_id, e.t, arr_delay, dest FROM spine s JOIN events e USING (tailnum) WHERE e.t > s.begin AND e.t <= s.t),
+        known AS (SELECT flight_id, list(arr_delay ORDER BY t, arr_delay NULLS FIRST)[-5:] AS recent,
+                         (list(arr_delay ORDER BY t, arr_delay) FILTER (arr_delay IS NOT NULL))[-3:] AS known
+                  FROM seen GROUP BY ALL),
+        counted AS (SELECT flight_id, dest, count(*) AS c FROM seen GROUP BY ALL),
+        usual AS (SELECT flight_id, list(dest ORDER BY c DESC, dest)[:2] AS usual FROM counted GROUP BY ALL),
+        theirs AS (SELECT * FROM spine LEFT JOIN known USING (flight_id) LEFT JOIN usual USING (flight_id))
+        SELECT count(*) FILTER (o."plane_history.recent_{suffix}" IS DISTINCT FROM recent
+                   OR o."plane_history.known_{suffix}" IS DISTINCT FROM known OR o."plane_history.usual_{suffix}" IS DISTINCT FROM usual),
+               count(*) FILTER (recent IS NULL)
+        FROM '{lists}' o JOIN theirs USING (flight_id)""").fetchone()
+    assert wrong == 0 and 0 < nulls < rows, (suffix, wrong, nulls)
+    compared += 3 * rows
 print(f"duckdb: {compared} values equal")

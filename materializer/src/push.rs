@@ -38,7 +38,7 @@ const QUEUE_PUSHES: usize = 256;
 const GROUP_ROWS: usize = 64 << 10;
 
 /// A log of more bytes than this is flushed at once.
-const FLUSH_BYTES: u64 = 64 << 20;
+const FLUSH_BYTES: u64 = 32 << 20;
 
 /// A log of more bytes than this takes no more: object storage has been out of reach for long.
 const FULL_BYTES: u64 = 1 << 30;

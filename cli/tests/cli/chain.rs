@@ -79,7 +79,10 @@ fn a_load_draws_a_bar_on_a_terminal_alone() {
 #[test]
 fn every_command_works_as_it_is_typed() {
     let project = Project::flights();
-    project.write("springhouse.toml", "store_listen = \"127.0.0.1:0\"\nworker_listen = \"127.0.0.1:0\"\n");
+    project.write(
+        "springhouse.toml",
+        "store_listen = \"127.0.0.1:0\"\nworker_listen = \"127.0.0.1:0\"\nstore_http_listen = \"127.0.0.1:0\"\n",
+    );
 
     let plan = project.ok("plan");
     assert!(plan.contains("+ contract arrival_delay") && plan.contains("+ feature view airport_weather"), "{plan}");

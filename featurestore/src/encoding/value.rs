@@ -19,7 +19,7 @@ use arrow::datatypes::{
 use crate::definition::ColumnType;
 
 /// Gives the bytes of every value of a column that is not null, with its row.
-pub(super) fn write(kind: ColumnType, array: &dyn Array, mut put: impl FnMut(usize, &[u8])) {
+pub(crate) fn write(kind: ColumnType, array: &dyn Array, mut put: impl FnMut(usize, &[u8])) {
     match kind {
         ColumnType::Boolean => {
             let values = array.as_boolean();

@@ -24,6 +24,9 @@ use super::PushHeader;
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
+/// What is held in memory before a file is made of it: several flushes of pushes, so that most of it is let go of before.
+const BUFFER_BYTES: usize = 128 << 20;
+
 /// Files of the newest level before they are merged: nearly all are let go of before.
 const COMPACT_FROM_FILES: i32 = 8;
 
@@ -121,6 +124,7 @@ impl PushLog {
         // What is written here is read once, and let go of soon: to compress and to compact it is wasted.
         options.set_compression_type(DBCompressionType::None);
         options.set_level_zero_file_num_compaction_trigger(COMPACT_FROM_FILES);
+        options.set_write_buffer_size(BUFFER_BYTES);
         let database = DB::open(&options, folder).map_err(|error| {
             let text = error.to_string();
             if text.contains("lock") || text.contains("LOCK") {
