@@ -11,6 +11,9 @@ use tokio::task::JoinSet;
 /// Alternations of the two sides.
 pub const ROUNDS: usize = 7;
 
+/// Alternations of short bursts.
+const BURSTS: usize = 21;
+
 /// How long one side of a round runs.
 const ROUND: Duration = Duration::from_millis(700);
 
@@ -61,14 +64,15 @@ pub trait Caller: Send + 'static {
     fn call(&mut self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// Calls per second of a closed loop with several callers at once, each on its own connection; gives them back.
-pub async fn crowd<C: Caller>(callers: Vec<C>) -> Result<(f64, Vec<C>)> {
+/// Calls per second of a closed loop of this length with several callers at once, each on its own connection; gives them
+/// back.
+async fn crowd<C: Caller>(callers: Vec<C>, length: Duration) -> Result<(f64, Vec<C>)> {
     let start = now();
     let mut tasks = JoinSet::new();
     for mut caller in callers {
         tasks.spawn(async move {
             let mut calls = 0_u32;
-            while start.elapsed() < ROUND {
+            while start.elapsed() < length {
                 caller.call().await?;
                 calls += 1;
             }
@@ -88,15 +92,34 @@ pub async fn crowd<C: Caller>(callers: Vec<C>) -> Result<(f64, Vec<C>)> {
 pub async fn compare<A: Caller, B: Caller>(mut ours: Vec<A>, mut peer: Vec<B>) -> Result<(Compared, Vec<Duration>)> {
     let mut rounds = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
-        let (own, back) = crowd(ours).await?;
+        let (own, back) = crowd(ours, ROUND).await?;
         ours = back;
-        let (other, back) = crowd(peer).await?;
+        let (other, back) = crowd(peer, ROUND).await?;
         peer = back;
         rounds.push((own, other));
     }
     let compared = Compared::of(&rounds);
     let latencies = open_loop(compared.ours / 2.0, ours).await?;
     Ok((compared, latencies))
+}
+
+/// Two crowds by turns in short bursts; `rest` is what happens, and is not measured, before each burst of ours.
+pub async fn bursts<A: Caller, B: Caller>(
+    mut ours: Vec<A>,
+    mut peer: Vec<B>,
+    length: Duration,
+    mut rest: impl AsyncFnMut() -> Result<()>,
+) -> Result<Compared> {
+    let mut rounds = Vec::with_capacity(BURSTS);
+    for _ in 0..BURSTS {
+        rest().await?;
+        let (own, back) = crowd(ours, length).await?;
+        ours = back;
+        let (other, back) = crowd(peer, length).await?;
+        peer = back;
+        rounds.push((own, other));
+    }
+    Ok(Compared::of(&rounds))
 }
 
 /// Latencies of an open loop: calls arrive as a Poisson process of `rate` per second whether or not the earlier ones

@@ -1,6 +1,7 @@
 //! Pushes over Flight, acknowledged when durable and visible, against the log's own synced write of the same batches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::cast;
@@ -11,10 +12,13 @@ use springhouse_featurestore::{Error, Result};
 use springhouse_serving::flight::{Pusher, RemoteFeatures};
 
 use crate::house::{House, Memory};
-use crate::load::{CALLERS, Caller, compare, say};
+use crate::load::{CALLERS, Caller, bursts, compare, say};
 
 /// The source that is pushed to; one view with two windows reads it.
 const SOURCE: &str = "departures";
+
+/// A burst whose events are fewer than make the log flush.
+const BURST: Duration = Duration::from_millis(100);
 
 /// Batches of an hour, one after another; then the hour begins again.
 const BATCHES: usize = 64;
@@ -77,6 +81,18 @@ fn events(source: &Source, rows: usize, number: usize, now: i64) -> Result<Recor
     Ok(RecordBatch::try_new(schema, columns)?)
 }
 
+/// Callers on both sides: producers on connections of their own, and writers of one log.
+async fn callers(store: &RemoteFeatures, hour: &Hour, log: &Arc<PushLog>) -> Result<(Vec<Producer>, Vec<Writer>)> {
+    let schema = hour.batches[0].schema();
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    for _ in 0..CALLERS {
+        let pusher = store.pusher(SOURCE, Arc::clone(&schema)).await?;
+        ours.push(Producer { pusher, hour: hour.clone() });
+        peer.push(Writer { log: Arc::clone(log), hour: hour.clone() });
+    }
+    Ok((ours, peer))
+}
+
 /// Measures batches of 1, 100 and 10,000 events.
 pub async fn measure(house: &House) -> Result<()> {
     let address = house.serve("pushed", Memory::Warm).await?;
@@ -89,21 +105,21 @@ pub async fn measure(house: &House) -> Result<()> {
     for rows in [1, 100, 10_000] {
         let now = house.clock.now().micros();
         let batches = (0..BATCHES).map(|number| events(&source, rows, number, now)).collect::<Result<Vec<_>>>()?;
-        let schema = batches[0].schema();
         let hour = Hour { batches: Arc::new(batches), next: 0 };
         let log = Arc::new(PushLog::open(&house.folder.path().join(format!("bare-{rows}")))?);
-        let (mut ours, mut peer) = (Vec::new(), Vec::new());
-        for _ in 0..CALLERS {
-            let pusher = store.pusher(SOURCE, Arc::clone(&schema)).await?;
-            ours.push(Producer { pusher, hour: hour.clone() });
-            peer.push(Writer { log: Arc::clone(&log), hour: hour.clone() });
-        }
+        let (ours, peer) = callers(&store, &hour, &log).await?;
         let (compared, latencies) = compare(ours, peer).await?;
         say(&compared.row(
             &format!("push of {rows} events, durable and in every view, peer: the log's synced write alone"),
             "batches/s",
             &latencies,
         ));
+        if rows == 10_000 {
+            // What the log holds at once, without the moves to object storage that go on all the time above.
+            let (ours, peer) = callers(&store, &hour, &log).await?;
+            let compared = bursts(ours, peer, BURST, async || store.act("flush", "").await.map(|_| ())).await?;
+            say(&compared.row("the same, in bursts of 0.1 s that the log holds", "batches/s", &[]));
+        }
     }
     Ok(())
 }
