@@ -120,6 +120,11 @@ async fn pushed_lists_come_back_from_every_place_and_inputs_take_numbers_out_of_
     assert_eq!(length.as_primitive::<Float64Type>().values(), &[3.0, 2.0, 0.0, 0.0]);
     let usual: Vec<bool> = all["usual"].as_boolean().iter().flatten().collect();
     assert_eq!(usual, [true, true, false, false]);
+    // A spine without rows has a training set without rows.
+    let spine = SpineSource { from: format!("{from} WHERE user_name = 'zed'"), ..request.spine.clone() };
+    let set = project.jobs().training_set(&state, contract, &TrainingSetRequest { spine, ..request }).await;
+    let batches: Vec<_> = set.expect("plans").execute().try_collect().await.expect("runs");
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 0);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Push: events that producers send live.
 //!
 //! One push's way: checked against its source ([`accept`]); written to the log with all others that wait, in one synced
-//! write; applied to every view of its source ([`apply`]), while the next are written; acknowledged. By size or time the log is flushed to object
-//! storage ([`flush`]), as events beside the history and as a commit of each view's rows.
+//! write; applied to every view of its source ([`apply`]), while the next are written; acknowledged. By size or time the
+//! log is flushed to object storage ([`flush`]), as events beside the history and as a commit of each view's rows.
 //!
 //! Producers that are faster than the disk wait: a queue of a few pushes is all that is held.
 

@@ -12,6 +12,7 @@ use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, SpillMetrics};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::physical_plan::{EmptyRecordBatchStream, SpillManager};
+use futures::stream::Fuse;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 /// Batches in a temporary file of the session.
@@ -165,7 +166,8 @@ impl PartitionStream for SpilledColumns {
 
 /// Reads batches in pieces of any length.
 pub(super) struct Pieces {
-    batches: SendableRecordBatchStream,
+    batches: Fuse<SendableRecordBatchStream>,
+    schema: SchemaRef,
     current: Option<RecordBatch>,
 }
 
@@ -177,7 +179,7 @@ impl Pieces {
 
     /// Of batches as they come.
     pub(super) fn of(batches: SendableRecordBatchStream) -> Self {
-        Self { batches, current: None }
+        Self { schema: batches.schema(), batches: batches.fuse(), current: None }
     }
 
     /// Waits for the first batch.
@@ -205,7 +207,7 @@ impl Pieces {
         }
         match pieces.as_slice() {
             [whole] => Ok(whole.clone()),
-            _ => Ok(arrow::compute::concat_batches(&self.batches.schema(), &pieces)?),
+            _ => Ok(arrow::compute::concat_batches(&self.schema, &pieces)?),
         }
     }
 }
