@@ -9,6 +9,7 @@ use clap::Args;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::time::{Clock, SystemClock, Timestamp};
+use springhouse_materializer::Jobs;
 use springhouse_materializer::schedule::TurnDone;
 use springhouse_serving::http;
 use springhouse_serving::metrics::{Metrics, of_pinned, unix_seconds};
@@ -49,7 +50,7 @@ impl Run {
     pub async fn run(&self, project: &Project) -> Result<()> {
         let jobs = project.jobs()?;
         let seed = SystemClock.now().micros().cast_unsigned();
-        let turns = ByView::default();
+        let turns = before_turns(project, &jobs).await?;
         let answering = self.answer(project, &turns).await?;
         note("refreshing views by their REFRESH EVERY; stop with Ctrl-C");
         let schedule = jobs.run_schedule(seed, POLL, |done| {
@@ -89,6 +90,17 @@ impl Run {
             }
         })
     }
+}
+
+/// Views as they stand before their first turn.
+async fn before_turns(project: &Project, jobs: &Jobs) -> Result<ByView> {
+    let (_, catalog) = project.catalog().await?;
+    let mut turns = BTreeMap::new();
+    for view in catalog.live_views() {
+        let watermark = jobs.log(view).state().await?.watermark;
+        turns.insert(view.pinned().to_string(), Turns { watermark, ..Turns::default() });
+    }
+    Ok(Arc::new(Mutex::new(turns)))
 }
 
 impl Turns {
