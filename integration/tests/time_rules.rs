@@ -3,16 +3,19 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, StringArray};
-use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use futures::TryStreamExt;
+use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::lookup::LookupPlan;
+use springhouse_featurestore::push::{EventSink, PushHeader};
 use springhouse_featurestore::tier::{DiskTier, MemoryTier, catch_up};
 use springhouse_featurestore::time::Span;
 use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
-use springhouse_sql::spine::{SpineOrder, SpineSource};
+use springhouse_sql::spine::{SpineOrder, SpineSource, SpineSubset};
 
 use crate::project::{DEFINITIONS, Event, TestProject, at, write_events};
+use crate::push::Server;
 use crate::seeded::Seeded;
 
 const USERS: [&str; 4] = ["ann", "bob", "cid", "nobody"];
@@ -155,4 +158,72 @@ async fn training_sets_are_those_of_the_oracle_from_commits_and_from_sources() {
             }
         }
     }
+}
+
+/// Events of a source that writes what clocks in New York showed, around both changes of 2013.
+const LOCAL: &str = "
+CREATE SOURCE paid EVENT TIME paid_at AT TIME ZONE 'America/New_York' AS SELECT * FROM (VALUES
+  ('ann', TIMESTAMP '2013-03-10 01:59:30'), ('ann', TIMESTAMP '2013-03-10 03:00:30'),
+  ('bob', TIMESTAMP '2013-11-03 00:59:30'), ('bob', TIMESTAMP '2013-11-03 01:30:00'),
+  ('cid', TIMESTAMP '2013-03-10 02:30:00')) AS shown (user_name, paid_at);
+CREATE ENTITY user_account KEY (user_name VARCHAR);
+CREATE FEATURE VIEW spending ENTITY user_account WINDOWS ('90 seconds') STEP '30 seconds' REFRESH EVERY '1 minute'
+  AS SELECT user_name, count(*) AS payments FROM paid GROUP BY user_name;
+CREATE CONTRACT limits TIER interactive REQUEST (user_name VARCHAR)
+  FEATURES (spending FRESH WITHIN '1 minute' ON STALE SERVE ON MISSING DEFAULT)
+  INPUTS (coalesce(spending.payments_90s, -1) AS payments) OUTPUT (limit FLOAT);";
+
+/// Users, the times as of which they are asked for, and their payments in the 90 seconds before; -1 for none ever.
+type Asked<'a> = &'a [(&'a str, &'a str, i64)];
+
+/// Compares a training set with what is expected, and online with offline.
+async fn check_local(project: &TestProject, state: &CatalogState, expected: Asked<'_>) {
+    let row = |(user, at, _): &(&str, &str, i64)| format!("('{user}', TIMESTAMP '{at}' AT TIME ZONE 'UTC')");
+    let rows: Vec<String> = expected.iter().map(row).collect();
+    let from = format!("SELECT * FROM (VALUES {}) AS asked (user_name, asked_at)", rows.join(", "));
+    let spine = SpineSource { from, time: "asked_at".to_owned(), lag: Span::ZERO };
+    let contract = state.current_contract("limits").expect("defined");
+    let request = TrainingSetRequest {
+        spine: spine.clone(),
+        rows: RowsFrom::Committed,
+        as_of: AsOf::Known,
+        with_features: false,
+        order: SpineOrder::AsGiven,
+    };
+    let set = project.jobs().training_set(state, contract, &request).await.expect("plans");
+    let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
+    let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
+    let payments = all["payments"].as_primitive::<Int64Type>().values().to_vec();
+    assert_eq!(payments, expected.iter().map(|(.., payments)| *payments).collect::<Vec<_>>());
+    let report = project.jobs().audit(state, contract, (&spine, SpineSubset::Whole), &()).await.expect("audits");
+    assert_eq!((report.rows, report.mismatches), (expected.len() as u64, 0), "{report}");
+}
+
+#[tokio::test]
+async fn local_times_are_told_apart_across_the_changes_of_their_zone() {
+    let project = TestProject::new(&[]);
+    let state = project.apply(LOCAL).await.expect("valid definitions");
+    project.clock.set(at(1_388_534_400));
+    project.jobs().refresh(&state, state.live_views()[0]).await.expect("refreshes");
+    // A minute apart, though the clocks show an hour more; the hour that comes twice is the second; the one that never
+    // comes is counted on. DuckDB's timezone() gives the same times.
+    let refreshed = [
+        ("ann", "2013-03-10T07:00:45Z", 2),
+        ("bob", "2013-11-03T04:59:30Z", 1),
+        ("bob", "2013-11-03T05:30:00Z", 0),
+        ("bob", "2013-11-03T06:30:00Z", 1),
+        ("cid", "2013-03-10T07:29:59Z", -1),
+        ("cid", "2013-03-10T07:30:00Z", 1),
+    ];
+    check_local(&project, &state, &refreshed).await;
+    // Pushed, the same clocks mean the same times: half past one, and the hour that never came.
+    let server = Server::start_on(&project, &project.store, 1 << 20).await;
+    let users: ArrayRef = Arc::new(StringArray::from(vec!["dan", "dan"]));
+    let shown: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![1_383_442_200_000_000, 1_362_882_600_000_000]));
+    let events = RecordBatch::try_from_iter([("user_name", users), ("paid_at", shown)]).expect("two columns");
+    server.pushes.push("paid", events, PushHeader::default()).await.expect("taken");
+    server.pushes.flush().await.expect("flushes");
+    let pushed =
+        [("dan", "2013-03-10T07:30:00Z", 1), ("dan", "2013-11-03T05:30:00Z", 0), ("dan", "2013-11-03T06:30:00Z", 1)];
+    check_local(&project, &state, &pushed).await;
 }

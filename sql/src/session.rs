@@ -4,6 +4,7 @@
 //! tables (files) -> sources (normalised: our types, UTC, optionally a range of events) -> views (keys, features, times)
 //! ```
 
+mod local_time;
 mod sources;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, Histo
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
+pub use local_time::utc_of_local_times;
 pub use sources::EventRange;
 
 use crate::windowed::{EventQuery, udaf};
@@ -35,7 +37,7 @@ use crate::windowed::{EventQuery, udaf};
 const STORE_URL: &str = "springhouse://store/";
 
 /// Rows of a batch: enough to amortise per-batch work, small enough to stay in the second-level cache.
-const BATCH_ROWS: usize = 8192;
+pub(crate) const BATCH_ROWS: usize = 8192;
 
 /// What a sort of one column sorts in one piece, before pieces are merged: within the third-level cache.
 const SORTED_AT_ONCE_BYTES: usize = 16 << 20;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Available, Column, ColumnType, Definition, EventTime, Source};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
+use springhouse_sql::session::utc_of_local_times;
 
 /// The source that takes the pushes of a name.
 ///
@@ -99,10 +100,8 @@ fn event_times(source: &Source, given: &ArrayRef, zone: Option<&str>, now: Times
         (DataType::Timestamp(_, None), None) => {
             return Err(wrong("event times have no zone").remedy("send timestamps with a zone, such as UTC"));
         }
-        (DataType::Timestamp(_, None), Some(zone)) => {
-            let zoned = DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from(zone)));
-            typed(source, &Column::nullable(column, ColumnType::Timestamp), &arrow::compute::cast(given, &zoned)?)?
-        }
+        (DataType::Timestamp(_, None), Some(zone)) => utc_of_local_times(given, zone)
+            .map_err(|error| error.with("source", &source.name).with("column", column))?,
         _ => typed(source, &Column::nullable(column, ColumnType::Timestamp), given)?,
     };
     let times = given.as_primitive::<TimestampMicrosecondType>();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, TimeUnit};
+use arrow::datatypes::DataType;
 use datafusion::logical_expr::{Expr, cast, ident, lit};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::definition::{Available, Column, ColumnType, EventTime, Rejects, Source};
@@ -11,6 +11,7 @@ use springhouse_featurestore::tier::ObjectStore;
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
+use super::local_time::utc_of_local_column;
 use super::{Session, columns_of, query_error, timestamp};
 use crate::pushed::of_schema;
 
@@ -165,8 +166,8 @@ impl Session {
                 && column == field.name()
                 && matches!(data_type, DataType::Timestamp(_, None))
             {
-                data_type = DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from(zone.as_str())));
-                expression = cast(expression, data_type.clone());
+                data_type = ColumnType::Timestamp.to_arrow();
+                expression = utc_of_local_column(expression, zone);
             }
             let wanted =
                 ColumnType::from_arrow(&data_type).map_err(|error| error.with("column", field.name()))?.to_arrow();
