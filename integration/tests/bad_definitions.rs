@@ -80,12 +80,7 @@ const FAULTS: [(&str, &str, &str); 30] = [
 async fn every_fault_is_named_with_its_place_and_what_would_be_accepted() {
     let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
     project.check(DEFINITIONS).await.expect("good definitions");
-    for (good, bad, expected) in FAULTS {
-        assert!(DEFINITIONS.contains(good), "{good}");
-        let error = project.check(&DEFINITIONS.replacen(good, bad, 1)).await.expect_err(bad).to_string();
-        assert!(error.contains(expected), "{bad}\n{error}");
-        assert!(error.contains("--> definitions.sql:") && error.contains('^'), "{error}");
-    }
+    project.check_faults(DEFINITIONS, &FAULTS).await;
 }
 
 #[tokio::test]

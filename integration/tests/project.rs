@@ -80,6 +80,16 @@ impl TestProject {
         check(&[file], &self.state().await, &Session::new(&self.options())?).await
     }
 
+    /// Checks that each change of good definitions is refused with what is expected, at its place.
+    pub async fn check_faults(&self, definitions: &str, faults: &[(&str, &str, &str)]) {
+        for (good, bad, expected) in faults {
+            assert!(definitions.contains(good), "{good}");
+            let error = self.check(&definitions.replacen(good, bad, 1)).await.expect_err(bad).to_string();
+            assert!(error.contains(expected), "{bad}\n{error}");
+            assert!(error.contains("--> definitions.sql:") && error.contains('^'), "{error}");
+        }
+    }
+
     /// Checks and commits.
     pub async fn apply(&self, text: &str) -> Result<CatalogState> {
         let catalog = Catalog::new(Arc::clone(&self.store));

@@ -197,7 +197,7 @@ impl EventSink for Pushes {
     }
 
     async fn replay(&self) -> Result<()> {
-        self.shared.replay().await
+        self.shared.apply_missing(&(self.shared.catalog)()).await
     }
 }
 

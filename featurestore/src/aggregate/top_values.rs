@@ -8,6 +8,7 @@
 //! - candidates: the [`MOST_COUNTED`] values with the least ranks. An event's rank is a hash of its value and times, a
 //!   value's is the least of its events' (E. Cohen, "Stream sampling for frequency cap statistics", 2015), so the more
 //!   often a value occurs, the less its rank: one that makes up 2 % of the events is missed once in some 25,000 times.
+//!   Events of one value and the same times have one hash, and so count once here.
 //!
 //! Bytes, values in order:
 //!

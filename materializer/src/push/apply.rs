@@ -20,12 +20,6 @@ use super::{Prepared, Shared};
 const SORTED_IN_MEMORY: usize = 8 << 20;
 
 impl Shared {
-    /// Applies what the tiers lack of the log. The caller holds the lock of those who change them.
-    pub(super) async fn replay(&self) -> Result<()> {
-        let catalog = (self.catalog)();
-        self.apply_missing(&catalog).await
-    }
-
     /// What a tier at this mark lacks of a view's pushes.
     pub(super) async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)> {
         let catalog = (self.catalog)();

@@ -16,9 +16,7 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, data_schema};
 use springhouse_featurestore::{Error, Result};
 
 use crate::point_in_time::ascending;
-
-/// Rows of a batch.
-const BATCH_ROWS: usize = 8_192;
+use crate::session::BATCH_ROWS;
 
 /// Sorts a view's rows, which have whole keys and times.
 ///
