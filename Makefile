@@ -21,7 +21,8 @@ help: ## Show the targets
 setup: ## Install what the build needs: libclang and a C++ compiler for RocksDB
 	@command -v cargo > /dev/null || { echo "Rust is missing: install it from https://rustup.rs"; exit 1; }
 	@need=; \
-	ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* > /dev/null 2>&1 || need="$$need libclang-dev"; \
+	find /usr/lib /usr/local/lib -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' 2> /dev/null | grep -q . \
+	  || need="$$need libclang-dev"; \
 	command -v c++ > /dev/null || need="$$need g++"; \
 	if [ -n "$$need" ]; then \
 	  if command -v apt-get > /dev/null; then \
@@ -56,7 +57,7 @@ test: build venv ## All tests, those with real servers and foreign clients inclu
 bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs or pushes)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
 
-bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: about 15 minutes (PART=refresh, growth, windows or latest)
+bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: about 15 minutes (PART=refresh, growth, backfill, windows or latest)
 	@$(SPRINGHOUSE_PYTHON) benches/scale.py $(CARGO_TARGET_DIR)/debug/springhouse $(PART)
 
 lint: setup ## Clippy, with the laws of clippy.toml
