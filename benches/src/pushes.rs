@@ -17,6 +17,9 @@ use crate::load::{CALLERS, Caller, bursts, compare, say};
 /// The source that is pushed to; one view with two windows reads it.
 const SOURCE: &str = "departures";
 
+/// As many bytes of events are held before the log lets go of them.
+const FLUSH_BYTES: u64 = 32 << 20;
+
 /// A burst whose events are fewer than make the log flush.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -60,8 +63,13 @@ impl Caller for Writer {
     async fn call(&mut self) -> Result<()> {
         let (log, events) = (Arc::clone(&self.log), self.hour.next());
         let push = Push { source: SOURCE.to_owned(), events, header: PushHeader::default() };
-        let written = tokio::task::spawn_blocking(move || log.append(vec![push])).await;
-        written.map_err(|error| Error::internal("the writer panicked").source(error))?.map(|_| ())
+        let write = move || {
+            let (_, reach) = log.append(vec![push])?;
+            // Ours lets go of what it has flushed: without that the peer's files would be written again meanwhile.
+            if log.bytes() > FLUSH_BYTES { log.trim(reach.last) } else { Ok(()) }
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        written.map_err(|error| Error::internal("the writer panicked").source(error))?
     }
 }
 

@@ -4,11 +4,13 @@
 mod chunk;
 mod key;
 mod row;
+mod rows_by_key;
 mod value;
 
 pub use chunk::{ChunkId, ChunkLayout, ChunkReads, add_chunk, is_chunk, merge_values};
 pub use key::{EncodedKeys, KeyCodec};
 pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout};
+pub use rows_by_key::RowsByKey;
 pub(crate) use value::write as write_values;
 
 /// A signed number as eight bytes whose order is the number's.

@@ -70,7 +70,10 @@ impl Mark {
 pub type KeyedRow = (Bytes, Bytes);
 
 /// Adds rows to those held, as [`crate::encoding::merge_values`] merges two of one key.
-fn merge_rows(held: &mut BTreeMap<Bytes, Bytes>, rows: Vec<KeyedRow>) -> Result<()> {
+///
+/// # Errors
+/// [`crate::ErrorKind::Damaged`] for a value that is neither a row nor a chunk.
+pub fn merge_rows(held: &mut BTreeMap<Bytes, Bytes>, rows: Vec<KeyedRow>) -> Result<()> {
     for (key, row) in rows {
         match held.entry(key) {
             Entry::Vacant(place) => {

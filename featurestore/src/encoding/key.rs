@@ -10,6 +10,7 @@
 //! | text | the UTF-8 bytes with `00` written `00 FF`, then `00 00` |
 
 use std::fmt::Write;
+use std::ops::Range;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray, StringArray};
 use arrow::datatypes::{
@@ -54,7 +55,34 @@ impl EncodedKeys {
 
     /// All keys, in order of rows.
     pub fn iter(&self) -> impl Iterator<Item = Option<&[u8]>> {
-        (0..self.len()).map(|row| self.get(row))
+        self.places().map(|place| (!place.is_empty()).then(|| &self.bytes[place]))
+    }
+
+    /// Where the bytes of each row's key are; nowhere where it has none.
+    pub(super) fn places(&self) -> impl Iterator<Item = Range<usize>> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| start..*end)
+    }
+
+    /// The key at a place.
+    pub(super) fn at(&self, place: Range<usize>) -> &[u8] {
+        &self.bytes[place]
+    }
+
+    /// A key of one to eight bytes as a number, with nought after its end: since no key begins with another, that cannot
+    /// make two the same.
+    pub(super) fn short(&self, place: &Range<usize>) -> Option<u64> {
+        let length = place.len();
+        if !(1..=8).contains(&length) {
+            return None;
+        }
+        let whole = self.bytes.get(place.start..).and_then(<[u8]>::first_chunk);
+        let number = u64::from_be_bytes(whole.copied().unwrap_or_else(|| {
+            let mut last = [0; 8];
+            last[..length].copy_from_slice(&self.bytes[place.clone()]);
+            last
+        }));
+        Some(number & u64::MAX << (64 - 8 * length))
     }
 }
 

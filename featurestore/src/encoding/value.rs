@@ -57,7 +57,8 @@ pub(crate) fn write(kind: ColumnType, array: &dyn Array, mut put: impl FnMut(usi
 }
 
 fn valid(array: &dyn Array) -> impl Iterator<Item = usize> {
-    (0..array.len()).filter(|row| array.is_valid(*row))
+    let nulls = array.nulls().filter(|nulls| nulls.null_count() > 0);
+    (0..array.len()).filter(move |row| nulls.is_none_or(|nulls| nulls.is_valid(*row)))
 }
 
 fn numbers<T: ArrowPrimitiveType, const N: usize>(

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
@@ -29,6 +29,15 @@ const BUFFER_BYTES: usize = 128 << 20;
 
 /// Files of the newest level before they are merged: nearly all are let go of before.
 const COMPACT_FROM_FILES: i32 = 8;
+
+/// Entries of so many bytes, the newest, are held in memory too: what is flushed is seldom read back from the disk.
+const RECENT_BYTES: u64 = 64 << 20;
+
+/// What an entry takes in memory beside its events.
+const ENTRY_BYTES: u64 = 1 << 10;
+
+/// About what an encoded entry takes beside its columns: source, schema, messages and padding.
+const ENCODED_BYTES: usize = 2 << 10;
 
 /// A batch to append.
 #[derive(Debug, Clone)]
@@ -71,10 +80,27 @@ struct State {
     sources: BTreeSet<String>,
     sequences: Producers<u64>,
     watermarks: Producers<Timestamp>,
-    /// The entries that are held: their positions and their bytes.
-    held: VecDeque<(u64, u64)>,
+    /// The entries that are held.
+    held: VecDeque<Held>,
     /// Bytes of all of them.
     bytes: u64,
+    /// Bytes of those that are in memory too.
+    recent_bytes: u64,
+}
+
+/// An entry that the log holds.
+#[derive(Debug)]
+struct Held {
+    position: u64,
+    bytes: u64,
+    /// Itself, while it is among the newest.
+    entry: Option<PushEntry>,
+}
+
+impl Held {
+    fn recent_bytes(&self) -> u64 {
+        if self.entry.is_some() { self.bytes + ENTRY_BYTES } else { 0 }
+    }
 }
 
 /// The log, in a folder that one process owns.
@@ -82,10 +108,48 @@ struct State {
 pub struct PushLog {
     database: DB,
     folder: PathBuf,
+    /// Held by whoever appends, for as long as the disk takes: who asks for the state does not wait for the disk.
+    appending: Mutex<()>,
     state: Mutex<State>,
 }
 
 impl State {
+    /// Adds an entry, and lets the oldest ones in memory go where there are too many.
+    fn hold(&mut self, entry: PushEntry, bytes: u64) {
+        let held = Held { position: entry.position, bytes, entry: Some(entry) };
+        (self.bytes, self.recent_bytes) = (self.bytes + bytes, self.recent_bytes + held.recent_bytes());
+        self.held.push_back(held);
+        let mut index = self.held.partition_point(|held| held.entry.is_none());
+        while self.recent_bytes > RECENT_BYTES && index < self.held.len() {
+            self.recent_bytes -= self.held[index].recent_bytes();
+            self.held[index].entry = None;
+            index += 1;
+        }
+    }
+
+    /// The entries after a position that are in memory, and how many before those are not.
+    fn recent_after(&self, position: u64) -> (usize, Vec<PushEntry>) {
+        let first = self.held.partition_point(|held| held.position <= position);
+        let recent: Vec<PushEntry> = self.held.range(first..).filter_map(|held| held.entry.clone()).collect();
+        (self.held.len() - first - recent.len(), recent)
+    }
+
+    /// The first and the last position that is held up to one.
+    fn held_until(&self, position: u64) -> Option<(u64, u64)> {
+        let gone = self.held.partition_point(|held| held.position <= position);
+        Some((self.held.front()?.position, self.held.get(gone.checked_sub(1)?)?.position))
+    }
+
+    /// Holds nothing up to a position any more.
+    fn let_go(&mut self, position: u64) {
+        while self.held.front().is_some_and(|held| held.position <= position)
+            && let Some(held) = self.held.pop_front()
+        {
+            self.bytes -= held.bytes;
+            self.recent_bytes -= held.recent_bytes();
+        }
+    }
+
     fn reach(&self) -> LogReach {
         let mut least: BTreeMap<String, Timestamp> = BTreeMap::new();
         for ((source, _), watermark) in &self.watermarks {
@@ -136,7 +200,7 @@ impl PushLog {
             }
             .source(error)
         })?;
-        let log = Self { database, folder: folder.to_owned(), state: Mutex::default() };
+        let log = Self { database, folder: folder.to_owned(), appending: Mutex::default(), state: Mutex::default() };
         log.read_state()?;
         Ok(log)
     }
@@ -153,8 +217,9 @@ impl PushLog {
             };
             match kind {
                 b'e' => {
-                    state.held.push_back((number(rest).ok_or_else(wrong)?, value.len() as u64));
-                    state.bytes += value.len() as u64;
+                    let (position, bytes) = (number(rest).ok_or_else(wrong)?, value.len() as u64);
+                    state.held.push_back(Held { position, bytes, entry: None });
+                    state.bytes += bytes;
                     state.sources.insert(source_of(&value).ok_or_else(wrong)?.to_owned());
                 }
                 b'n' => state.last = number(&value).ok_or_else(wrong)?,
@@ -172,8 +237,16 @@ impl PushLog {
                 _ => return Err(wrong()),
             }
         }
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.state() = state;
         Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn appending(&self) -> MutexGuard<'_, ()> {
+        self.appending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, error: rocksdb::Error) -> Error {
@@ -182,17 +255,17 @@ impl PushLog {
 
     /// The position of the newest push; 0 before the first.
     pub fn last(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).last
+        self.state().last
     }
 
     /// About how many bytes of events are held.
     pub fn bytes(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).bytes
+        self.state().bytes
     }
 
     /// Whether a source was pushed to, as far as the log knows: it forgets with what it lets go of.
     pub fn knows(&self, source: &str) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).sources.contains(source)
+        self.state().sources.contains(source)
     }
 
     /// Counts on from a position, where the log's own is not there yet: a new log of a store that has had pushes.
@@ -200,17 +273,17 @@ impl PushLog {
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
     pub fn begin_after(&self, position: u64) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last < position {
+        let _appending = self.appending();
+        if self.last() < position {
             self.database.put(b"n", position.to_be_bytes()).map_err(|error| self.failed(error))?;
-            state.last = position;
+            self.state().last = position;
         }
         Ok(())
     }
 
     /// How far it has got.
     pub fn reach(&self) -> LogReach {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).reach()
+        self.state().reach()
     }
 
     /// Appends several pushes in one synced write. For each its entry, or `None` for one that was sent before; a
@@ -219,15 +292,17 @@ impl PushLog {
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails; none of them is then in the log.
     pub fn append(&self, pushes: Vec<Push>) -> Result<(Vec<Option<PushEntry>>, LogReach)> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut batch, mut entries) = (WriteBatch::default(), Vec::with_capacity(pushes.len()));
-        let (mut last, mut held) = (state.last, Vec::new());
+        let _appending = self.appending();
+        let bytes = pushes.iter().map(|push| encoded_bytes(&push.events)).sum::<Result<usize>>()?;
+        let (mut batch, mut entries) = (WriteBatch::with_capacity_bytes(bytes), Vec::with_capacity(pushes.len()));
+        let (mut last, mut held) = (self.last(), Vec::new());
         let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
         for Push { source, events, header } in pushes {
             let producer = (source.clone(), header.producer.unwrap_or_default());
             if let Some(sequence) = header.sequence {
-                let before = sequences.get(&producer).or_else(|| state.sequences.get(&producer));
-                if before.is_some_and(|before| *before >= sequence) {
+                let before =
+                    sequences.get(&producer).copied().or_else(|| self.state().sequences.get(&producer).copied());
+                if before.is_some_and(|before| before >= sequence) {
                     entries.push(None);
                     continue;
                 }
@@ -235,7 +310,8 @@ impl PushLog {
                 sequences.insert(producer.clone(), sequence);
             }
             if let Some(watermark) = header.watermark {
-                let before = watermarks.get(&producer).or_else(|| state.watermarks.get(&producer)).copied();
+                let before = watermarks.get(&producer).copied();
+                let before = before.or_else(|| self.state().watermarks.get(&producer).copied());
                 let watermark = before.map_or(watermark, |before| watermark.max(before));
                 batch.put(
                     producer_key(b'w', &producer.0, &producer.1),
@@ -246,7 +322,8 @@ impl PushLog {
             if events.num_rows() > 0 {
                 last += 1;
                 let value = encode(&source, &events)?;
-                held.push((last, value.len() as u64));
+                let entry = PushEntry { position: last, source: source.clone(), events: events.clone() };
+                held.push((entry, value.len() as u64));
                 batch.put(entry_key(last), value);
             }
             entries.push(Some(PushEntry { position: last, source, events }));
@@ -255,9 +332,11 @@ impl PushLog {
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
+        let mut state = self.state();
         state.last = last;
-        state.bytes += held.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        state.held.extend(held);
+        for (entry, bytes) in held {
+            state.hold(entry, bytes);
+        }
         state.sources.extend(entries.iter().flatten().map(|entry| entry.source.clone()));
         state.sequences.extend(sequences);
         state.watermarks.extend(watermarks);
@@ -269,16 +348,24 @@ impl PushLog {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
     pub fn entries_after(&self, position: u64) -> Result<Vec<PushEntry>> {
+        let (older, recent) = self.state().recent_after(position);
+        if older == 0 {
+            return Ok(recent);
+        }
         let start = entry_key(position.saturating_add(1));
-        let mut entries = Vec::new();
+        let end = recent.first().map_or(u64::MAX, |entry| entry.position);
+        let mut entries = Vec::with_capacity(older + recent.len());
         for item in self.database.iterator(IteratorMode::From(&start, Direction::Forward)) {
             let (key, value) = item.map_err(|error| self.failed(error))?;
-            let Some(position) = key.strip_prefix(b"e").and_then(number) else { break };
+            let Some(position) = key.strip_prefix(b"e").and_then(number).filter(|position| *position < end) else {
+                break;
+            };
             let (source, events) = decode(&value).map_err(|error| {
                 damaged(&self.folder, "an entry is not readable").with("position", position).source(error)
             })?;
             entries.push(PushEntry { position, source, events });
         }
+        entries.extend(recent);
         Ok(entries)
     }
 
@@ -287,19 +374,14 @@ impl PushLog {
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
     pub fn trim(&self, position: u64) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = state.held.partition_point(|(at, _)| *at <= position);
-        let (Some((first, _)), Some((last, _))) = (state.held.front(), state.held.get(gone.wrapping_sub(1))) else {
-            return Ok(());
-        };
-        let (from, until) = (entry_key(*first), entry_key(last + 1));
+        let Some((first, last)) = self.state().held_until(position) else { return Ok(()) };
+        let (from, until) = (entry_key(first), entry_key(last + 1));
         let mut batch = WriteBatch::default();
         batch.delete_range(from, until);
         self.database.write(batch).map_err(|error| self.failed(error))?;
         // Files of nothing else go at once, without a compaction.
         self.database.delete_file_in_range(from, until).map_err(|error| self.failed(error))?;
-        let bytes: u64 = state.held.drain(..gone).map(|(_, bytes)| bytes).sum();
-        state.bytes -= bytes;
+        self.state().let_go(last);
         Ok(())
     }
 }
@@ -310,8 +392,16 @@ fn damaged(folder: &Path, what: &str) -> Error {
         .remedy("restore the folder from a backup; deleting it loses what was pushed and not yet flushed")
 }
 
+/// About how many bytes [`encode`] makes of events.
+fn encoded_bytes(events: &RecordBatch) -> Result<usize> {
+    let of_columns = events.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+    let bytes = of_columns.sum::<std::result::Result<usize, _>>()?;
+    Ok(bytes + bytes / 64 + ENCODED_BYTES)
+}
+
 fn encode(source: &str, events: &RecordBatch) -> Result<Vec<u8>> {
-    let mut value = u16::try_from(source.len()).unwrap_or(u16::MAX).to_be_bytes().to_vec();
+    let mut value = Vec::with_capacity(encoded_bytes(events)?);
+    value.extend_from_slice(&u16::try_from(source.len()).unwrap_or(u16::MAX).to_be_bytes());
     value.extend_from_slice(source.as_bytes());
     let mut writer = StreamWriter::try_new(value, &events.schema())?;
     writer.write(events)?;
@@ -355,6 +445,31 @@ mod tests {
     fn held(log: &PushLog, after: u64) -> Vec<(u64, i64)> {
         let entries = log.entries_after(after).expect("readable");
         entries.iter().map(|e| (e.position, e.events.column(0).as_primitive::<Int64Type>().value(0))).collect()
+    }
+
+    #[test]
+    fn entries_are_the_same_from_memory_and_from_the_disk() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        // Two of these are as many as memory holds.
+        let many = vec![0; 3 << 20];
+        for first in [10_i64, 20, 30, 40] {
+            let values = [&[first], many.as_slice()].concat();
+            log.append(vec![push("a", first.cast_unsigned(), &values, None)]).expect("writable");
+        }
+        let all = [(1, 10), (2, 20), (3, 30), (4, 40)];
+        for after in 0..5_u8 {
+            assert_eq!(held(&log, after.into()), all[usize::from(after)..], "after {after}");
+        }
+        log.trim(1).expect("writable");
+        assert_eq!(held(&log, 0), all[1..]);
+        log.trim(3).expect("writable");
+        assert_eq!(held(&log, 0), all[3..]);
+        log.append(vec![push("a", 50, &[50], None)]).expect("writable");
+        assert_eq!(held(&log, 3), [(4, 40), (5, 50)]);
+        drop(log);
+        let log = PushLog::open(folder.path()).expect("reopened");
+        assert_eq!(held(&log, 0), [(4, 40), (5, 50)]);
     }
 
     #[test]

@@ -67,8 +67,10 @@ impl Fingerprint {
     pub fn add(&mut self, batch: &RecordBatch) -> Result<()> {
         let mut rows = vec![MIX[0]; batch.num_rows()];
         for (kind, column) in self.columns.iter().zip(batch.columns()) {
-            for row in (0..column.len()).filter(|row| column.null_count() > 0 && column.is_null(*row)) {
-                add_value(&mut rows[row], NULL);
+            if let Some(nulls) = column.nulls().filter(|nulls| nulls.null_count() > 0) {
+                for (row, _) in rows.iter_mut().zip(nulls).filter(|(_, valid)| !valid) {
+                    add_value(row, NULL);
+                }
             }
             write_values(*kind, column, |row, bytes| add_value(&mut rows[row], hash(bytes)));
         }

@@ -12,7 +12,7 @@ use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommit
 use super::{KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};
 use crate::definition::{Column, FeatureView, Windowed};
-use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout};
+use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout, RowsByKey};
 use crate::push::EventSink;
 use crate::time::Timestamp;
 use crate::{Error, Result};
@@ -278,16 +278,16 @@ impl TilePacker {
         newest: &RowLayout,
     ) -> Result<Vec<KeyedRow>> {
         let arguments = Arguments::new(&self.windowed, arguments)?;
-        let mut entities: BTreeMap<&[u8], EntityTiles> = BTreeMap::new();
-        for (row, (key, header)) in keys.iter().zip(headers).enumerate() {
-            let Some(key) = key else { continue };
-            let tiles = entities.entry(key).or_default();
-            let value_of = |argument| arguments.value(argument, row);
-            tiles.add_finest(&self.layout, header.event_time, header.available_time, value_of);
-        }
+        let event_of = |row: u32| {
+            let header = &headers[row as usize];
+            (header.event_time, header.available_time)
+        };
+        let value_of = |argument, row: u32| arguments.value(argument, row as usize);
         let mut keyed = Vec::new();
         let sequence = headers.first().map(|header| header.sequence).unwrap_or_default();
-        for (key, mut tiles) in entities {
+        for (key, rows) in RowsByKey::new(keys).iter() {
+            let mut tiles = EntityTiles::default();
+            tiles.add_finest(&self.layout, rows, event_of, value_of);
             tiles.roll_up(&self.layout);
             let Some((event_time, available_time)) = tiles.newest() else { continue };
             let last = RowHeader { event_time, available_time, sequence };

@@ -105,10 +105,10 @@ fn event_times(source: &Source, given: &ArrayRef, zone: Option<&str>, now: Times
         _ => typed(source, &Column::nullable(column, ColumnType::Timestamp), given)?,
     };
     let times = given.as_primitive::<TimestampMicrosecondType>();
-    if let Some(row) = (0..times.len()).find(|row| times.is_null(*row)) {
+    if let Some(row) = times.nulls().and_then(|nulls| nulls.iter().position(|valid| !valid)) {
         return Err(wrong("an event has no event time").with("row", row));
     }
-    if let Some(row) = (0..times.len()).find(|row| times.value(*row) > now.micros()) {
+    if let Some(row) = times.values().iter().position(|time| *time > now.micros()) {
         return Err(wrong("an event lies in the future")
             .with("row", row)
             .with("value", Timestamp::from_micros(times.value(row)))

@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView};
 use springhouse_featurestore::push::{LogReach, PushEntry, PushedEvents};
-use springhouse_featurestore::tier::{KeyedRow, Mark, Packer};
+use springhouse_featurestore::tier::{KeyedRow, Mark, Packer, merge_rows};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
@@ -94,7 +94,8 @@ impl Shared {
             .filter(|entry| entry.events.num_rows() > 0)
             .cloned()
             .collect();
-        let mut rows = Vec::new();
+        // Many events may be of one key.
+        let mut rows = BTreeMap::new();
         if !new.is_empty() {
             let prepared = self.prepared(catalog, view).await?;
             let mut batches = match &prepared.query {
@@ -102,12 +103,12 @@ impl Shared {
                 None => self.rows_of(catalog, view, &new).await?,
             };
             while let Some(batch) = batches.try_next().await? {
-                rows.extend(prepared.packer.pack(&batch, mark.commit + 1)?);
+                merge_rows(&mut rows, prepared.packer.pack(&batch, mark.commit + 1)?)?;
             }
         }
         let pushed = entries.last().map_or(mark.pushed, |entry| entry.position.max(mark.pushed));
         let watermark = self.watermark_of(catalog, view, mark.committed, &reach.watermarks)?.max(mark.watermark);
-        Ok((rows, Mark { watermark, pushed, ..mark }))
+        Ok((rows.into_iter().collect(), Mark { watermark, pushed, ..mark }))
     }
 
     /// What applying pushes to a view needs, made once.

@@ -4,14 +4,12 @@
 //! the rank of their key and their two times; values are looked at where all of these are equal.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 
 use arrow::array::{ArrayRef, AsArray, DynComparator, RecordBatch, UInt32Array, make_comparator};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
-use foldhash::fast::RandomState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::encoding::KeyCodec;
+use springhouse_featurestore::encoding::{KeyCodec, RowsByKey};
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, data_schema};
 use springhouse_featurestore::{Error, Result};
 
@@ -30,88 +28,36 @@ pub fn sorted_in_memory(view: &FeatureView, batches: &[RecordBatch]) -> Result<V
             .ok_or_else(|| Error::internal("a batch of view rows lacks a column").with("column", name))
     };
     let keys = view.keys.iter().map(|key| column(&key.name)).collect::<Result<Vec<ArrayRef>>>()?;
-    let ranks = ranks(view, &keys)?;
+    let encoded = KeyCodec::new(&view.keys)?.encode(&keys)?;
+    let by_key = RowsByKey::new(&encoded);
+    if by_key.rows() != rows.num_rows() {
+        return Err(Error::internal("a view's row has no key").with("view", &view.name));
+    }
     let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
     let times = |column: &ArrayRef| column.as_primitive::<TimestampMicrosecondType>().values().clone();
     let (event, available) = (times(&event), times(&available));
-    let (mut order, counts) = by_rank(&ranks, &event, &available);
     let values = view.row_columns().iter().map(|of| {
         let column = column(&of.name)?;
         Ok(make_comparator(&column, &column, ascending())?)
     });
     let values = values.collect::<Result<Vec<DynComparator>>>()?;
-    let by_values = |one: u32, other: u32| {
-        let compared = values.iter().map(|compare| compare(one as usize, other as usize));
-        compared.fold(Ordering::Equal, Ordering::then)
+    let by_rest = |one: u32, other: u32| {
+        let (one, other) = (one as usize, other as usize);
+        let compared = values.iter().map(|compare| compare(one, other));
+        compared.fold(available[one].cmp(&available[other]), Ordering::then)
     };
-    let mut rest = order.as_mut_slice();
-    for count in counts {
-        let (of_key, others) = rest.split_at_mut(count);
+    let mut order: Vec<(i64, u32)> = Vec::with_capacity(by_key.rows());
+    for (_, rows) in by_key.iter() {
+        let first = order.len();
+        order.extend(rows.iter().map(|row| (event[*row as usize], *row)));
         // Events come nearly in order, or in several such runs, which a stable sort merges.
-        of_key.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)).then_with(|| by_values(one.2, other.2)));
-        rest = others;
+        order[first..].sort_by(|one, other| one.0.cmp(&other.0).then_with(|| by_rest(one.1, other.1)));
     }
     let taken = order.chunks(BATCH_ROWS).map(|chunk| {
-        let indices = UInt32Array::from_iter_values(chunk.iter().map(|(.., row)| *row));
+        let indices = UInt32Array::from_iter_values(chunk.iter().map(|(_, row)| *row));
         Ok(take_record_batch(&rows, &indices)?)
     });
     taken.collect()
-}
-
-/// Event time, available time and row.
-type Place = (i64, i64, u32);
-
-/// The rows of each key together, as they came, the keys in order; and how many each key has.
-fn by_rank(ranks: &[u32], event: &[i64], available: &[i64]) -> (Vec<Place>, Vec<usize>) {
-    let mut counts = vec![0_usize; ranks.iter().max().map_or(0, |rank| *rank as usize + 1)];
-    for rank in ranks {
-        counts[*rank as usize] += 1;
-    }
-    let (mut next, mut start) = (Vec::with_capacity(counts.len()), 0);
-    for count in &counts {
-        next.push(start);
-        start += count;
-    }
-    let mut order = vec![(0, 0, 0); ranks.len()];
-    for ((row, rank), (event, available)) in (0..).zip(ranks).zip(event.iter().zip(available)) {
-        let place = &mut next[*rank as usize];
-        order[*place] = (*event, *available, row);
-        *place += 1;
-    }
-    (order, counts)
-}
-
-/// The place of each row's key among the keys in order.
-fn ranks(view: &FeatureView, keys: &[ArrayRef]) -> Result<Vec<u32>> {
-    let encoded = KeyCodec::new(&view.keys)?.encode(keys)?;
-    // Most keys are short, and a number is found sooner than bytes. Since no key begins with another, nought after its end
-    // cannot make two the same.
-    let mut short: HashMap<u64, u32, RandomState> = HashMap::default();
-    let mut long: HashMap<&[u8], u32, RandomState> = HashMap::default();
-    let mut distinct: Vec<&[u8]> = Vec::new();
-    let mut numbers = Vec::with_capacity(encoded.len());
-    for key in encoded.iter() {
-        let key = key.ok_or_else(|| Error::internal("a view's row has no key").with("view", &view.name))?;
-        let next = u32::try_from(distinct.len()).unwrap_or(u32::MAX);
-        let number = if key.len() <= 8 {
-            let mut bytes = [0; 8];
-            bytes[..key.len()].copy_from_slice(key);
-            *short.entry(u64::from_be_bytes(bytes)).or_insert(next)
-        } else {
-            *long.entry(key).or_insert(next)
-        };
-        if number == next {
-            distinct.push(key);
-        }
-        numbers.push(number);
-    }
-    let mut in_order: Vec<u32> = (0..).take(distinct.len()).collect();
-    in_order.sort_unstable_by_key(|number| distinct[*number as usize]);
-    let mut ranks = vec![0; distinct.len()];
-    for (rank, number) in (0..).zip(in_order) {
-        ranks[number as usize] = rank;
-    }
-    Ok(numbers.into_iter().map(|number: u32| ranks[number as usize]).collect())
 }
 
 #[cfg(test)]
