@@ -4,7 +4,8 @@
 //! write; applied to every view of its source ([`apply`]), while the next are written; acknowledged. By size or time the
 //! log is flushed to object storage ([`flush`]), as events beside the history and as a commit of each view's rows.
 //!
-//! Producers that are faster than the disk wait: a queue of a few pushes is all that is held.
+//! Producers that are faster than the disk wait: a queue of a few pushes is all that is held here, and what comes over the
+//! wire has room for so many bytes.
 
 mod accept;
 mod apply;

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::command::Command;
 use super::lookup::exchange;
-use super::push::put;
+use super::push::{Room, put};
 use crate::features::{FeatureServer, FeatureSource};
 use crate::status::to_status;
 
@@ -33,6 +33,8 @@ pub struct FlightServer {
     /// The clock that the `clock` action sets; `None` when the server runs at the machine's time.
     driven: Option<Arc<DrivenClock>>,
     sink: Option<Arc<dyn EventSink>>,
+    /// For the pushes of all producers.
+    room: Room,
 }
 
 /// Actions and what they do.
@@ -51,7 +53,7 @@ impl FlightServer {
         training_sets: Arc<dyn TrainingSets>,
         driven: Option<Arc<DrivenClock>>,
     ) -> Self {
-        Self { features, training_sets, driven, sink: None }
+        Self { features, training_sets, driven, sink: None, room: Room::default() }
     }
 
     /// As a tonic service.
@@ -206,7 +208,7 @@ impl FlightService for FlightServer {
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
         let sink = self.sink().map_err(to_status)?;
-        Ok(Response::new(put(sink, request.into_inner()).await?))
+        Ok(Response::new(put(sink, self.room.clone(), request.into_inner()).await?))
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
