@@ -4,6 +4,7 @@
 //! A commit is written with a conditional put (create if absent). The loser of a race gets a conflict, reads what the
 //! winner wrote, checks its own change against it and tries again; there is never a lost update.
 
+mod checkpoint;
 mod commit;
 mod log;
 mod state;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
+pub use checkpoint::Checkpoints;
 pub use commit::{CatalogCommit, Change, PackageRecord};
 pub use log::CommitLog;
 pub use state::{CatalogState, Deployment};

@@ -11,7 +11,9 @@ use springhouse_featurestore::object_storage::{
     self, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
-use springhouse_featurestore::tier::{DiskTier, OnlineTier, catch_up};
+use springhouse_featurestore::tier::{
+    DataFile, DiskTier, OnlineTier, ViewCommit, ViewCommitKind, ViewLogState, catch_up,
+};
 
 use crate::project::{DEFINITIONS, TestProject, at, write_events};
 
@@ -125,4 +127,44 @@ async fn of_two_refreshes_at_once_one_commits_and_the_other_sees_it() {
     let committed = [one.expect("refreshes"), other.expect("refreshes")].iter().filter(|done| done.committed).count();
     let log = project.jobs().log(view).state().await.expect("readable");
     assert_eq!((committed, log.number), (1, 1));
+}
+
+#[tokio::test]
+async fn what_many_commits_add_up_to_is_read_from_few() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let state = project.apply(DEFINITIONS).await.expect("valid definitions");
+    let view = state.live_views()[0];
+    let counting = Arc::new(DyingStore { inner: Arc::clone(&project.store), calls_left: AtomicI64::new(1_000_000) });
+    let store: Arc<dyn ObjectStore> = Arc::clone(&counting) as _;
+    let (log, mut whole) = (project.jobs_on(&store).log(view), ViewLogState::default());
+    for number in 1..=300 {
+        let file = DataFile {
+            path: format!("data/{number}"),
+            rows: number,
+            bytes: 1,
+            fingerprint: None,
+            event_times: None,
+            commit: None,
+        };
+        let commit = ViewCommit {
+            at: at(0),
+            // Now and then one that replaces what was before it.
+            kind: if number % 90 == 0 { ViewCommitKind::Backfill } else { ViewCommitKind::Refresh },
+            watermark: at(number.cast_signed()),
+            read_until: None,
+            pushed: None,
+            late: number % 3,
+            history: None,
+            restated: None,
+            files: vec![file],
+        };
+        log.commit(&mut whole, commit).await.expect("nobody else commits");
+        counting.calls_left.store(100, Ordering::SeqCst);
+        assert_eq!(log.state().await.expect("within so many calls"), whole, "{number}");
+        counting.calls_left.store(1_000_000, Ordering::SeqCst);
+    }
+    // Without checkpoints it is the same, from all commits.
+    let folder = project.folder.path().join(format!("store/views/{}/{}/state", view.name, view.version.as_str()));
+    std::fs::remove_dir_all(folder).expect("there are some");
+    assert_eq!(log.state().await.expect("readable"), whole);
 }

@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::Serialize;
@@ -15,6 +15,9 @@ use sha2::{Digest, Sha256};
 
 use crate::definition::hex;
 use crate::{Error, Result};
+
+/// Records that are read at once.
+const READ_AT_ONCE: usize = 16;
 
 /// A log of `T` below a prefix. Numbers begin at 1 and have no gaps.
 #[derive(Debug)]
@@ -48,33 +51,24 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
             .try_collect()
             .await?;
         numbers.sort_unstable();
-        let mut records = Vec::with_capacity(numbers.len());
-        for (found, expected) in numbers.into_iter().zip(number + 1..) {
-            if found != expected {
+        for (found, expected) in numbers.iter().zip(number + 1..) {
+            if *found != expected {
                 return Err(Error::damaged("a commit is missing from the log")
                     .with("path", self.path(expected))
-                    .with("next found", self.path(found))
+                    .with("next found", self.path(*found))
                     .remedy("restore the object from a backup of the store"));
             }
-            records.push((found, self.read(found).await?));
         }
-        Ok(records)
+        let records = stream::iter(numbers).map(|number| async move { Ok((number, self.read(number).await?)) });
+        records.buffered(READ_AT_ONCE).try_collect().await
     }
 
     async fn read(&self, number: u64) -> Result<T> {
         let path = self.path(number);
-        let damaged = |what: &str| {
-            Error::damaged(format!("a commit is damaged: {what}"))
-                .with("path", &path)
-                .remedy("restore the object from a backup of the store; nothing after it was read")
-        };
         let bytes = self.store.get(&path).await?.bytes().await?;
-        let split = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| damaged("it has no checksum line"))?;
-        let (head, body) = (&bytes[..split], &bytes[split + 1..]);
-        if head != checksum_line(body).as_bytes() {
-            return Err(damaged("its bytes do not match its checksum"));
-        }
-        serde_json::from_slice(body).map_err(|error| damaged("it is not a commit of this format").source(error))
+        from_checked(&bytes).map_err(|error| {
+            error.with("path", &path).remedy("restore the object from a backup of the store; nothing after it was read")
+        })
     }
 
     /// Writes record `number`, which must be the next one.
@@ -82,11 +76,7 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     /// # Errors
     /// [`crate::ErrorKind::Conflict`] when it exists already: another writer came first.
     pub async fn append(&self, number: u64, record: &T) -> Result<()> {
-        let body = serde_json::to_vec_pretty(record)
-            .map_err(|error| Error::internal("a commit cannot be written as JSON").source(error))?;
-        let mut bytes = checksum_line(&body).into_bytes();
-        bytes.push(b'\n');
-        bytes.extend_from_slice(&body);
+        let bytes = to_checked(record)?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.store.put_opts(&self.path(number), PutPayload::from(bytes), options).await {
             Ok(_) => Ok(()),
@@ -105,11 +95,33 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     }
 }
 
+/// A record as JSON below the line of its checksum.
+pub(super) fn to_checked(record: &impl Serialize) -> Result<Vec<u8>> {
+    let body = serde_json::to_vec_pretty(record)
+        .map_err(|error| Error::internal("a commit cannot be written as JSON").source(error))?;
+    let mut bytes = checksum_line(&body).into_bytes();
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// The record of such bytes.
+pub(super) fn from_checked<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let damaged = |what: &str| Error::damaged(format!("a commit is damaged: {what}"));
+    let split = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| damaged("it has no checksum line"))?;
+    let (head, body) = (&bytes[..split], &bytes[split + 1..]);
+    if head != checksum_line(body).as_bytes() {
+        return Err(damaged("its bytes do not match its checksum"));
+    }
+    serde_json::from_slice(body).map_err(|error| damaged("it is not a commit of this format").source(error))
+}
+
 fn checksum_line(body: &[u8]) -> String {
     format!("{{\"sha256\":\"{}\"}}", hex(&Sha256::digest(body)))
 }
 
-fn number_of(path: &Path) -> Option<u64> {
+/// The number of a record's path.
+pub(super) fn number_of(path: &Path) -> Option<u64> {
     path.filename()?.strip_suffix(".json")?.parse().ok()
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! pushes/log/000000000003.json                   commit: up to which position, files and watermarks by source
+//! pushes/state/000000000064.json                 checkpoint: what the commits up to this one add up to
 //! pushes/data/departures/000000000003.parquet
 //! ```
 
@@ -16,7 +17,7 @@ use parquet::arrow::async_writer::AsyncArrowWriter;
 use serde::{Deserialize, Serialize};
 
 use super::PushedEvents;
-use crate::catalog::CommitLog;
+use crate::catalog::{Checkpoints, CommitLog};
 use crate::tier::DataFile;
 use crate::time::Timestamp;
 use crate::{Error, Result};
@@ -35,7 +36,7 @@ pub struct PushCommit {
 }
 
 /// All flushes together.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushHistoryState {
     /// The newest commit's number; 0 before the first.
     pub number: u64,
@@ -73,13 +74,15 @@ impl PushHistoryState {
 pub struct PushHistory {
     store: Arc<dyn ObjectStore>,
     log: CommitLog<PushCommit>,
+    checkpoints: Checkpoints<PushHistoryState>,
 }
 
 impl PushHistory {
     /// The history on a store.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         let log = CommitLog::new(Arc::clone(&store), Path::from_iter(["pushes", "log"]));
-        Self { store, log }
+        let checkpoints = Checkpoints::new(Arc::clone(&store), Path::from_iter(["pushes", "state"]));
+        Self { store, log, checkpoints }
     }
 
     /// The state after the newest commit.
@@ -87,8 +90,8 @@ impl PushHistory {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] names a damaged commit.
     pub async fn state(&self) -> Result<PushHistoryState> {
-        let mut state = PushHistoryState::default();
-        for (number, commit) in self.log.read_after(0).await? {
+        let mut state = self.checkpoints.newest().await?.unwrap_or_default();
+        for (number, commit) in self.log.read_after(state.number).await? {
             state.apply(number, commit);
         }
         Ok(state)
@@ -132,6 +135,7 @@ impl PushHistory {
             .await
             .map_err(|error| error.remedy("one process alone may take pushes for a store: push to that one"))?;
         state.apply(number, commit);
+        self.checkpoints.write(number, state).await;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! views/airport_weather/3f2a9c1d0b4e/log/000000000007.json      commit: files, watermark, rows
+//! views/airport_weather/3f2a9c1d0b4e/state/000000000064.json    checkpoint: what the commits up to this one add up to
 //! views/airport_weather/3f2a9c1d0b4e/data/000000000007-1.parquet
 //! ```
 //!
@@ -27,7 +28,7 @@ use url::Url;
 
 use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
-use crate::catalog::CommitLog;
+use crate::catalog::{Checkpoints, CommitLog};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
 use crate::time::Timestamp;
 use crate::{Error, Result};
@@ -182,7 +183,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// A view's data after some commit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewLogState {
     /// The newest commit's number; 0 before the first.
     pub number: u64,
@@ -229,6 +230,7 @@ pub struct ViewLog {
     view: Pinned,
     prefix: Path,
     log: CommitLog<ViewCommit>,
+    checkpoints: Checkpoints<ViewLogState>,
 }
 
 impl ViewLog {
@@ -236,7 +238,8 @@ impl ViewLog {
     pub fn new(store: Arc<dyn ObjectStore>, view: &Pinned) -> Self {
         let prefix = Path::from_iter(["views", &view.name, view.version.as_str()]);
         let log = CommitLog::new(Arc::clone(&store), prefix.clone().join("log"));
-        Self { store, view: view.clone(), prefix, log }
+        let checkpoints = Checkpoints::new(Arc::clone(&store), prefix.clone().join("state"));
+        Self { store, view: view.clone(), prefix, log, checkpoints }
     }
 
     /// The view version.
@@ -249,8 +252,8 @@ impl ViewLog {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] names a damaged commit.
     pub async fn state(&self) -> Result<ViewLogState> {
-        let mut state = ViewLogState::default();
-        for (number, commit) in self.log.read_after(0).await? {
+        let mut state = self.checkpoints.newest().await?.unwrap_or_default();
+        for (number, commit) in self.log.read_after(state.number).await? {
             state.apply(number, commit);
         }
         Ok(state)
@@ -272,6 +275,7 @@ impl ViewLog {
         let number = state.number + 1;
         self.log.append(number, &commit).await?;
         state.apply(number, commit);
+        self.checkpoints.write(number, state).await;
         Ok(())
     }
 
