@@ -3,7 +3,7 @@
 Every side is a process of its own that does the whole job, from Parquet to Parquet, on two threads; its peak memory is what
 the operating system reports. The sides of a ratio alternate. Prints Markdown.
 
-    python scale.py BINARY [--millions 20] [--rounds 3] [refresh] [growth] [windows] [latest]
+    python scale.py BINARY [--millions 20] [--rounds 3] [refresh] [growth] [backfill] [windows] [latest]
 
 The events of each side are the same files, and so are the numbers that come out: they are compared value by value.
 """
@@ -178,6 +178,19 @@ def refresh_anew(binary, folder):
     return refresh(binary, folder)
 
 
+def backfill(binary, folder, millions, rounds):
+    """Backfill of all events, which lie in no order of time, in ranges of ten days."""
+    events(folder, "events", millions * 1_000_000, millions * 5_000, 1)
+    project(binary, folder, DEFINITIONS.format(inputs="spent.n_1h"))
+    ours = [binary, "--clock", NOW, "backfill", "spent", "--every", "10 days", "--no-load"]
+    pairs = []
+    for _ in range(rounds):
+        shutil.rmtree(folder / ".springhouse" / "store" / "views", ignore_errors=True)
+        pairs.append((Job(ours, folder), refresh_anew(binary, folder)))
+    what = f"backfill of {millions} M events in no order of time, in 18 ranges of 10 days, peer: our own refresh of all"
+    row(what, "events/s", millions * 1_000_000, pairs)
+
+
 def group_by(binary, folder):
     (folder / "grouped.parquet").unlink(missing_ok=True)
     sql = """COPY (SELECT user_id, date_bin(INTERVAL '5 minutes', at) AS step, count(*) AS n, sum(amount) AS total,
@@ -257,7 +270,7 @@ def growth(binary, folder, millions, rounds):
 
 
 def main():
-    parts = {"refresh": refreshes, "growth": growth, "windows": windows, "latest": latest}
+    parts = {"refresh": refreshes, "growth": growth, "backfill": backfill, "windows": windows, "latest": latest}
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("binary", type=pathlib.Path)
     arguments.add_argument("parts", nargs="*", choices=[*parts, []], default=[])

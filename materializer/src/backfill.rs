@@ -1,10 +1,10 @@
 //! Backfill: a view's rows of a stretch of event time computed anew from its sources, and put in the place of those that
 //! are committed, in one commit.
 //!
-//! The stretch is cut into ranges. Each is computed by itself, several at once, into a file of its own, and noted in the
-//! view's backfill log: after a crash the next run goes on with the ranges that are left. Files that hold rows both in
-//! the stretch and outside are written again without the former. Until the commit nobody sees any of it; after it the
-//! tiers load the view as a new generation, so no reader sees a mixture.
+//! The stretch is cut into ranges. Each is computed by itself, several at once, from a history that is read once for all,
+//! into a file of its own, and noted in the view's backfill log: after a crash the next run goes on with the ranges that
+//! are left. Files that hold rows both in the stretch and outside are written again without the former. Until the commit
+//! nobody sees any of it; after it the tiers load the view as a new generation, so no reader sees a mixture.
 //!
 //! What is known is as of the commit that the backfill began from. What refreshes and pushes have committed since stays.
 
@@ -22,11 +22,14 @@ use springhouse_featurestore::tier::{
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::session::EventRange;
-use springhouse_sql::view_rows::{Sources, count_events, outside, rows_between};
+use springhouse_sql::view_rows::{MOST_RANGES, RangeRows, Sources, count_events, outside, rows_between, split_rows};
 use tokio::sync::Mutex;
 
 use crate::Jobs;
 use crate::jobs::{until_first, write_file};
+
+/// From one event time to before another.
+type EventTimes = (Timestamp, Timestamp);
 
 /// What a backfill did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -140,7 +143,7 @@ impl Jobs {
         Ok(count_events(&self.session()?, &sources, view, EventRange::known_by(known)).await?.1)
     }
 
-    /// Computes the ranges that are not done, as many at once as there are threads; they share the memory.
+    /// Computes the ranges that are not done.
     async fn compute(
         &self,
         catalog: &CatalogState,
@@ -149,30 +152,53 @@ impl Jobs {
         (log, backfill): (&BackfillLog, &Mutex<Backfill>),
         progress: &dyn Progress,
     ) -> Result<()> {
-        let (plan, done, number) = {
+        let (plan, done) = {
             let backfill = backfill.lock().await;
-            (backfill.plan.clone(), backfill.done.clone(), backfill.number)
+            (backfill.plan.clone(), backfill.done.clone())
         };
-        let all = plan.ranges();
-        let left: Vec<(usize, (Timestamp, Timestamp))> =
-            all.into_iter().enumerate().filter(|(index, _)| !done.contains_key(index)).collect();
+        let left = plan.ranges().into_iter().enumerate().filter(|(index, _)| !done.contains_key(index));
+        let left: Vec<(usize, EventTimes)> = left.collect();
         let sources = Sources { catalog, store: self.store(), pushed };
-        let mut events = 0;
-        if let (Some((_, (from, _))), Some((_, (_, until)))) = (left.first(), left.last()) {
-            let range = EventRange { from: *from, until: *until, known: plan.known };
-            events = count_events(&self.session()?, &sources, view, range).await?.0;
+        for ranges in left.chunks(MOST_RANGES) {
+            self.compute_ranges(&sources, view, (&plan, ranges), (log, backfill), progress).await?;
+        }
+        Ok(())
+    }
+
+    /// Computes some ranges, as many at once as there are threads; they share the memory. Where a row stands by itself,
+    /// history is read once for all of them.
+    async fn compute_ranges(
+        &self,
+        sources: &Sources<'_>,
+        view: &FeatureView,
+        (plan, ranges): (&BackfillPlan, &[(usize, EventTimes)]),
+        (log, backfill): (&BackfillLog, &Mutex<Backfill>),
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (Some((_, (from, _))), Some((_, (_, until)))) = (ranges.first(), ranges.last()) else { return Ok(()) };
+        let all = EventRange { from: *from, until: *until, known: plan.known };
+        let events = count_events(&self.session()?, sources, view, all).await?.0;
+        let mut split: Vec<Option<RangeRows>> = ranges.iter().map(|_| None).collect();
+        if ranges.len() > 1 && !view.reaches_back() {
+            progress.begin(&format!("reading the events of {}", view.name), events);
+            let times: Vec<EventTimes> = ranges.iter().map(|(_, times)| *times).collect();
+            let rows = split_rows(&self.session()?, sources, view, &times, plan.known, progress).await?;
+            split = rows.into_iter().map(Some).collect();
+            progress.end();
         }
         progress.begin(&format!("backfilling {}", view.name), events);
-        let at_once = self.threads();
-        let ranges = futures::stream::iter(left).map(|(index, range)| {
+        let (number, at_once) = (backfill.lock().await.number, self.threads());
+        let ranges = futures::stream::iter(ranges.iter().zip(split)).map(|((index, times), rows)| {
             let name = format!("backfill-{number:06}-{index:06}-{:x}", self.writer());
-            let known = plan.known;
             async move {
                 let session = self.session_of(at_once)?;
-                let rows = rows_between(&session, &sources, view, range, known).await?;
+                let rows = match &rows {
+                    Some(rows) => rows.sorted(&session, view).await?,
+                    None => rows_between(&session, sources, view, *times, plan.known).await?,
+                };
                 let file = write_file(&self.log(view), view, &name, rows, progress).await?;
                 let mut backfill = backfill.lock().await;
-                log.done(&mut backfill, index, file).await
+                log.done(&mut backfill, *index, file).await
             }
         });
         ranges.buffer_unordered(at_once).try_collect::<()>().await?;

@@ -24,6 +24,7 @@ pub mod point_in_time;
 pub mod print;
 pub mod pushed;
 pub mod session;
+mod spill;
 pub mod spine;
 pub mod view_rows;
 pub mod windowed;

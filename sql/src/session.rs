@@ -126,6 +126,11 @@ impl Session {
         execute_stream(plan, task).map_err(query_error)
     }
 
+    /// The memory of its queries, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// DataFusion's own context.
     pub fn context(&self) -> &SessionContext {
         &self.context

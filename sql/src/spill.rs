@@ -17,7 +17,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 /// Batches in a temporary file of the session.
 #[derive(Clone)]
-pub(super) struct Spilled {
+pub(crate) struct Spilled {
     manager: Arc<SpillManager>,
     /// Absent when there were no rows.
     file: Option<Arc<dyn SpillFile>>,
@@ -34,15 +34,30 @@ impl std::fmt::Debug for Spilled {
 
 impl Spilled {
     /// Writes a stream to its end.
-    pub(super) async fn write(batches: SendableRecordBatchStream, env: Arc<RuntimeEnv>) -> QueryResult<Self> {
+    pub(crate) async fn write(batches: SendableRecordBatchStream, env: Arc<RuntimeEnv>) -> QueryResult<Self> {
         let written = Written::default();
         let mut passing = pin!(spilling(batches, env, Arc::clone(&written))?);
         while passing.try_next().await?.is_some() {}
         written.get().cloned().ok_or_else(|| DataFusionError::Internal("a stream has no end".to_owned()))
     }
 
+    /// What a manager has written to a file of batches of a schema, the greatest of them of so many bytes.
+    pub(crate) fn new(
+        manager: Arc<SpillManager>,
+        file: Option<Arc<dyn SpillFile>>,
+        schema: SchemaRef,
+        batch_bytes: usize,
+    ) -> Self {
+        Self { manager, file, schema, batch_bytes }
+    }
+
+    /// The batches' columns.
+    pub(crate) fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
     /// Reads from the start.
-    pub(super) fn read(&self) -> QueryResult<SendableRecordBatchStream> {
+    pub(crate) fn read(&self) -> QueryResult<SendableRecordBatchStream> {
         match &self.file {
             None => Ok(Box::pin(EmptyRecordBatchStream::new(Arc::clone(&self.schema)))),
             Some(file) => self.manager.read_spill_as_stream(Arc::clone(file), Some(self.batch_bytes)),
@@ -51,7 +66,7 @@ impl Spilled {
 }
 
 /// Where what was written is found, once the stream has ended.
-pub(super) type Written = Arc<OnceLock<Spilled>>;
+pub(crate) type Written = Arc<OnceLock<Spilled>>;
 
 /// Passes batches on, and writes them to disk meanwhile.
 fn spilling(
@@ -80,7 +95,7 @@ fn spilling(
 }
 
 /// Some columns of a stream as the source of a plan; the whole of it is written to disk as it passes.
-pub(super) struct Tee {
+pub(crate) struct Tee {
     /// Taken when the plan runs.
     input: Mutex<Option<SendableRecordBatchStream>>,
     env: Arc<RuntimeEnv>,
@@ -91,7 +106,7 @@ pub(super) struct Tee {
 
 impl Tee {
     /// These columns of a stream; it is in `written` when it has been read to its end.
-    pub(super) fn new(
+    pub(crate) fn new(
         input: SendableRecordBatchStream,
         columns: Vec<usize>,
         env: Arc<RuntimeEnv>,
@@ -140,15 +155,21 @@ fn projected(
 
 /// Some columns of spilled batches, as the source of a plan.
 #[derive(Debug)]
-pub(super) struct SpilledColumns {
+pub(crate) struct SpilledColumns {
     spilled: Spilled,
     columns: Vec<usize>,
     schema: SchemaRef,
 }
 
 impl SpilledColumns {
+    /// All columns of the batches.
+    pub(crate) fn whole(spilled: &Spilled) -> Self {
+        let columns = (0..spilled.schema.fields().len()).collect();
+        Self { spilled: spilled.clone(), columns, schema: spilled.schema() }
+    }
+
     /// These columns of the batches.
-    pub(super) fn new(spilled: &Spilled, columns: Vec<usize>) -> QueryResult<Self> {
+    pub(crate) fn new(spilled: &Spilled, columns: Vec<usize>) -> QueryResult<Self> {
         let schema = Arc::new(spilled.schema.project(&columns)?);
         Ok(Self { spilled: spilled.clone(), columns, schema })
     }
@@ -165,7 +186,7 @@ impl PartitionStream for SpilledColumns {
 }
 
 /// Reads batches in pieces of any length.
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     batches: Fuse<SendableRecordBatchStream>,
     schema: SchemaRef,
     current: Option<RecordBatch>,
@@ -173,23 +194,23 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// Of batches on disk, from the start.
-    pub(super) fn new(spilled: &Spilled) -> QueryResult<Self> {
+    pub(crate) fn new(spilled: &Spilled) -> QueryResult<Self> {
         Ok(Self::of(spilled.read()?))
     }
 
     /// Of batches as they come.
-    pub(super) fn of(batches: SendableRecordBatchStream) -> Self {
+    pub(crate) fn of(batches: SendableRecordBatchStream) -> Self {
         Self { schema: batches.schema(), batches: batches.fuse(), current: None }
     }
 
     /// Waits for the first batch.
-    pub(super) async fn begin(&mut self) -> QueryResult<()> {
+    pub(crate) async fn begin(&mut self) -> QueryResult<()> {
         self.current = self.batches.try_next().await?;
         Ok(())
     }
 
     /// The next rows, fewer only at the end.
-    pub(super) async fn next(&mut self, rows: usize) -> QueryResult<RecordBatch> {
+    pub(crate) async fn next(&mut self, rows: usize) -> QueryResult<RecordBatch> {
         let mut pieces = Vec::new();
         let mut wanted = rows;
         while wanted > 0 {

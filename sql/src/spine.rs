@@ -2,7 +2,6 @@
 
 mod features;
 mod sample;
-mod spill;
 
 use std::path::Path;
 use std::sync::Arc;

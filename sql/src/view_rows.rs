@@ -1,5 +1,6 @@
 //! The rows of a view that became visible in a stretch of time: what a refresh commits.
 
+mod by_range;
 mod in_memory;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
+pub use by_range::{MOST_RANGES, RangeRows, split_rows};
 pub use in_memory::sorted_in_memory;
 
 use crate::session::{EventRange, Session, exact, query_error, timestamp};
@@ -57,16 +59,27 @@ pub async fn rows_between(
     session: &Session,
     sources: &Sources<'_>,
     view: &FeatureView,
-    (from, until): (Timestamp, Timestamp),
+    range: (Timestamp, Timestamp),
     known: Timestamp,
 ) -> Result<RowStream> {
+    in_order(session, rows_in(session, sources, view, range, known).await?, view).await
+}
+
+/// The same, in no order and not yet each once.
+async fn rows_in(
+    session: &Session,
+    sources: &Sources<'_>,
+    view: &FeatureView,
+    (from, until): (Timestamp, Timestamp),
+    known: Timestamp,
+) -> Result<DataFrame> {
     // Without LOOKBACK they may reach back to the first event.
     let reach = view.lookback.map_or(Timestamp::MIN, |lookback| from - lookback);
     sources.add(session, view, EventRange { from: reach, until, known }).await?;
     let rows = visible_in(session.view_frame(view).await?, view, None, known)?;
     let event = exact(EVENT_TIME);
     let wanted = event.clone().gt_eq(lit(timestamp(from))).and(event.lt(lit(timestamp(until))));
-    in_order(session, rows.filter(wanted).map_err(query_error)?, view).await
+    rows.filter(wanted).map_err(query_error)
 }
 
 /// Rows of a view without those that have event times of `from` and before `until`.

@@ -25,6 +25,9 @@ pub struct Backfill {
     /// Memory for sorting, such as 512MiB; beyond it rows are spilled to disk
     #[arg(long, value_parser = super::parse_bytes, default_value = "1GiB")]
     memory: usize,
+    /// Commit, and leave this host's disk tier as it is: another host serves
+    #[arg(long)]
+    no_load: bool,
 }
 
 impl Backfill {
@@ -38,7 +41,9 @@ impl Backfill {
         let asked = BackfillAsked { from: self.from, until: self.until, every: self.every };
         for view in super::refresh::chosen(&state, std::slice::from_ref(&self.view))? {
             let done = jobs.backfill(&state, view, asked, &Bar::default()).await?;
-            super::refresh::load_tiers(project).await?;
+            if !self.no_load {
+                super::refresh::load_tiers(project).await?;
+            }
             show(json, &done, || {
                 let resumed =
                     if done.resumed > 0 { format!(", {} of them before", done.resumed) } else { String::new() };

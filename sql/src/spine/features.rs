@@ -31,10 +31,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::definition::{Column, FeatureView};
 use springhouse_featurestore::{Error, Result};
 
-use super::spill::{Pieces, Spilled, SpilledColumns, Tee, Written};
 use super::{ROW, SpineOrder, TIME};
 use crate::point_in_time::{self, RowsAsOf, ascending};
 use crate::session::{Session, query_error};
+use crate::spill::{Pieces, Spilled, SpilledColumns, Tee, Written};
 use crate::view_rows::RowStream;
 
 /// A planned join of a spine with the views of a contract.
