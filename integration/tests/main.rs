@@ -15,6 +15,8 @@ mod s3;
 mod schedule;
 mod seeded;
 mod simulation;
+mod slow_disk;
 mod time_rules;
 mod windows;
 mod wire;
+mod zones;

@@ -1,7 +1,9 @@
 //! The whole chain, command by command.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use crate::Project;
 
@@ -19,15 +21,37 @@ struct Server {
 
 impl Server {
     fn start(project: &Project, line: &str) -> Self {
+        Self::started(project, line, "serving")
+    }
+
+    /// Once it has said a line with this, which names its addresses.
+    fn started(project: &Project, line: &str, says: &str) -> Self {
         let mut process = project.command(line).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("serving"))).expect("it says so");
+        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(says))).expect("it says so");
         let line = line.expect("text");
         let (_, addresses) = line.split_once(" on ").expect("with its addresses");
         let addresses = addresses.split(" and ").map(str::to_owned).collect();
         std::thread::spawn(move || lines.for_each(drop));
         Self { process, addresses }
     }
+}
+
+/// What a URL answers.
+fn fetched(url: &str) -> String {
+    let (host, path) = url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).expect("a URL");
+    let mut stream = TcpStream::connect(host).expect("it listens");
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    answer
+}
+
+/// What a command writes on a terminal.
+fn on_a_terminal(project: &Project, line: &str) -> String {
+    let mut command = std::process::Command::new("script");
+    let line = format!("{} --project {} {line}", env!("CARGO_BIN_EXE_springhouse"), project.path("").display());
+    crate::said(&command.args(["-qec", &line, "/dev/null"]).output().expect("script, of every Debian")).out
 }
 
 impl Drop for Server {
@@ -70,10 +94,47 @@ fn a_load_draws_a_bar_on_a_terminal_alone() {
     let quiet = project.run(&format!("{at} refresh"));
     assert!(!quiet.err.contains("loading"), "{}", quiet.err);
     std::fs::remove_dir_all(project.path(".springhouse/disk")).expect("the disk tier's folder");
-    let mut command = std::process::Command::new("script");
-    let line = format!("{} --project {} {at} refresh", env!("CARGO_BIN_EXE_springhouse"), project.path("").display());
-    let said = crate::said(&command.args(["-qec", &line, "/dev/null"]).output().expect("script, of every Debian"));
-    assert!(said.out.contains("loading carrier_landings") && said.out.contains("rows"), "{}", said.out);
+    let said = on_a_terminal(&project, &format!("{at} refresh"));
+    assert!(said.contains("loading carrier_landings") && said.contains("rows"), "{said}");
+    // A backfill says how far it is, how fast, and how much time is left.
+    let said = on_a_terminal(&project, &format!("{at} backfill carrier_landings"));
+    for part in ["backfilling carrier_landings", " rows ", "/s ", " left"] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+}
+
+#[test]
+fn a_schedule_tells_how_its_views_are() {
+    let project = Project::flights();
+    project.ok(&format!("{AT} apply -m first"));
+    project.write("data/weather.parquet", "not Parquet");
+    let run = Server::started(&project, &format!("{AT} run --http 127.0.0.1:0"), "metrics on http://");
+    let value_of = |page: &str, metric: &str, view: &str| {
+        let start = format!("springhouse_{metric}{{view=\"{view}\"");
+        let line = page.lines().find(|line| line.starts_with(&start));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+    };
+    let done = |page: &str| {
+        let refreshed = |view| value_of(page, "refreshes_total", view) >= Some(1.0);
+        ["airport_departures", "carrier_landings", "route_landings", "plane_landings", "plane_facts"]
+            .into_iter()
+            .all(refreshed)
+            && value_of(page, "refresh_failures_total", "airport_weather") >= Some(2.0)
+    };
+    let mut page = String::new();
+    for _ in 0..300 {
+        page = fetched(&run.addresses[0]);
+        if done(&page) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(done(&page) && page.contains("openmetrics-text") && page.trim_end().ends_with("# EOF"), "{page}");
+    assert!(value_of(&page, "refreshed_rows_total", "carrier_landings") > Some(10_000.0), "{page}");
+    assert!(value_of(&page, "view_lag_seconds", "carrier_landings").is_some_and(|lag| lag < 600.0), "{page}");
+    assert_eq!(value_of(&page, "view_lag_seconds", "airport_weather"), None, "{page}");
+    assert!(value_of(&page, "refresh_failures_in_a_row", "airport_weather") >= Some(2.0), "{page}");
+    assert!(fetched(&run.addresses[0].replace("metrics", "status")).starts_with("HTTP/1.1 404"));
 }
 
 #[test]
