@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use history::{PushCommit, PushHistory, PushHistoryState};
@@ -74,6 +75,9 @@ pub fn late_events(source: &Source, events: &RecordBatch) -> u64 {
     late.count() as u64
 }
 
+/// The answer to a batch that is in line.
+pub type PendingAck = BoxFuture<'static, Result<PushAck>>;
+
 /// Takes events for sources. What serving asks of jobs: the binary wires one to the other.
 #[async_trait]
 pub trait EventSink: Send + Sync + std::fmt::Debug {
@@ -83,11 +87,20 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// [`crate::ErrorKind::NotFound`] for an unknown source, [`crate::ErrorKind::Invalid`] for one that takes no pushes.
     async fn schema(&self, source: &str) -> Result<SchemaRef>;
 
-    /// Takes a batch: returns when it is durable, and the next lookup of every view of the source shows it.
+    /// Puts a batch in line, behind those that were submitted before. What it gives ends when the batch is durable, and the
+    /// next lookup of every view of the source shows it; nobody needs to wait for it.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Invalid`] names the column, row and value that is wrong; nothing of the batch is then taken.
-    async fn push(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PushAck>;
+    async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck>;
+
+    /// Submits a batch, and waits until it is taken.
+    ///
+    /// # Errors
+    /// As [`Self::submit`], and those of the log and of the views.
+    async fn push(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PushAck> {
+        self.submit(source, events, header).await?.await
+    }
 
     /// Moves what was pushed to object storage. Returns the position up to which it is there.
     ///

@@ -105,6 +105,15 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     assert lookup(client, [pa.record_batch({"user_name": [user]})])[0]["last_payment.amount"].to_pylist() == [6.5]
     heartbeat = push("paid", events.slice(0, 0), {"producer": place, "sequence": 2, "watermark": "1970-01-01T00:00:45Z"})
     assert heartbeat["rows"] == 0 and not heartbeat["duplicate"], heartbeat
+    # Many send everything, and listen then.
+    writer, answers = client.do_put(command({"push": {"source": "paid"}}), events.schema)
+    for sequence in range(3, 3003):
+        writer.write_with_metadata(events.slice(0, 1), json.dumps({"producer": place, "sequence": sequence}).encode())
+    writer.done_writing()
+    acks = [json.loads(answers.read().to_pybytes()) for _ in range(3000)]
+    wrong = [(at, ack) for at, ack in enumerate(acks) if ack["rows"] != 1 or ack["duplicate"]]
+    assert not wrong, (len(wrong), wrong[:3])
+    writer.close()
     fails(lambda: push("payd", events, {}), "no such source", "paid")
     fails(lambda: push("paid", events.drop_columns(["amount"]), {}), "a column of the source is missing", "amount")
     fails(lambda: push("paid", events, {"sequence": "one"}), "not a push header", "producer")

@@ -185,6 +185,41 @@ async fn a_backfill_replaces_the_rows_of_its_stretch_and_no_others() {
     }
 }
 
+/// A view whose values reach back to all events before.
+const RUNNING: &str = "
+    CREATE SOURCE seen EVENT TIME paid_at AS SELECT user_name, paid_at, amount FROM payments;
+    CREATE FEATURE VIEW so_far ENTITY user_account REFRESH EVERY '1 minute'
+      AS SELECT user_name, paid_at, sum(amount) OVER (PARTITION BY user_name ORDER BY paid_at) AS amount FROM seen;";
+
+/// What it says, an event after another.
+fn so_far(events: &[Event]) -> Vec<Event> {
+    let before = |of: &Event| {
+        let mut amounts = events.iter().filter(|event| event.0 == of.0 && event.1 <= of.1).filter_map(|event| event.3);
+        amounts.next().map(|first| amounts.fold(first, |total, amount| total + amount))
+    };
+    events.iter().map(|event| (event.0, event.1, event.1, before(event))).collect()
+}
+
+#[tokio::test]
+async fn rows_are_the_same_in_however_many_ranges() {
+    let mut random = Seeded::new(7);
+    let history = events(&mut random, 80, 20_000);
+    let project = TestProject::new(&history);
+    let state = project.apply(&(definitions() + RUNNING)).await.expect("valid definitions");
+    project.clock.set(at(30_000));
+    for view in state.live_views() {
+        let expected = if view.name == "so_far" { rows_of(&so_far(&history)) } else { rows_of(&history) };
+        project.jobs().refresh(&state, view).await.expect("refreshes");
+        assert_eq!(committed(&project, view).await, expected, "{}", view.name);
+        // More ranges than are split at once, some of them, and one.
+        for every in [35, 3_000, 90_000] {
+            let done = project.jobs().backfill(&state, view, asked(None, None, every), &()).await.expect("backfills");
+            assert!((done.ranges > 256) == (every == 35) && (done.ranges == 1) == (every == 90_000), "{done:?}");
+            assert_eq!(committed(&project, view).await, expected, "{} by {every}", view.name);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_view_that_was_never_refreshed_goes_on_after_its_backfill() {
     let events = [("ann", 10, 10, Some(1.0)), ("bob", 50, 190, Some(2.0)), ("ann", 150, 150, Some(3.0))];

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{
-    EventSink, LogReach, Push, PushAck, PushEntry, PushHeader, PushHistoryState, PushLog, late_events,
+    EventSink, LogReach, PendingAck, Push, PushAck, PushEntry, PushHeader, PushHistoryState, PushLog, late_events,
 };
 use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer};
 use springhouse_featurestore::time::Timestamp;
@@ -174,7 +174,7 @@ impl EventSink for Pushes {
         Ok(Column::to_schema(accept::source_of(&catalog, source)?.columns.iter()))
     }
 
-    async fn push(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PushAck> {
+    async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck> {
         let catalog = (self.shared.catalog)();
         let events = accept::accept(accept::source_of(&catalog, source)?, &events, self.shared.jobs.clock().now())?;
         if self.shared.log.bytes() > FULL_BYTES {
@@ -186,7 +186,7 @@ impl EventSink for Pushes {
         let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
         let waiting = Waiting { push: Push { source: source.to_owned(), events, header }, answer };
         self.queue.send(waiting).await.map_err(|_| stopped())?;
-        told.await.map_err(|_| stopped())?
+        Ok(Box::pin(async move { told.await.map_err(|_| stopped())? }))
     }
 
     async fn flush(&self) -> Result<u64> {

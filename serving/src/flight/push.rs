@@ -10,22 +10,32 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow_flight::decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder};
+use arrow::datatypes::SchemaRef;
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, PutResult};
+use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use springhouse_featurestore::Error;
 use springhouse_featurestore::push::{EventSink, PushHeader};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::command::Command;
 use super::malformed;
 use crate::status::to_status;
 
+/// An acknowledgement, or what went wrong.
+type Answer = Result<PutResult, Status>;
+
 /// Batches of one producer that are under way at once: they share synced writes.
 const PIPELINED: usize = 64;
+
+/// The most acknowledgements of a producer that wait to be read.
+const MOST_UNREAD: usize = 64 << 10;
 
 /// Bytes of batches that are under way at once, of all producers together.
 const UNDER_WAY_BYTES: usize = 64 << 20;
@@ -52,14 +62,40 @@ impl Room {
     }
 }
 
-/// A batch as it came, once there is room for it.
-async fn with_room(
-    message: Result<DecodedFlightData, FlightError>,
+/// What a producer sends.
+struct Incoming {
+    messages: FlightDataDecoder,
+    sink: Arc<dyn EventSink>,
+    source: String,
+    schema: SchemaRef,
     room: Room,
-) -> Result<(DecodedFlightData, OwnedSemaphorePermit), Status> {
-    let message = message.map_err(|error| malformed("events", &error))?;
-    let permit = room.take(message.inner.data_body.len()).await?;
-    Ok((message, permit))
+}
+
+impl Incoming {
+    /// Submits the next batch, once there is room for it: one after another, since a batch that overtakes another makes that
+    /// one a duplicate. After one that is refused none is taken.
+    async fn submit(mut self) -> Result<Option<(BoxFuture<'static, Answer>, Self)>, Status> {
+        while let Some(message) = self.messages.next().await {
+            let message = message.map_err(|error| malformed("events", &error))?;
+            let metadata = message.inner.app_metadata;
+            let events = match message.payload {
+                DecodedPayload::RecordBatch(batch) => batch,
+                DecodedPayload::Schema(_) => continue,
+                DecodedPayload::None if metadata.is_empty() => continue,
+                DecodedPayload::None => RecordBatch::new_empty(Arc::clone(&self.schema)),
+            };
+            let permit = self.room.clone().take(message.inner.data_body.len()).await?;
+            let ack = self.sink.submit(&self.source, events, header(&metadata)?).await.map_err(to_status)?;
+            let answer = async move {
+                let ack = ack.await.map_err(to_status)?;
+                drop(permit);
+                let body = serde_json::to_vec(&ack).map_err(|error| Status::internal(error.to_string()))?;
+                Ok(PutResult { app_metadata: body.into() })
+            };
+            return Ok(Some((answer.boxed(), self)));
+        }
+        Ok(None)
+    }
 }
 
 /// The acknowledgements of a stream of pushes.
@@ -67,7 +103,7 @@ pub(super) async fn put(
     sink: Arc<dyn EventSink>,
     room: Room,
     mut incoming: Streaming<FlightData>,
-) -> Result<BoxStream<'static, Result<PutResult, Status>>, Status> {
+) -> Result<BoxStream<'static, Answer>, Status> {
     let first = incoming.message().await?.ok_or_else(|| Status::invalid_argument("the put sent nothing"))?;
     let command = first.flight_descriptor.clone().unwrap_or_default().cmd;
     let Command::Push(push) = Command::parse(&command).map_err(to_status)? else {
@@ -78,32 +114,33 @@ pub(super) async fn put(
     // Some clients send the descriptor alone, others with the schema.
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let messages = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
-    let source: Arc<str> = push.source.into();
-    let answers = FlightDataDecoder::new(messages)
-        .then(move |message| with_room(message, room.clone()))
-        .map(move |message| {
-            let taken = message.and_then(|(message, permit)| {
-                let metadata = message.inner.app_metadata.clone();
-                let events = match message.payload {
-                    DecodedPayload::RecordBatch(batch) => batch,
-                    DecodedPayload::Schema(_) => return Ok(None),
-                    DecodedPayload::None if metadata.is_empty() => return Ok(None),
-                    DecodedPayload::None => RecordBatch::new_empty(Arc::clone(&schema)),
-                };
-                Ok(Some((events, header(&metadata)?, permit)))
-            });
-            let (sink, source) = (Arc::clone(&sink), Arc::clone(&source));
-            async move {
-                let Some((events, header, permit)) = taken? else { return Ok(None) };
-                let ack = sink.push(&source, events, header).await.map_err(to_status)?;
-                drop(permit);
-                let body = serde_json::to_vec(&ack).map_err(|error| Status::internal(error.to_string()))?;
-                Ok(Some(PutResult { app_metadata: body.into() }))
+    let messages = FlightDataDecoder::new(messages);
+    let incoming = Incoming { messages, sink, source: push.source, schema, room };
+    let answers = stream::try_unfold(incoming, Incoming::submit);
+    let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
+    let (told, acknowledgements) = mpsc::channel(MOST_UNREAD);
+    tokio::spawn(take(answers.boxed(), told));
+    Ok(ReceiverStream::new(acknowledgements).boxed())
+}
+
+/// Takes pushes whether or not their acknowledgements are read: many producers send everything and listen then, and what
+/// is under way has room that others wait for.
+async fn take(mut answers: BoxStream<'static, Answer>, told: mpsc::Sender<Answer>) {
+    while let Some(answer) = answers.next().await {
+        match told.try_send(answer) {
+            Ok(()) => {}
+            Err(TrySendError::Closed(_)) => return,
+            Err(TrySendError::Full(_)) => {
+                drop(answers);
+                let error = Error::busy("the acknowledgements of pushes are not read")
+                    .with("unread", MOST_UNREAD)
+                    .remedy("read one for each batch, and send what has none again");
+                // Whoever has gone meanwhile does not hear it.
+                drop(told.send(Err(to_status(error))).await);
+                return;
             }
-        })
-        .buffered(PIPELINED)
-        .try_filter_map(|answer| std::future::ready(Ok(answer)));
-    Ok(answers.boxed())
+        }
+    }
 }
 
 fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
