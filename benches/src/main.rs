@@ -20,6 +20,11 @@ use springhouse_featurestore::Result;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // As in the binary too.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        load::note(&format!("huge pages stay on: {error}"));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let measured = match runtime {
         Ok(runtime) => runtime.block_on(measure()),
