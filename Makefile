@@ -57,7 +57,7 @@ test: build venv ## All tests, those with real servers and foreign clients inclu
 bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs or pushes)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
 
-bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: about 15 minutes (PART=refresh, growth, backfill, windows or latest)
+bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: 8 to 15 minutes (PART=refresh, growth, backfill, windows or latest)
 	@$(SPRINGHOUSE_PYTHON) benches/scale.py $(CARGO_TARGET_DIR)/debug/springhouse $(PART)
 
 lint: setup ## Clippy, with the laws of clippy.toml
