@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMi
 use arrow::compute::cast;
 use springhouse_featurestore::definition::{Column, Definition, Source};
 use springhouse_featurestore::push::{Push, PushHeader, PushLog};
-use springhouse_featurestore::time::Clock;
+use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_serving::flight::{Pusher, RemoteFeatures};
 
@@ -62,7 +62,8 @@ struct Writer {
 impl Caller for Writer {
     async fn call(&mut self) -> Result<()> {
         let (log, events) = (Arc::clone(&self.log), self.hour.next());
-        let push = Push { source: SOURCE.to_owned(), events, header: PushHeader::default() };
+        let at = Timestamp::from_micros(0);
+        let push = Push { source: SOURCE.to_owned(), events, header: PushHeader::default(), at };
         let write = move || {
             let (_, reach) = log.append(vec![push])?;
             // Ours lets go of what it has flushed: without that the peer's files would be written again meanwhile.

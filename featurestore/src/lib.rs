@@ -30,6 +30,7 @@ pub mod enforce;
 mod error;
 pub mod freshness;
 pub mod lookup;
+pub mod object_storage;
 pub mod parquet_file;
 pub mod push;
 pub mod tier;
@@ -37,5 +38,3 @@ pub mod time;
 pub mod training_set;
 
 pub use error::{Error, ErrorKind, Result};
-#[cfg(feature = "test-util")]
-pub use object_store as object_storage;

@@ -22,8 +22,8 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-pub use history::{PushCommit, PushHistory, PushHistoryState};
-pub use log::{LogReach, Push, PushEntry, PushLog};
+pub use history::{Flush, ProducerState, PushCommit, PushHistory, PushHistoryState, SaidByProducer, Taken, Taker};
+pub use log::{LogReach, Push, PushEntry, PushLog, PushOrigin};
 
 use crate::Result;
 use crate::definition::{FeatureView, Source};
@@ -132,12 +132,15 @@ pub struct PushedEvents {
 }
 
 impl PushedEvents {
-    /// Those of some entries of the log.
-    pub fn of_entries<'a>(entries: impl IntoIterator<Item = &'a PushEntry>) -> Self {
+    /// Those of some entries of the log, with their place in the order of writes.
+    ///
+    /// # Errors
+    /// As [`PushEntry::ordered_events`].
+    pub fn of_entries<'a>(entries: impl IntoIterator<Item = &'a PushEntry>) -> Result<Self> {
         let mut batches: BTreeMap<String, Vec<RecordBatch>> = BTreeMap::new();
         for entry in entries {
-            batches.entry(entry.source.clone()).or_default().push(entry.events.clone());
+            batches.entry(entry.source.clone()).or_default().push(entry.ordered_events()?);
         }
-        Self { files: BTreeMap::new(), batches }
+        Ok(Self { files: BTreeMap::new(), batches })
     }
 }

@@ -30,12 +30,14 @@ use serde::{Deserialize, Serialize};
 pub use backfill::{Backfill, BackfillAsked, BackfillLog, BackfillPlan};
 pub use disk::DiskTier;
 pub use fingerprint::Fingerprint;
-pub use load::{Packer, Progress, catch_up, catch_up_with};
+pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with};
 pub use memory::MemoryTier;
 pub use object::{
     AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind,
-    ViewLog, ViewLogState, ViewWriter, data_schema, get_object, list_objects, open_store, put_object,
+    ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema, get_object, list_objects, open_store,
+    put_object,
 };
+pub(crate) use object_reader::ObjectReader;
 pub use object_store::ObjectStore;
 pub use reference::ReferenceTier;
 
@@ -57,12 +59,15 @@ pub struct Mark {
     /// The position up to which pushed events are in the tier.
     #[serde(default)]
     pub pushed: u64,
+    /// The log whose position that is: beyond what was committed, positions are a log's own.
+    #[serde(default)]
+    pub log: u64,
 }
 
 impl Mark {
     /// The mark of a commit, without pushes.
     pub fn of_commit(commit: u64, watermark: Option<Timestamp>) -> Self {
-        Self { commit, watermark, committed: watermark, pushed: 0 }
+        Self { commit, watermark, committed: watermark, pushed: 0, log: 0 }
     }
 }
 
@@ -209,6 +214,13 @@ pub trait Generation: Send {
     /// # Errors
     /// As [`OnlineTier::read`].
     fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()>;
+
+    /// Does all that there is to do for what was added, so that [`finish`](Self::finish) is short; a few rows may be added
+    /// after it.
+    ///
+    /// # Errors
+    /// As [`OnlineTier::read`].
+    fn settle(&mut self) -> Result<()>;
 
     /// Makes it the one that is read.
     ///

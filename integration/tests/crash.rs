@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use springhouse_featurestore::object_storage::path::Path;
-use springhouse_featurestore::object_storage::{
-    self, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+use springhouse_featurestore::object_storage::api::path::Path;
+use springhouse_featurestore::object_storage::api::{
+    self as object_storage, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use springhouse_featurestore::tier::{
@@ -138,14 +138,7 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
     let store: Arc<dyn ObjectStore> = Arc::clone(&counting) as _;
     let (log, mut whole) = (project.jobs_on(&store).log(view), ViewLogState::default());
     for number in 1..=300 {
-        let file = DataFile {
-            path: format!("data/{number}"),
-            rows: number,
-            bytes: 1,
-            fingerprint: None,
-            event_times: None,
-            commit: None,
-        };
+        let file = DataFile { path: format!("data/{number}"), rows: number, bytes: 1, ..DataFile::default() };
         let commit = ViewCommit {
             at: at(0),
             // Now and then one that replaces what was before it.

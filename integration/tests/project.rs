@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use springhouse_featurestore::Result;
@@ -25,6 +26,9 @@ pub struct TestProject {
     pub clock: Arc<DrivenClock>,
     pub store: Arc<dyn ObjectStore>,
 }
+
+/// Tells processes apart.
+static WRITERS: AtomicU64 = AtomicU64::new(1);
 
 /// The definitions of most tests.
 pub const DEFINITIONS: &str = "
@@ -59,15 +63,14 @@ impl TestProject {
         self.jobs_on(&self.store)
     }
 
-    /// Jobs on another store.
+    /// Jobs on another store, as those of a process of its own.
     pub fn jobs_on(&self, store: &Arc<dyn ObjectStore>) -> Jobs {
-        Jobs::new(Arc::clone(store), self.options(), self.clock.clone(), 1)
+        Jobs::new(Arc::clone(store), self.options(), self.clock.clone(), WRITERS.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Jobs whose queries have this much memory.
     pub fn jobs_within(&self, memory_bytes: usize) -> Jobs {
-        let options = SessionOptions { memory_bytes, ..self.options() };
-        Jobs::new(Arc::clone(&self.store), options, self.clock.clone(), 1)
+        self.jobs().with_memory(memory_bytes)
     }
 
     fn options(&self) -> SessionOptions {

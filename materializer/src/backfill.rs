@@ -189,7 +189,7 @@ impl Jobs {
         progress.begin(&format!("backfilling {}", view.name), events);
         let (number, at_once) = (backfill.lock().await.number, self.threads());
         let ranges = futures::stream::iter(ranges.iter().zip(split)).map(|((index, times), rows)| {
-            let name = format!("backfill-{number:06}-{index:06}-{:x}", self.writer());
+            let name = format!("backfill-{number:06}-{index:06}-{}", self.mark());
             async move {
                 let session = self.session_of(at_once)?;
                 let rows = match &rows {
@@ -290,7 +290,7 @@ impl Jobs {
     ) -> Result<Option<DataFile>> {
         let plan = &backfill.plan;
         let rows = outside(log.read(file).await?, (plan.from, plan.until));
-        let name = format!("backfill-{:06}-rest-{index:06}-{:x}", backfill.number, self.writer());
+        let name = format!("backfill-{:06}-rest-{index:06}-{}", backfill.number, self.mark());
         let rest = write_file(log, view, &name, rows, &()).await?;
         Ok(rest.map(|rest| DataFile { commit: file.commit, ..rest }))
     }

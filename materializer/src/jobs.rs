@@ -1,6 +1,7 @@
 //! What every job needs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
 use springhouse_featurestore::catalog::{Catalog, CatalogState};
@@ -19,12 +20,14 @@ pub struct Jobs {
     options: SessionOptions,
     clock: Arc<dyn Clock>,
     writer: u64,
+    /// Counts the files that it has begun.
+    begun: Arc<AtomicU64>,
 }
 
 impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
     pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
-        Self { store, options, clock, writer }
+        Self { store, options, clock, writer, begun: Arc::default() }
     }
 
     /// The object store.
@@ -40,6 +43,12 @@ impl Jobs {
     /// This writer's number.
     pub fn writer(&self) -> u64 {
         self.writer
+    }
+
+    /// Marks the name of a file as nobody else's: a commit of which it is not known whether it succeeded may name a file of
+    /// the same commit's number, from an attempt before.
+    pub(crate) fn mark(&self) -> String {
+        format!("{:x}-{}", self.writer, self.begun.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The catalog.

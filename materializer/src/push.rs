@@ -9,6 +9,7 @@
 
 mod accept;
 mod apply;
+mod fence;
 mod flush;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,6 +31,7 @@ use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
+use self::fence::Fence;
 use crate::Jobs;
 
 /// Pushes that wait at once; a producer beyond them waits for a place.
@@ -94,6 +96,7 @@ struct Prepared {
 struct Shared {
     jobs: Jobs,
     log: Arc<PushLog>,
+    fence: Fence,
     tier: Arc<dyn OnlineTier>,
     catalog: Box<FollowedCatalog>,
     /// Held by whoever changes the tiers.
@@ -118,10 +121,11 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Pushes {
-    /// Begins to take pushes. `changing` is the lock of those who change `tier`.
+    /// Begins to take pushes, in the place of whoever did before. `changing` is the lock of those who change `tier`; views
+    /// that are to be loaded anew are when the store is followed next.
     ///
     /// # Errors
-    /// Those of reading what has been flushed.
+    /// Those of reading and taking over what has been flushed.
     pub async fn start(
         jobs: Jobs,
         log: PushLog,
@@ -129,16 +133,11 @@ impl Pushes {
         changing: Arc<Mutex<()>>,
         catalog: Box<FollowedCatalog>,
     ) -> Result<Self> {
-        let history = jobs.pushed().state().await?;
-        // A new log of an old store goes on where the last one was: positions that a tier has are not given again.
-        let mut used = history.until;
-        for view in catalog().live_views() {
-            used = used.max(tier.mark(&view.pinned())?.pushed);
-        }
-        log.begin_after(used)?;
+        let history = fence::take_over(&jobs, &log, tier.as_ref(), catalog.as_ref()).await?;
         let shared = Arc::new(Shared {
             jobs,
             log: Arc::new(log),
+            fence: Fence::new(history.taker),
             tier,
             catalog,
             changing,
@@ -152,6 +151,7 @@ impl Pushes {
         let (queue, waiting) = mpsc::channel(QUEUE_PUSHES);
         tokio::spawn(Arc::clone(&shared).ingest(waiting));
         tokio::spawn(flush_by_time(Arc::downgrade(&shared), Arc::clone(&shared.full)));
+        tokio::spawn(fence::watch(Arc::downgrade(&shared)));
         Ok(Self { shared, queue })
     }
 }
@@ -161,6 +161,9 @@ async fn flush_by_time(shared: Weak<Shared>, full: Arc<Notify>) {
     loop {
         tokio::select! { () = tokio::time::sleep(FLUSH_EVERY) => {}, () = full.notified() => {} }
         let Some(shared) = shared.upgrade() else { break };
+        if shared.fence.is_lost() {
+            break;
+        }
         if let Err(error) = shared.flush().await {
             tracing::error!(error = %error.chain(), "what was pushed cannot be moved to object storage; it stays in the log");
         }
@@ -175,8 +178,9 @@ impl EventSink for Pushes {
     }
 
     async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck> {
-        let catalog = (self.shared.catalog)();
-        let events = accept::accept(accept::source_of(&catalog, source)?, &events, self.shared.jobs.clock().now())?;
+        self.shared.fence.hold()?;
+        let (catalog, at) = ((self.shared.catalog)(), self.shared.jobs.clock().now());
+        let events = accept::accept(accept::source_of(&catalog, source)?, &events, at)?;
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())
@@ -184,7 +188,7 @@ impl EventSink for Pushes {
         }
         let (answer, told) = oneshot::channel();
         let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
-        let waiting = Waiting { push: Push { source: source.to_owned(), events, header }, answer };
+        let waiting = Waiting { push: Push { source: source.to_owned(), events, header, at }, answer };
         self.queue.send(waiting).await.map_err(|_| stopped())?;
         Ok(Box::pin(async move { told.await.map_err(|_| stopped())? }))
     }
@@ -259,7 +263,8 @@ impl Shared {
     /// Makes what is in the log visible, group by group, and acknowledges it.
     async fn apply_in_turn(self: Arc<Self>, mut appended: mpsc::Receiver<Appended>) {
         while let Some(Appended { acks, entries, reach, answers }) = appended.recv().await {
-            match self.make_visible(&entries, reach).await {
+            let visible = self.make_visible(&entries, reach).await;
+            match visible.and_then(|()| self.fence.hold()) {
                 Ok(()) => {
                     for (answer, ack) in answers.into_iter().zip(acks) {
                         // A producer that went away does not hear it.
@@ -272,6 +277,7 @@ impl Shared {
     }
 
     async fn make_visible(&self, entries: &[PushEntry], reach: LogReach) -> Result<()> {
+        self.fence.hold()?;
         let _changing = self.changing.lock().await;
         let catalog = (self.catalog)();
         if self.behind.load(Ordering::Acquire) {

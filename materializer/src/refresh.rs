@@ -80,7 +80,7 @@ impl Jobs {
         let read_until = (watermark != now).then_some(now);
         // The first refresh takes all that had been pushed by then.
         let first = state.number == 0 && history.until > 0;
-        let pushed = first.then_some(PushedRange { after: 0, until: history.until });
+        let pushed = first.then_some(PushedRange { after: 0, until: history.until, log: history.taker.log });
         let commit = ViewCommit {
             at: now,
             kind,
@@ -157,7 +157,7 @@ impl Jobs {
         state: &ViewLogState,
         rows: RowStream,
     ) -> Result<Vec<DataFile>> {
-        let name = format!("{:012}-{:x}", state.number + 1, self.writer());
+        let name = format!("{:012}-{}", state.number + 1, self.mark());
         Ok(write_file(log, view, &name, rows, &()).await?.into_iter().collect())
     }
 }

@@ -11,7 +11,9 @@ use springhouse_featurestore::definition::{Contract, FeatureView, Pinned};
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::push::EventSink;
-use springhouse_featurestore::tier::{DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, ViewLog, catch_up_with};
+use springhouse_featurestore::tier::{
+    DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, Pushing, ViewLog, catch_up_with,
+};
 use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
@@ -92,8 +94,10 @@ pub struct FeatureServer {
     clock: Arc<dyn Clock>,
     state: RwLock<Arc<CatalogState>>,
     plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
-    /// Held by whoever changes the tiers: two followers would load the same commits.
+    /// Held by whoever changes the tiers, and not while storage is read.
     changing: Arc<tokio::sync::Mutex<()>>,
+    /// Held by who follows: two would load the same commits.
+    following: tokio::sync::Mutex<()>,
     /// Who takes pushes, if somebody does.
     sink: OnceLock<Arc<dyn EventSink>>,
 }
@@ -109,6 +113,7 @@ impl FeatureServer {
             state: RwLock::default(),
             plans: RwLock::default(),
             changing: Arc::default(),
+            following: tokio::sync::Mutex::default(),
             sink: OnceLock::new(),
         }
     }
@@ -118,7 +123,7 @@ impl FeatureServer {
     /// # Errors
     /// Those of the store; what was reached before stays.
     pub async fn follow(&self, progress: &dyn Progress) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _following = self.following.lock().await;
         let mut state = CatalogState::clone(&self.state());
         if self.catalog.follow(&mut state).await? {
             *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
@@ -126,11 +131,15 @@ impl FeatureServer {
         for view in self.state().live_views() {
             let log = ViewLog::new(Arc::clone(&self.store), &view.pinned());
             let sink = self.sink.get().map(AsRef::as_ref);
-            catch_up_with(self.tier.as_ref(), &log, view, progress, sink).await?;
+            let pushing = sink.map(|sink| Pushing { sink, changing: &self.changing });
+            catch_up_with(self.tier.as_ref(), &log, view, progress, pushing).await?;
         }
         match self.sink.get() {
             // Pushes that could not be applied when they came.
-            Some(sink) => sink.replay().await,
+            Some(sink) => {
+                let _changing = self.changing.lock().await;
+                sink.replay().await
+            }
             None => Ok(()),
         }
     }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::definition::hex;
+use crate::object_storage::{NotPut, put_once};
 use crate::{Error, Result};
 
 /// Records that are read at once.
@@ -71,23 +72,21 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
         })
     }
 
-    /// Writes record `number`, which must be the next one.
+    /// Writes record `number`, which must be the next one. A record that is there already and is the same is this one: what
+    /// two writers could both write without meaning the same must name its writer.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Conflict`] when it exists already: another writer came first.
+    /// [`crate::ErrorKind::Conflict`] when another record is there: another writer came first. After
+    /// [`crate::ErrorKind::Unavailable`] it may be there later all the same.
     pub async fn append(&self, number: u64, record: &T) -> Result<()> {
-        let bytes = to_checked(record)?;
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.store.put_opts(&self.path(number), PutPayload::from(bytes), options).await {
-            Ok(_) => Ok(()),
-            Err(error @ (object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })) => {
-                Err(Error::conflict("another writer has committed first")
-                    .with("path", self.path(number))
-                    .remedy("read the new state and try again")
-                    .source(error))
-            }
-            Err(error) => Err(error.into()),
-        }
+        let path = self.path(number);
+        put_once(&self.store, &path, to_checked(record)?.into()).await.map_err(|error| match error {
+            NotPut::Taken(error) => Error::conflict("another writer has committed first")
+                .with("path", &path)
+                .remedy("read the new state and try again")
+                .source(error),
+            NotPut::Failed(error) => error,
+        })
     }
 
     fn path(&self, number: u64) -> Path {

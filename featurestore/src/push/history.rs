@@ -1,38 +1,134 @@
 //! Pushed events on object storage, beside the history that sources read: Parquet files and a log of commits.
 //!
 //! ```text
-//! pushes/log/000000000003.json                   commit: up to which position, files and watermarks by source
+//! pushes/log/000000000003.json                   commit: who takes pushes, up to which position, files, what producers said
 //! pushes/state/000000000064.json                 checkpoint: what the commits up to this one add up to
-//! pushes/data/departures/000000000003.parquet
+//! pushes/data/departures/000000000003-2-120.parquet
 //! ```
+//!
+//! *The fence.* One process takes pushes for a store. Who begins to takes the next epoch, by a commit like any other; each
+//! flush is a commit of an epoch. Commits are numbered and conditional, so a flush of an epoch that is over cannot succeed:
+//! its process reads who came after it, and stops. File names hold epoch and position: nobody replaces another's file,
+//! nor one that it wrote itself for a commit of which it does not know what came.
+//!
+//! *Positions* are one sequence over all logs that ever fed the store, up to the last flush. Beyond it they are a log's own;
+//! a log that others have passed gives its entries new ones when its process takes over ([`super::PushLog::renumber`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use futures::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
+use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::async_writer::AsyncArrowWriter;
 use serde::{Deserialize, Serialize};
 
-use super::PushedEvents;
+use super::{PushEntry, PushOrigin, PushedEvents};
 use crate::catalog::{Checkpoints, CommitLog};
-use crate::tier::DataFile;
+use crate::tier::{DataFile, ObjectReader, PushedRange, WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
-/// One flush of the log.
+/// How many logs' sequences are remembered of a producer, to tell what was taken twice.
+const LOGS_REMEMBERED: usize = 16;
+
+/// Who takes pushes for a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taker {
+    /// Counts those who have begun to; 0 before that was kept.
+    pub epoch: u64,
+    /// The incarnation of the log that it writes.
+    pub log: u64,
+}
+
+/// What a producer said in the pushes of a flush.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaidByProducer {
+    /// The least sequence among them,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<u64>,
+    /// and the greatest that it has sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<u64>,
+    /// It has sent every event up to this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<Timestamp>,
+}
+
+/// Sequences of a producer that a log has taken, from one to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The log.
+    pub log: u64,
+    /// The least,
+    pub first: u64,
+    /// and the greatest.
+    pub last: u64,
+}
+
+/// What is known of a producer of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProducerState {
+    /// The greatest sequence that it has sent.
+    pub last: Option<u64>,
+    /// It has sent every event up to this time.
+    pub watermark: Option<Timestamp>,
+    /// Which logs took which of its batches, the newest last.
+    pub taken: Vec<Taken>,
+}
+
+impl ProducerState {
+    fn hear(&mut self, log: u64, said: SaidByProducer) {
+        self.last = self.last.max(said.last);
+        self.watermark = said.watermark.or(self.watermark);
+        let (Some(first), Some(last)) = (said.first, said.last) else { return };
+        match self.taken.last_mut().filter(|taken| taken.log == log) {
+            Some(taken) => taken.last = taken.last.max(last),
+            None => self.taken.push(Taken { log, first, last }),
+        }
+        if self.taken.len() > LOGS_REMEMBERED {
+            self.taken.remove(0);
+        }
+    }
+}
+
+/// What producers said, by source and producer.
+type Said = BTreeMap<String, BTreeMap<String, SaidByProducer>>;
+
+/// One flush of the log, or the beginning of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushCommit {
     /// When it was written, by the writer's clock.
     pub at: Timestamp,
+    /// Who wrote it.
+    #[serde(default)]
+    pub taker: Taker,
     /// The position up to which pushes are on object storage.
     pub until: u64,
     /// How far each source's producers have got.
     pub watermarks: BTreeMap<String, Timestamp>,
+    /// What producers have said since the commit before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub producers: Said,
     /// The events that it adds, by source.
     pub files: BTreeMap<String, Vec<DataFile>>,
+}
+
+/// What of a log is to be flushed.
+#[derive(Debug)]
+pub struct Flush<'a> {
+    /// When, by the writer's clock.
+    pub at: Timestamp,
+    /// The entries, which follow those that have been flushed.
+    pub entries: &'a [PushEntry],
+    /// How far each source's producers have got.
+    pub watermarks: BTreeMap<String, Timestamp>,
+    /// What producers have said, by source and producer.
+    pub said: BTreeMap<(String, String), SaidByProducer>,
 }
 
 /// All flushes together.
@@ -40,20 +136,43 @@ pub struct PushCommit {
 pub struct PushHistoryState {
     /// The newest commit's number; 0 before the first.
     pub number: u64,
+    /// Who takes pushes.
+    #[serde(default)]
+    pub taker: Taker,
     /// The position up to which pushes are on object storage.
     pub until: u64,
+    /// The greatest position that each log has flushed.
+    #[serde(default)]
+    pub flushed: BTreeMap<u64, u64>,
     /// How far each source's producers have got.
     pub watermarks: BTreeMap<String, Timestamp>,
+    /// What is known of producers, by source and producer.
+    #[serde(default)]
+    pub producers: BTreeMap<String, BTreeMap<String, ProducerState>>,
     /// All pushed events by source.
     pub files: BTreeMap<String, Vec<DataFile>>,
 }
 
 impl PushHistoryState {
     fn apply(&mut self, number: u64, commit: PushCommit) {
+        let log = commit.taker.log;
+        let positions = PushedRange { after: self.until, until: commit.until, log };
         self.number = number;
-        self.until = commit.until;
+        self.taker = commit.taker;
+        if commit.until > self.until {
+            self.flushed.insert(log, commit.until);
+            self.until = commit.until;
+        }
         self.watermarks.extend(commit.watermarks);
+        for (source, producers) in commit.producers {
+            let known = self.producers.entry(source).or_default();
+            for (producer, said) in producers {
+                known.entry(producer).or_default().hear(log, said);
+            }
+        }
         for (source, files) in commit.files {
+            let files =
+                files.into_iter().map(|file| DataFile { positions: file.positions.or(Some(positions)), ..file });
             self.files.entry(source).or_default().extend(files);
         }
     }
@@ -66,6 +185,41 @@ impl PushHistoryState {
     /// The pushed events.
     pub fn events(&self) -> PushedEvents {
         PushedEvents { files: self.files.clone(), batches: BTreeMap::new() }
+    }
+
+    /// The greatest position that a log has flushed; 0 for a log that has flushed nothing.
+    pub fn flushed_of(&self, log: u64) -> u64 {
+        self.flushed.get(&log).copied().unwrap_or_default()
+    }
+
+    /// Whether a push that a log holds was taken by another log too.
+    pub fn taken_elsewhere(&self, log: u64, source: &str, origin: &PushOrigin) -> bool {
+        let Some(sequence) = origin.sequence else { return false };
+        let producer = self.producers.get(source).and_then(|of| of.get(&origin.producer));
+        let taken = producer.map(|producer| producer.taken.as_slice()).unwrap_or_default();
+        taken.iter().any(|taken| taken.log != log && taken.first <= sequence && sequence <= taken.last)
+    }
+
+    /// What producers have said that is new here, with the least sequences of some entries.
+    fn news(&self, flush: &Flush<'_>) -> Said {
+        let mut first: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for entry in flush.entries {
+            if let Some(sequence) = entry.origin.sequence {
+                let least = first.entry((&entry.source, &entry.origin.producer)).or_insert(sequence);
+                *least = sequence.min(*least);
+            }
+        }
+        let mut news = Said::new();
+        for ((source, producer), said) in &flush.said {
+            let known = self.producers.get(source).and_then(|of| of.get(producer));
+            let first = first.get(&(source.as_str(), producer.as_str())).copied();
+            let same = known.is_some_and(|known| known.last == said.last && known.watermark == said.watermark);
+            if first.is_some() || !same {
+                let said = SaidByProducer { first, ..*said };
+                news.entry(source.clone()).or_default().insert(producer.clone(), said);
+            }
+        }
+        news
     }
 }
 
@@ -112,37 +266,62 @@ impl PushHistory {
         Ok(state)
     }
 
-    /// Writes the commit that follows `state`, and the files of its events.
+    /// Who has written the newest commit after `number`; `None` where there is none.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Conflict`] when another process flushes to the same store, [`crate::ErrorKind::Unavailable`].
-    pub async fn commit(
-        &self,
-        state: &mut PushHistoryState,
-        at: Timestamp,
-        until: u64,
-        watermarks: BTreeMap<String, Timestamp>,
-        events: &PushedEvents,
-    ) -> Result<()> {
-        let number = state.number + 1;
-        let mut files = BTreeMap::new();
-        for (source, batches) in &events.batches {
-            files.insert(source.clone(), vec![self.write(source, number, batches).await?]);
+    /// As [`Self::state`].
+    pub async fn taker_after(&self, number: u64) -> Result<Option<Taker>> {
+        Ok(self.log.read_after(number).await?.last().map(|(_, commit)| commit.taker))
+    }
+
+    /// Begins an epoch for a log: from here on nobody else's flush succeeds.
+    ///
+    /// # Errors
+    /// As [`Self::state`], and [`crate::ErrorKind::Unavailable`].
+    pub async fn take_over(&self, log: u64, at: Timestamp) -> Result<PushHistoryState> {
+        loop {
+            let mut state = self.state().await?;
+            let taker = Taker { epoch: state.taker.epoch + 1, log };
+            let (watermarks, producers, files) = Default::default();
+            let commit = PushCommit { at, taker, until: state.until, watermarks, producers, files };
+            match self.append(&mut state, commit).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                done => return done.map(|()| state),
+            }
         }
-        let commit = PushCommit { at, until, watermarks, files };
-        self.log
-            .append(number, &commit)
-            .await
-            .map_err(|error| error.remedy("one process alone may take pushes for a store: push to that one"))?;
+    }
+
+    /// Writes the flush that follows `state`, and the files of its events.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Conflict`] when there is a commit that `state` does not know: another process has taken over, or
+    /// an earlier flush succeeded although it was answered with an error. [`crate::ErrorKind::Unavailable`].
+    pub async fn commit(&self, state: &mut PushHistoryState, flush: Flush<'_>) -> Result<()> {
+        let until = flush.entries.last().map_or(state.until, |entry| entry.position);
+        let (number, taker) = (state.number + 1, state.taker);
+        let mut files = BTreeMap::new();
+        for (source, batches) in PushedEvents::of_entries(flush.entries)?.batches {
+            let name = format!("{number:012}-{:x}-{until}.parquet", taker.epoch);
+            let positions = PushedRange { after: state.until, until, log: taker.log };
+            let file = self.write(&Path::from_iter(["pushes", "data", &source, &name]), &batches).await?;
+            files.insert(source, vec![DataFile { positions: Some(positions), ..file }]);
+        }
+        let producers = state.news(&flush);
+        let commit = PushCommit { at: flush.at, taker, until, watermarks: flush.watermarks, producers, files };
+        self.append(state, commit).await
+    }
+
+    async fn append(&self, state: &mut PushHistoryState, commit: PushCommit) -> Result<()> {
+        let number = state.number + 1;
+        self.log.append(number, &commit).await?;
         state.apply(number, commit);
         self.checkpoints.write(number, state).await;
         Ok(())
     }
 
-    async fn write(&self, source: &str, number: u64, batches: &[RecordBatch]) -> Result<DataFile> {
-        let path = Path::from_iter(["pushes", "data", source, &format!("{number:012}.parquet")]);
+    async fn write(&self, path: &Path, batches: &[RecordBatch]) -> Result<DataFile> {
         let failed = |error: parquet::errors::ParquetError| {
-            Error::unavailable("pushed events cannot be written").with("path", &path).source(error)
+            Error::unavailable("pushed events cannot be written").with("path", path).source(error)
         };
         let schema = batches[0].schema();
         let object = BufWriter::new(Arc::clone(&self.store), path.clone());
@@ -155,6 +334,122 @@ impl PushHistory {
         }
         writer.finish().await.map_err(failed)?;
         let (path, bytes) = (path.to_string(), writer.bytes_written() as u64);
-        Ok(DataFile { path, rows, bytes, fingerprint: None, event_times: None, commit: None })
+        Ok(DataFile { path, rows, bytes, ..DataFile::default() })
+    }
+
+    /// The flushed entries of some sources after a position and up to another, by position. They have no origin.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when a file cannot be read.
+    pub async fn entries(
+        &self,
+        state: &PushHistoryState,
+        sources: &BTreeSet<&str>,
+        (after, until): (u64, u64),
+    ) -> Result<Vec<PushEntry>> {
+        let mut entries = Vec::new();
+        for (source, files) in state.files.iter().filter(|(source, _)| sources.contains(source.as_str())) {
+            for file in files {
+                let Some(range) = file.positions.filter(|range| range.after < until && range.until > after) else {
+                    continue;
+                };
+                for batch in self.read(file).await? {
+                    entries.extend(entries_of(source, &batch, range.until)?);
+                }
+            }
+        }
+        entries.retain(|entry| after < entry.position && entry.position <= until);
+        entries.sort_by_key(|entry| entry.position);
+        Ok(entries)
+    }
+
+    async fn read(&self, file: &DataFile) -> Result<Vec<RecordBatch>> {
+        let damaged = |error: parquet::errors::ParquetError| {
+            Error::damaged("a file of pushed events cannot be read")
+                .with("path", &file.path)
+                .remedy("restore the object from a backup of the store")
+                .source(error)
+        };
+        let reader = ObjectReader::new(Arc::clone(&self.store), Path::from(file.path.as_str()), file.bytes);
+        let stream = ParquetRecordBatchStreamBuilder::new(reader)
+            .await
+            .and_then(ParquetRecordBatchStreamBuilder::build)
+            .map_err(damaged)?;
+        stream.try_collect().await.map_err(damaged)
+    }
+}
+
+/// The entries of a batch of a file, which has them by position. A file from before positions were kept is one entry.
+fn entries_of(source: &str, batch: &RecordBatch, position: u64) -> Result<Vec<PushEntry>> {
+    let schema = batch.schema();
+    let own = |name: &str| name != WRITE_POSITION && name != WRITE_WITHIN;
+    let columns: Vec<usize> = (0..schema.fields().len()).filter(|index| own(schema.field(*index).name())).collect();
+    let events = batch.project(&columns)?;
+    let entry = |position: u64, events: RecordBatch| PushEntry {
+        position,
+        source: source.to_owned(),
+        events,
+        origin: PushOrigin::default(),
+    };
+    let positions = batch.column_by_name(WRITE_POSITION).and_then(|column| column.as_primitive_opt::<Int64Type>());
+    let Some(positions) = positions.filter(|positions| positions.null_count() == 0) else {
+        return Ok(vec![entry(position, events)]);
+    };
+    let (mut entries, mut start) = (Vec::new(), 0);
+    for run in positions.values().chunk_by(|one, other| one == other) {
+        entries.push(entry(run[0].cast_unsigned(), events.slice(start, run.len())));
+        start += run.len();
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array};
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    fn entry(position: u64, sequence: u64, values: &[i64]) -> PushEntry {
+        let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
+        let origin = PushOrigin { at: None, producer: "till".to_owned(), sequence: Some(sequence) };
+        let events = RecordBatch::try_from_iter([("value", array)]).expect("a batch");
+        PushEntry { position, source: "paid".to_owned(), events, origin }
+    }
+
+    fn flush(entries: &[PushEntry]) -> Flush<'_> {
+        let last = entries.last().and_then(|entry| entry.origin.sequence);
+        let said = SaidByProducer { first: None, last, watermark: None };
+        let said = [(("paid".to_owned(), "till".to_owned()), said)].into();
+        Flush { at: Timestamp::from_micros(1), entries, watermarks: BTreeMap::new(), said }
+    }
+
+    #[tokio::test]
+    async fn a_flush_of_an_epoch_that_is_over_fails_and_replaces_no_file() {
+        let history = PushHistory::new(Arc::new(InMemory::new()));
+        let mut old = history.take_over(7, Timestamp::from_micros(1)).await.expect("taken");
+        let mut new = history.take_over(8, Timestamp::from_micros(2)).await.expect("taken");
+        history.commit(&mut new, flush(&[entry(1, 5, &[10, 11])])).await.expect("flushed");
+        let error = history.commit(&mut old, flush(&[entry(1, 4, &[99])])).await.expect_err("over");
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        let state = history.state().await.expect("readable");
+        assert_eq!((state.taker, state.until), (Taker { epoch: 2, log: 8 }, 1));
+        let held = history.entries(&state, &["paid"].into(), (0, 9)).await.expect("readable");
+        assert_eq!((held.len(), held[0].events.clone()), (1, entry(1, 5, &[10, 11]).events));
+        assert_eq!((state.flushed_of(7), state.flushed_of(8)), (0, 1));
+        let origin = |sequence| PushOrigin { producer: "till".to_owned(), sequence: Some(sequence), at: None };
+        assert_eq!([4, 5, 6].map(|of| state.taken_elsewhere(7, "paid", &origin(of))), [false, true, false]);
+    }
+
+    #[tokio::test]
+    async fn flushed_entries_are_found_again_by_position() {
+        let history = PushHistory::new(Arc::new(InMemory::new()));
+        let mut state = history.take_over(7, Timestamp::from_micros(1)).await.expect("taken");
+        history.commit(&mut state, flush(&[entry(1, 1, &[10]), entry(2, 2, &[20, 21])])).await.expect("flushed");
+        history.commit(&mut state, flush(&[entry(5, 3, &[50])])).await.expect("flushed");
+        for (range, expected) in [((0, 9), vec![1, 2, 5]), ((1, 2), vec![2]), ((2, 4), vec![]), ((2, 5), vec![5])] {
+            let held = history.entries(&state, &["paid"].into(), range).await.expect("readable");
+            assert_eq!(held.iter().map(|entry| entry.position).collect::<Vec<_>>(), expected);
+        }
     }
 }

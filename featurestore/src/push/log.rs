@@ -4,23 +4,29 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `e`, position (8) | source's length (2), source, events as an Arrow IPC stream |
+//! | `e`, position (8) | source's length (2), source, what is known of the push, events as an Arrow IPC stream |
 //! | `p`, source, `00`, producer | the producer's last sequence (8) |
 //! | `w`, source, `00`, producer | the producer's watermark (8) |
 //! | `n` | the last position (8) |
+//! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
+//!
+//! What is known of a push: when it came (8), whether it has a sequence (1), the sequence (8), its producer's length (2),
+//! the producer. Entries without it are of a log from before it was kept: their source's length has no highest bit.
 //!
 //! Numbers are big-endian. A push's entry, sequence, watermark and position are one atomic write.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
-use super::PushHeader;
+use super::{PushHeader, SaidByProducer};
+use crate::tier::{WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -48,6 +54,8 @@ pub struct Push {
     pub events: RecordBatch,
     /// What its producer says.
     pub header: PushHeader,
+    /// When it came.
+    pub at: Timestamp,
 }
 
 /// A push in the log.
@@ -59,6 +67,42 @@ pub struct PushEntry {
     pub source: String,
     /// Its events.
     pub events: RecordBatch,
+    /// Who sent it, as which batch, and when it came.
+    pub origin: PushOrigin,
+}
+
+/// Who sent a push, as which batch, and when it came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PushOrigin {
+    /// When it came; absent where that was not kept.
+    pub at: Option<Timestamp>,
+    /// The producer; empty where it did not say.
+    pub producer: String,
+    /// The batch's sequence.
+    pub sequence: Option<u64>,
+}
+
+impl PushEntry {
+    /// Its events with their place in the order of writes: [`WRITE_POSITION`] and [`WRITE_WITHIN`] after their columns.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when events already have such columns.
+    pub fn ordered_events(&self) -> Result<RecordBatch> {
+        let rows = self.events.num_rows();
+        let position = i64::try_from(self.position).unwrap_or(i64::MAX);
+        let within = (0..i64::MAX).take(rows);
+        let order: [(&str, ArrayRef); 2] = [
+            (WRITE_POSITION, Arc::new(Int64Array::from_value(position, rows))),
+            (WRITE_WITHIN, Arc::new(Int64Array::from_iter_values(within))),
+        ];
+        let mut fields: Vec<FieldRef> = self.events.schema_ref().fields().iter().cloned().collect();
+        let mut columns = self.events.columns().to_vec();
+        for (name, column) in order {
+            fields.push(Arc::new(Field::new(name, DataType::Int64, true)));
+            columns.push(column);
+        }
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+    }
 }
 
 /// How far a log has got.
@@ -76,6 +120,8 @@ type Producers<T> = BTreeMap<(String, String), T>;
 #[derive(Debug, Default)]
 struct State {
     last: u64,
+    /// Which log this is.
+    incarnation: u64,
     /// The sources that were pushed to, as far as the log knows.
     sources: BTreeSet<String>,
     sequences: Producers<u64>,
@@ -206,7 +252,7 @@ impl PushLog {
     }
 
     fn read_state(&self) -> Result<()> {
-        let mut state = State::default();
+        let (mut state, mut incarnation) = (State::default(), None);
         for item in self.database.iterator(IteratorMode::Start) {
             let (key, value) = item.map_err(|error| self.failed(error))?;
             let wrong = || damaged(&self.folder, "a record is not readable");
@@ -223,6 +269,7 @@ impl PushLog {
                     state.sources.insert(source_of(&value).ok_or_else(wrong)?.to_owned());
                 }
                 b'n' => state.last = number(&value).ok_or_else(wrong)?,
+                b'i' => incarnation = Some(number(&value).ok_or_else(wrong)?),
                 b'p' => {
                     let of = producer().ok_or_else(wrong)?;
                     state.sources.insert(of.0.clone());
@@ -237,8 +284,112 @@ impl PushLog {
                 _ => return Err(wrong()),
             }
         }
+        state.incarnation = incarnation.unwrap_or_default();
         *self.state() = state;
         Ok(())
+    }
+
+    /// Which log this is: positions that are not flushed are this one's alone. A log that is new gets `new`; one from
+    /// before logs were told apart is number 0.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn identified(&self, new: u64) -> Result<u64> {
+        let _appending = self.appending();
+        let known = self.database.get(b"i").map_err(|error| self.failed(error))?.is_some();
+        if !known {
+            let used = self.last() > 0 || !self.state().sources.is_empty();
+            let incarnation = if used { 0 } else { new };
+            let mut batch = WriteBatch::default();
+            batch.put(b"i", incarnation.to_be_bytes());
+            self.write(batch)?;
+            self.state().incarnation = incarnation;
+        }
+        Ok(self.incarnation())
+    }
+
+    /// Which log this is, once it is [identified](Self::identified).
+    pub fn incarnation(&self) -> u64 {
+        self.state().incarnation
+    }
+
+    /// Writes a batch and waits until it is on the disk.
+    fn write(&self, batch: WriteBatch) -> Result<()> {
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))
+    }
+
+    /// Gives all entries new positions after one, in their order, where another log's positions have passed theirs; those
+    /// that `taken` tells of were taken by the other log too, and go. In one atomic write.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read, [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn renumber(&self, after: u64, taken: impl Fn(&str, &PushOrigin) -> bool) -> Result<()> {
+        let _appending = self.appending();
+        let mut last = after.max(self.last());
+        let mut batch = WriteBatch::default();
+        batch.delete_range(entry_key(0), entry_key(u64::MAX));
+        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            if !key.starts_with(b"e") {
+                break;
+            }
+            let head = Head::read(&value).ok_or_else(|| damaged(&self.folder, "an entry is not readable"))?;
+            if !taken(head.source, &head.origin) {
+                last += 1;
+                batch.put(entry_key(last), &value);
+            }
+        }
+        batch.put(b"n", last.to_be_bytes());
+        self.write(batch)?;
+        self.read_state()
+    }
+
+    /// Learns what another log was told by producers.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn learn<'a>(&self, said: impl Iterator<Item = (&'a str, &'a str, SaidByProducer)>) -> Result<()> {
+        let _appending = self.appending();
+        let (mut batch, mut sequences, mut watermarks) = (WriteBatch::default(), Producers::new(), Producers::new());
+        for (source, producer, SaidByProducer { last, watermark, .. }) in said {
+            let of = (source.to_owned(), producer.to_owned());
+            let state = self.state();
+            if let Some(last) = last
+                && state.sequences.get(&of).is_none_or(|known| *known < last)
+            {
+                batch.put(producer_key(b'p', source, producer), last.to_be_bytes());
+                sequences.insert(of.clone(), last);
+            }
+            if let Some(watermark) = watermark
+                && state.watermarks.get(&of).is_none_or(|known| *known < watermark)
+            {
+                batch.put(producer_key(b'w', source, producer), watermark.micros().cast_unsigned().to_be_bytes());
+                watermarks.insert(of, watermark);
+            }
+        }
+        if !sequences.is_empty() || !watermarks.is_empty() {
+            self.write(batch)?;
+            let mut state = self.state();
+            state.sources.extend(sequences.keys().chain(watermarks.keys()).map(|(source, _)| source.clone()));
+            state.sequences.extend(sequences);
+            state.watermarks.extend(watermarks);
+        }
+        Ok(())
+    }
+
+    /// What producers have said: for each source and producer the last sequence and the watermark.
+    pub fn said(&self) -> BTreeMap<(String, String), SaidByProducer> {
+        let state = self.state();
+        let mut said: BTreeMap<(String, String), SaidByProducer> = BTreeMap::new();
+        for (of, last) in &state.sequences {
+            said.entry(of.clone()).or_default().last = Some(*last);
+        }
+        for (of, watermark) in &state.watermarks {
+            said.entry(of.clone()).or_default().watermark = Some(*watermark);
+        }
+        said
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -297,8 +448,9 @@ impl PushLog {
         let (mut batch, mut entries) = (WriteBatch::with_capacity_bytes(bytes), Vec::with_capacity(pushes.len()));
         let (mut last, mut held) = (self.last(), Vec::new());
         let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
-        for Push { source, events, header } in pushes {
+        for Push { source, events, header, at } in pushes {
             let producer = (source.clone(), header.producer.unwrap_or_default());
+            let origin = PushOrigin { at: Some(at), producer: producer.1.clone(), sequence: header.sequence };
             if let Some(sequence) = header.sequence {
                 let before =
                     sequences.get(&producer).copied().or_else(|| self.state().sequences.get(&producer).copied());
@@ -321,17 +473,16 @@ impl PushLog {
             }
             if events.num_rows() > 0 {
                 last += 1;
-                let value = encode(&source, &events)?;
-                let entry = PushEntry { position: last, source: source.clone(), events: events.clone() };
+                let value = encode(&source, &origin, &events)?;
+                let (source, events, origin) = (source.clone(), events.clone(), origin.clone());
+                let entry = PushEntry { position: last, source, events, origin };
                 held.push((entry, value.len() as u64));
                 batch.put(entry_key(last), value);
             }
-            entries.push(Some(PushEntry { position: last, source, events }));
+            entries.push(Some(PushEntry { position: last, source, events, origin }));
         }
         batch.put(b"n", last.to_be_bytes());
-        let mut synced = WriteOptions::default();
-        synced.set_sync(true);
-        self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
+        self.write(batch)?;
         let mut state = self.state();
         state.last = last;
         for (entry, bytes) in held {
@@ -360,10 +511,10 @@ impl PushLog {
             let Some(position) = key.strip_prefix(b"e").and_then(number).filter(|position| *position < end) else {
                 break;
             };
-            let (source, events) = decode(&value).map_err(|error| {
+            let entry = decode(position, &value).map_err(|error| {
                 damaged(&self.folder, "an entry is not readable").with("position", position).source(error)
             })?;
-            entries.push(PushEntry { position, source, events });
+            entries.push(entry);
         }
         entries.extend(recent);
         Ok(entries)
@@ -399,25 +550,69 @@ fn encoded_bytes(events: &RecordBatch) -> Result<usize> {
     Ok(bytes + bytes / 64 + ENCODED_BYTES)
 }
 
-fn encode(source: &str, events: &RecordBatch) -> Result<Vec<u8>> {
+/// Set in the length of an entry's source where its origin follows.
+const WITH_ORIGIN: u16 = 1 << 15;
+
+fn encode(source: &str, origin: &PushOrigin, events: &RecordBatch) -> Result<Vec<u8>> {
+    let length = |text: &str| u16::try_from(text.len()).ok().filter(|length| length & WITH_ORIGIN == 0);
+    let too_long = |what: &str| Error::invalid(format!("{what} is longer than 32,767 bytes")).with("source", source);
     let mut value = Vec::with_capacity(encoded_bytes(events)?);
-    value.extend_from_slice(&u16::try_from(source.len()).unwrap_or(u16::MAX).to_be_bytes());
+    let source_length = length(source).ok_or_else(|| too_long("a source's name"))?;
+    value.extend_from_slice(&(source_length | WITH_ORIGIN).to_be_bytes());
     value.extend_from_slice(source.as_bytes());
+    value.extend_from_slice(&origin.at.unwrap_or(Timestamp::MIN).micros().to_be_bytes());
+    value.push(u8::from(origin.sequence.is_some()));
+    value.extend_from_slice(&origin.sequence.unwrap_or_default().to_be_bytes());
+    let producer = length(&origin.producer).ok_or_else(|| too_long("a producer's name"))?;
+    value.extend_from_slice(&producer.to_be_bytes());
+    value.extend_from_slice(origin.producer.as_bytes());
     let mut writer = StreamWriter::try_new(value, &events.schema())?;
     writer.write(events)?;
     Ok(writer.into_inner()?)
 }
 
-fn source_of(value: &[u8]) -> Option<&str> {
-    let (length, rest) = value.split_first_chunk::<2>()?;
-    std::str::from_utf8(rest.get(..usize::from(u16::from_be_bytes(*length)))?).ok()
+/// What an entry begins with.
+struct Head<'a> {
+    source: &'a str,
+    origin: PushOrigin,
+    /// Its events as an Arrow IPC stream.
+    events: &'a [u8],
 }
 
-fn decode(value: &[u8]) -> Result<(String, RecordBatch)> {
+impl<'a> Head<'a> {
+    /// Reads it; `None` where the bytes are cut off.
+    fn read(value: &'a [u8]) -> Option<Self> {
+        let text = |length: u16, bytes: &'a [u8]| {
+            let (text, rest) = bytes.split_at_checked(usize::from(length))?;
+            Some((std::str::from_utf8(text).ok()?, rest))
+        };
+        let (length, rest) = value.split_first_chunk::<2>()?;
+        let length = u16::from_be_bytes(*length);
+        let (source, rest) = text(length & !WITH_ORIGIN, rest)?;
+        if length & WITH_ORIGIN == 0 {
+            return Some(Self { source, origin: PushOrigin::default(), events: rest });
+        }
+        let (at, rest) = rest.split_first_chunk::<8>()?;
+        let (known, rest) = rest.split_first()?;
+        let (sequence, rest) = rest.split_first_chunk::<8>()?;
+        let (length, rest) = rest.split_first_chunk::<2>()?;
+        let (producer, events) = text(u16::from_be_bytes(*length), rest)?;
+        let at = Timestamp::from_micros(i64::from_be_bytes(*at));
+        let sequence = (*known == 1).then(|| u64::from_be_bytes(*sequence));
+        let origin = PushOrigin { at: (at != Timestamp::MIN).then_some(at), producer: producer.to_owned(), sequence };
+        Some(Self { source, origin, events })
+    }
+}
+
+fn source_of(value: &[u8]) -> Option<&str> {
+    Head::read(value).map(|head| head.source)
+}
+
+fn decode(position: u64, value: &[u8]) -> Result<PushEntry> {
     let cut = || Error::damaged("an entry is cut off");
-    let source = source_of(value).ok_or_else(cut)?;
-    let events = StreamReader::try_new(&value[source.len() + 2..], None)?.next().ok_or_else(cut)??;
-    Ok((source.to_owned(), events))
+    let Head { source, origin, events } = Head::read(value).ok_or_else(cut)?;
+    let events = StreamReader::try_new(events, None)?.next().ok_or_else(cut)??;
+    Ok(PushEntry { position, source: source.to_owned(), events, origin })
 }
 
 #[cfg(test)]
@@ -439,6 +634,7 @@ mod tests {
                 sequence: Some(sequence),
                 watermark: watermark.map(Timestamp::from_micros),
             },
+            at: Timestamp::from_micros(1),
         }
     }
 

@@ -373,24 +373,30 @@ impl Generation for DiskGeneration<'_> {
         if self.buffered >= SORT_BUFFER_BYTES { self.flush() } else { Ok(()) }
     }
 
-    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
+    fn settle(&mut self) -> Result<()> {
         self.flush()?;
-        let tier = self.tier;
         let name = family(&self.view, self.generation);
-        if self.overlap {
-            self.flush_again()?;
-        } else {
-            self.merge_again(&name)?;
+        if !self.overlap {
+            return self.merge_again(&name);
         }
-        if self.overlap {
-            tier.database.compact_range_cf(&tier.family_handle(&name)?, None::<&[u8]>, None::<&[u8]>);
-        }
-        let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-        let record = DiskView { generation: self.generation, mark };
-        let bytes = record_bytes(&record)?;
-        tier.database.put(self.view.to_string(), bytes).map_err(|error| tier.failed(error))?;
-        let old = family(&self.view, state.generation);
-        *state = record;
+        self.flush_again()?;
+        self.tier.database.compact_range_cf(&self.tier.family_handle(&name)?, None::<&[u8]>, None::<&[u8]>);
+        self.overlap = false;
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
+        self.settle()?;
+        let tier = self.tier;
+        let old = {
+            let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+            let record = DiskView { generation: self.generation, mark };
+            let bytes = record_bytes(&record)?;
+            tier.database.put(self.view.to_string(), bytes).map_err(|error| tier.failed(error))?;
+            let old = family(&self.view, state.generation);
+            *state = record;
+            old
+        };
         tier.database.drop_cf(&old).map_err(|error| tier.failed(error))
     }
 }

@@ -7,6 +7,7 @@ use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use super::{KeyedRow, Mark, OnlineTier, merge_rows};
@@ -56,7 +57,17 @@ pub async fn catch_up(
     catch_up_with(tier, log, view, progress, None).await
 }
 
-/// As [`catch_up`]; a view that is loaded anew has what `sink` holds of its pushes before it is seen.
+/// Those who change a tier beside the one who follows commits.
+#[derive(Debug, Clone, Copy)]
+pub struct Pushing<'a> {
+    /// Who takes pushes.
+    pub sink: &'a dyn EventSink,
+    /// Held by whoever changes the tier, for as long as that takes, and not for reading storage.
+    pub changing: &'a Mutex<()>,
+}
+
+/// As [`catch_up`], beside pushes: a view that is loaded anew has what the sink holds of its pushes before it is seen, and
+/// storage is read without keeping pushes from the tier. One at a time may follow a view.
 ///
 /// # Errors
 /// As [`catch_up`].
@@ -65,7 +76,7 @@ pub async fn catch_up_with(
     log: &ViewLog,
     view: &FeatureView,
     progress: &dyn Progress,
-    sink: Option<&dyn EventSink>,
+    pushing: Option<Pushing<'_>>,
 ) -> Result<Mark> {
     let mark = tier.mark(log.view())?;
     let packer = Packer::new(view)?;
@@ -74,37 +85,59 @@ pub async fn catch_up_with(
     if commits.is_empty() && !unknown {
         return Ok(mark);
     }
-    let mut pushed = mark.pushed;
-    let (mut rows, mut anew) = (0, unknown);
-    for (_, commit) in &commits {
-        match PushedRows::of(commit, pushed) {
+    let (mut rows, mut anew, mut then) = (0, unknown, mark);
+    for (number, commit) in &commits {
+        match PushedRows::of(commit, then) {
             PushedRows::Held => {}
             PushedRows::Wanted => rows += commit.files.iter().map(|file| file.rows).sum::<u64>(),
             PushedRows::Mixed => anew = true,
         }
-        pushed = commit.pushed.map_or(pushed, |range| range.until.max(pushed));
+        then = then.after(*number, commit);
         anew |= commit.kind.replaces();
     }
     if anew || rows > APPLY_AT_MOST_ROWS {
-        return load_anew(tier, log, (view, &packer), progress, sink).await;
+        return load_anew(tier, log, (view, &packer), progress, pushing).await;
     }
     let mut reached = mark;
     for (number, commit) in commits {
         let mut held = BTreeMap::new();
-        if PushedRows::of(&commit, reached.pushed) == PushedRows::Wanted {
+        if PushedRows::of(&commit, reached) == PushedRows::Wanted {
             for file in &commit.files {
                 packer.read(log, number, file, |_, rows| merge_rows(&mut held, rows)).await?;
             }
         }
-        reached = Mark {
-            commit: number,
-            watermark: Some(commit.watermark).max(reached.watermark),
-            committed: Some(commit.watermark),
-            pushed: commit.pushed.map_or(reached.pushed, |range| range.until.max(reached.pushed)),
-        };
+        let changing = lock(pushing).await;
+        // Pushes may have come meanwhile.
+        let now = tier.mark(log.view())?;
+        match PushedRows::of(&commit, now) {
+            PushedRows::Wanted => {}
+            PushedRows::Held => held.clear(),
+            PushedRows::Mixed => {
+                drop(changing);
+                return load_anew(tier, log, (view, &packer), progress, pushing).await;
+            }
+        }
+        reached = now.after(number, &commit);
         tier.apply(log.view(), held.into_iter().collect(), reached)?;
     }
     Ok(reached)
+}
+
+async fn lock(pushing: Option<Pushing<'_>>) -> Option<MutexGuard<'_, ()>> {
+    match pushing {
+        Some(pushing) => Some(pushing.changing.lock().await),
+        None => None,
+    }
+}
+
+impl Mark {
+    /// The mark with a commit.
+    fn after(self, number: u64, commit: &ViewCommit) -> Self {
+        let reached = commit.pushed.filter(|range| range.until > self.pushed);
+        let (pushed, log) = reached.map_or((self.pushed, self.log), |range| (range.until, range.log));
+        let watermark = Some(commit.watermark).max(self.watermark);
+        Self { commit: number, watermark, committed: Some(commit.watermark), pushed, log }
+    }
 }
 
 /// What a tier has of a commit's rows.
@@ -119,12 +152,16 @@ enum PushedRows {
 }
 
 impl PushedRows {
-    /// Of a commit, in a tier that has the pushes up to a position.
-    fn of(commit: &ViewCommit, pushed: u64) -> Self {
+    /// Of a commit, in a tier at a mark. Beyond what was committed a position says something in its own log alone.
+    fn of(commit: &ViewCommit, mark: Mark) -> Self {
         match commit.pushed {
             None => Self::Wanted,
-            Some(range) if range.after >= pushed => Self::Wanted,
-            Some(range) if range.until <= pushed && commit.kind == ViewCommitKind::Push => Self::Held,
+            Some(range) if range.after >= mark.pushed => Self::Wanted,
+            Some(range)
+                if range.until <= mark.pushed && range.log == mark.log && commit.kind == ViewCommitKind::Push =>
+            {
+                Self::Held
+            }
             Some(_) => Self::Mixed,
         }
     }
@@ -135,9 +172,9 @@ async fn load_anew(
     log: &ViewLog,
     (view, packer): (&FeatureView, &Packer),
     progress: &dyn Progress,
-    sink: Option<&dyn EventSink>,
+    pushing: Option<Pushing<'_>>,
 ) -> Result<Mark> {
-    let ViewLogState { number, watermark, pushed, files, .. } = log.state().await?;
+    let ViewLogState { number, watermark, pushed, pushed_log, files, .. } = log.state().await?;
     progress.begin(&format!("loading {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
     let mut batches = tier.begin_generation(log.view())?;
     for (number, file) in &files {
@@ -148,9 +185,11 @@ async fn load_anew(
             })
             .await?;
     }
-    let mut mark = Mark { pushed, ..Mark::of_commit(number, watermark) };
-    if let Some(sink) = sink {
-        let (rows, with_pushes) = sink.rows_after(view, mark).await?;
+    batches.settle()?;
+    let mut mark = Mark { pushed, log: pushed_log, ..Mark::of_commit(number, watermark) };
+    let _changing = lock(pushing).await;
+    if let Some(pushing) = pushing {
+        let (rows, with_pushes) = pushing.sink.rows_after(view, mark).await?;
         batches.add(rows)?;
         mark = with_pushes;
     }

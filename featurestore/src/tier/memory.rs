@@ -288,7 +288,13 @@ impl Generation for MemoryGeneration<'_> {
         self.below.add(rows)
     }
 
-    fn finish(self: Box<Self>, mark: Mark) -> Result<()> {
+    fn settle(&mut self) -> Result<()> {
+        self.below.settle()
+    }
+
+    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
+        // Nobody reads the view while the lock below is held.
+        self.below.settle()?;
         let Self { slot, incarnations, below } = *self;
         let mut state = slot.state.write().unwrap_or_else(PoisonError::into_inner);
         below.finish(mark)?;

@@ -18,7 +18,6 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::buffered::BufWriter;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
@@ -30,6 +29,7 @@ use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
 use crate::catalog::{Checkpoints, CommitLog};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
+use crate::object_storage::DurableFolder;
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -38,6 +38,12 @@ pub const EVENT_TIME: &str = "@event_time";
 
 /// The available-time column of data files.
 pub const AVAILABLE_TIME: &str = "@available_time";
+
+/// The first column of a row's place in the order of writes (rule T5): the position of the push that brought it.
+pub const WRITE_POSITION: &str = "@position";
+
+/// The second: its row in that push.
+pub const WRITE_WITHIN: &str = "@within";
 
 /// Opens the store at a URL (`s3://bucket/prefix`, `file:///folder`) or in a local folder, which is created.
 /// Options are those of `object_store`, such as `aws_endpoint`; the environment's (`AWS_*`) count too.
@@ -71,7 +77,7 @@ fn open_folder(folder: &FilePath) -> Result<Arc<dyn ObjectStore>> {
         Error::unavailable("the store's folder cannot be made or opened").with("folder", folder.display()).source(error)
     };
     std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
-    Ok(Arc::new(LocalFileSystem::new_with_prefix(folder).map_err(|error| failed(error.into()))?))
+    Ok(Arc::new(DurableFolder::new(folder).map_err(|error| failed(error.into()))?))
 }
 
 /// What a view commit did.
@@ -95,17 +101,20 @@ impl ViewCommitKind {
     }
 }
 
-/// Which pushes a commit's rows are from, by their positions in the log.
+/// Which pushes rows are from, by their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushedRange {
     /// Those after this one,
     pub after: u64,
     /// up to this one.
     pub until: u64,
+    /// The log whose process wrote them: what a tier has of a log beyond what was committed is that log's own.
+    #[serde(default)]
+    pub log: u64,
 }
 
-/// A Parquet file of a view.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A Parquet file of a view, or of pushed events.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFile {
     /// Its path in the store.
     pub path: String,
@@ -122,6 +131,9 @@ pub struct DataFile {
     /// The number of the commit that wrote its rows first, where that is an earlier one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<u64>,
+    /// Of a file of pushed events: their positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<PushedRange>,
 }
 
 /// A file of a table that a view's sources read, as it was then.
@@ -193,6 +205,9 @@ pub struct ViewLogState {
     pub read_until: Option<Timestamp>,
     /// The position up to which pushes are among the rows.
     pub pushed: u64,
+    /// The log whose process committed the last of them.
+    #[serde(default)]
+    pub pushed_log: u64,
     /// Events left out as too late, over all commits.
     pub late: u64,
     /// The files of tables as they were last read.
@@ -215,7 +230,9 @@ impl ViewLogState {
         self.number = number;
         self.watermark = Some(commit.watermark);
         self.read_until = Some(commit.read_until.unwrap_or(commit.watermark));
-        self.pushed = commit.pushed.map_or(self.pushed, |range| range.until);
+        if let Some(range) = commit.pushed {
+            (self.pushed, self.pushed_log) = (range.until, range.log);
+        }
         self.late += commit.late;
         self.history = commit.history.unwrap_or_else(|| std::mem::take(&mut self.history));
         self.restated = commit.restated.or_else(|| self.restated.take());
@@ -352,7 +369,7 @@ impl ViewWriter {
             bytes: self.writer.bytes_written() as u64,
             fingerprint: Some(self.fingerprint.sum()),
             event_times: self.fingerprint.event_times(),
-            commit: None,
+            ..DataFile::default()
         })
     }
 }

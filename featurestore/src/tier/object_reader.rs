@@ -15,14 +15,14 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 /// An object whose size is known, so that its footer takes no request of its own to find.
 #[derive(Debug, Clone)]
-pub(super) struct ObjectReader {
+pub(crate) struct ObjectReader {
     store: Arc<dyn ObjectStore>,
     path: Path,
     bytes: u64,
 }
 
 impl ObjectReader {
-    pub(super) fn new(store: Arc<dyn ObjectStore>, path: Path, bytes: u64) -> Self {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, path: Path, bytes: u64) -> Self {
         Self { store, path, bytes }
     }
 }

@@ -70,6 +70,10 @@ impl Generation for ReferenceGeneration<'_> {
         self.view.add(rows)
     }
 
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
         self.view.mark = mark;
         self.tier.views.write().unwrap_or_else(PoisonError::into_inner).insert(self.name, self.view);

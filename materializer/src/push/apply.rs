@@ -25,23 +25,47 @@ impl Shared {
         let catalog = (self.catalog)();
         let found = self.pushed_views(&catalog).into_iter().find(|(pushed, _)| pushed.pinned() == view.pinned());
         let Some((view, sources)) = found else { return Ok((Vec::new(), mark)) };
+        if self.fence.is_lost() {
+            // Another log's pushes come by commits; this one's are not in the store's order.
+            return Ok((Vec::new(), mark));
+        }
         let reach = self.log.reach();
-        let entries = self.missing(mark, &reach)?;
+        let entries = self.missing(&sources, mark, &reach).await?;
         self.rows_of_entries(&catalog, view, &sources, mark, (&entries, &reach)).await
     }
 
-    /// The entries of the log that a tier at this mark lacks, at least up to where the log had got: what it says of
+    /// The entries that a tier at this mark lacks of a view, at least up to where the log had got: what it says of
     /// watermarks must not be younger than its entries.
-    fn missing(&self, mark: Mark, reach: &LogReach) -> Result<Vec<PushEntry>> {
-        if mark.pushed < reach.last { self.log.entries_after(mark.pushed) } else { Ok(Vec::new()) }
+    async fn missing(&self, sources: &BTreeSet<&str>, mark: Mark, reach: &LogReach) -> Result<Vec<PushEntry>> {
+        if mark.pushed < reach.last { self.entries_of(sources, (mark.pushed, u64::MAX)).await } else { Ok(Vec::new()) }
+    }
+
+    /// The entries after a position and up to another: those that the log holds, of all sources, and before them those of
+    /// some sources from object storage.
+    pub(super) async fn entries_of(
+        &self,
+        sources: &BTreeSet<&str>,
+        (after, until): (u64, u64),
+    ) -> Result<Vec<PushEntry>> {
+        // In this order: what leaves the log between the two is in the history.
+        let held = self.log.entries_after(after)?;
+        let history = self.history();
+        let first_held = held.first().map_or(u64::MAX, |entry| entry.position);
+        let flushed = (after, until.min(history.until).min(first_held - 1));
+        let mut entries = self.jobs.pushed().entries(&history, sources, flushed).await?;
+        entries.extend(held.into_iter().take_while(|entry| entry.position <= until));
+        Ok(entries)
     }
 
     /// Applies what the tiers lack of the log. The caller holds the lock of those who change them.
     pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
+        if self.fence.is_lost() {
+            return Ok(());
+        }
         let reach = self.log.reach();
         for (view, sources) in self.pushed_views(catalog) {
             let mark = self.tier.mark(&view.pinned())?;
-            let entries = self.missing(mark, &reach)?;
+            let entries = self.missing(&sources, mark, &reach).await?;
             self.apply_to(catalog, view, &sources, mark, (&entries, &reach)).await?;
         }
         self.applied_until(reach);
@@ -99,16 +123,17 @@ impl Shared {
         if !new.is_empty() {
             let prepared = self.prepared(catalog, view).await?;
             let mut batches = match &prepared.query {
-                Some(query) => query.run(&PushedEvents::of_entries(&new))?,
+                Some(query) => query.run(&PushedEvents::of_entries(&new)?)?,
                 None => self.rows_of(catalog, view, &new).await?,
             };
             while let Some(batch) = batches.try_next().await? {
                 merge_rows(&mut rows, prepared.packer.pack(&batch, mark.commit + 1)?)?;
             }
         }
-        let pushed = entries.last().map_or(mark.pushed, |entry| entry.position.max(mark.pushed));
+        let reached = entries.last().map(|entry| entry.position).filter(|position| *position > mark.pushed);
+        let (pushed, log) = reached.map_or((mark.pushed, mark.log), |position| (position, self.log.incarnation()));
         let watermark = self.watermark_of(catalog, view, mark.committed, &reach.watermarks)?.max(mark.watermark);
-        Ok((rows.into_iter().collect(), Mark { watermark, pushed, ..mark }))
+        Ok((rows.into_iter().collect(), Mark { watermark, pushed, log, ..mark }))
     }
 
     /// What applying pushes to a view needs, made once.
@@ -131,14 +156,14 @@ impl Shared {
         view: &FeatureView,
         entries: &[PushEntry],
     ) -> Result<RowStream> {
-        let new = PushedEvents::of_entries(entries);
+        let new = PushedEvents::of_entries(entries)?;
         let mut pushed = PushedEvents::default();
         if view.reaches_back() {
             // Their values reach back to other events: those that have been flushed, and those that have not.
             let history = self.history();
             pushed = PushedEvents {
                 files: history.files.clone(),
-                ..PushedEvents::of_entries(&self.log.entries_after(history.until)?)
+                ..PushedEvents::of_entries(&self.log.entries_after(history.until)?)?
             };
         }
         let sources = Sources { catalog, store: self.jobs.store(), pushed: &pushed };
@@ -158,7 +183,7 @@ impl Shared {
         else {
             return self.rows_of(catalog, view, entries).await;
         };
-        let rows: Vec<RecordBatch> = query.run(&PushedEvents::of_entries(entries))?.try_collect().await?;
+        let rows: Vec<RecordBatch> = query.run(&PushedEvents::of_entries(entries)?)?.try_collect().await?;
         let view = view.clone();
         let sorted = tokio::task::spawn_blocking(move || sorted_in_memory(&view, &rows))
             .await

@@ -2,50 +2,79 @@
 //!
 //! First the events, beside the history that the source reads; then for each view a commit of the rows that they bring;
 //! then the log is trimmed to what every view has committed. A crash between leaves more in the log than is needed, and
-//! the next flush goes on from there.
+//! the next flush goes on from there. What a view lacks and the log holds no more (another process flushed it, or the view's
+//! first refresh ended after the flush) is read from object storage.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{PushEntry, PushHistoryState, PushedEvents, late_events};
+use springhouse_featurestore::push::{Flush, LogReach, PushHistoryState, late_events};
 use springhouse_featurestore::tier::{PushedRange, ViewCommit, ViewCommitKind};
+use springhouse_featurestore::{ErrorKind, Result};
 
 use super::Shared;
 use crate::jobs::until_first;
 
+/// How often a flush looks again at a history that it does not know.
+const ATTEMPTS: usize = 3;
+
 impl Shared {
     pub(super) async fn flush(&self) -> Result<u64> {
         let _one = self.flushing.lock().await;
+        self.fence.hold()?;
         let reach = self.flushable().await;
-        let mut history = PushHistoryState::clone(&self.history());
-        // Those that are flushed and still held are those that some view has not committed.
-        let mut held = self.log.entries_after(0)?;
-        held.truncate(held.partition_point(|entry| entry.position <= reach.last));
-        let entries = &held[held.partition_point(|entry| entry.position <= history.until)..];
-        let watermarks = reach.watermarks;
-        if !entries.is_empty() || watermarks.iter().any(|(of, mark)| history.watermarks.get(of) != Some(mark)) {
-            let until = entries.last().map_or(history.until, |entry| entry.position);
-            let events = PushedEvents::of_entries(entries);
-            let now = self.jobs.clock().now();
-            self.jobs.pushed().commit(&mut history, now, until, watermarks, &events).await?;
-            tracing::info!(until, pushes = entries.len(), "flushed");
-            // From here on it is so, whatever fails below. Whoever computes rows that reach back sees the entries in one
-            // place or the other.
-            let _changing = self.changing.lock().await;
-            *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history.clone());
-        }
+        self.flush_events(&reach).await?;
+        let history = self.history();
         let catalog = (self.catalog)();
         let mut committed = history.until;
         for (view, sources) in self.pushed_views(&catalog) {
-            let attempt = || self.commit_rows(&catalog, view, &sources, &history, &held);
+            let attempt = || self.commit_rows(&catalog, view, &sources, &history);
             committed = committed.min(until_first(view, attempt).await?);
         }
         let _changing = self.changing.lock().await;
         self.log.trim(committed)?;
         Ok(committed)
+    }
+
+    /// Moves events up to a position to object storage. Of a flush before, of which nobody knows what came, it is found out
+    /// here: its commit is there or it is not.
+    async fn flush_events(&self, reach: &LogReach) -> Result<()> {
+        let mut attempt = 1;
+        loop {
+            let mut history = PushHistoryState::clone(&self.history());
+            let mut entries = self.log.entries_after(history.until)?;
+            entries.truncate(entries.partition_point(|entry| entry.position <= reach.last));
+            let watermarks = reach.watermarks.clone();
+            if entries.is_empty() && watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark)) {
+                return Ok(());
+            }
+            let flush = Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said: self.log.said() };
+            match self.jobs.pushed().commit(&mut history, flush).await {
+                Ok(()) => {
+                    tracing::info!(until = history.until, pushes = entries.len(), "flushed");
+                    self.flushed(history).await;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+                    attempt += 1;
+                    let newest = self.jobs.pushed().state().await?;
+                    self.fence.see(newest.taker);
+                    self.fence.hold()?;
+                    // Of this epoch: an earlier flush of this process succeeded after all.
+                    self.flushed(newest).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// From here on it is so, whatever fails below. Whoever computes rows that reach back sees entries in one place or the
+    /// other.
+    async fn flushed(&self, history: PushHistoryState) {
+        let _changing = self.changing.lock().await;
+        *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history);
     }
 
     /// Commits a view's rows of what has been flushed, of the log's entries. Returns the position up to which it needs no
@@ -56,7 +85,6 @@ impl Shared {
         view: &FeatureView,
         sources: &BTreeSet<&str>,
         history: &PushHistoryState,
-        held: &[PushEntry],
     ) -> Result<u64> {
         let log = self.jobs.log(view);
         let mut state = log.state().await?;
@@ -64,17 +92,19 @@ impl Shared {
             // Its first refresh reads what has been flushed from object storage.
             return Ok(history.until);
         }
-        let of_view = |entry: &&PushEntry| {
-            entry.position > state.pushed && entry.position <= history.until && sources.contains(entry.source.as_str())
-        };
-        let entries: Vec<PushEntry> = held.iter().filter(of_view).cloned().collect();
+        let mut entries = self.entries_of(sources, (state.pushed, history.until)).await?;
+        entries.retain(|entry| sources.contains(entry.source.as_str()));
         let since = state.watermark;
         let told = self.watermark_of(catalog, view, since, &history.watermarks)?;
         let Some(watermark) = told.max(since) else { return Ok(history.until) };
         if entries.is_empty() && Some(watermark) == since {
             return Ok(history.until);
         }
-        let pushed = entries.last().map(|last| PushedRange { after: state.pushed, until: last.position });
+        let pushed = entries.last().map(|last| PushedRange {
+            after: state.pushed,
+            until: last.position,
+            log: self.log.incarnation(),
+        });
         let files = if entries.is_empty() {
             Vec::new()
         } else {
