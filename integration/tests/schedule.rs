@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use springhouse_materializer::schedule::Told;
+
 use crate::project::{DEFINITIONS, TestProject, at};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -23,9 +25,11 @@ async fn a_view_that_fails_is_tried_again_and_keeps_nobody_waiting() {
     let seen: Arc<Mutex<Vec<(String, bool, u32)>>> = Arc::default();
     let (jobs, told) = (project.jobs(), Arc::clone(&seen));
     let schedule = tokio::spawn(async move {
-        let tell = |done: &springhouse_materializer::schedule::TurnDone| {
-            let turn = (done.view.name.clone(), done.result.is_ok(), done.failures);
-            told.lock().expect("not poisoned").push(turn);
+        let tell = |happened| {
+            if let Told::Turn(done) = happened {
+                let turn = (done.view.name.clone(), done.result.is_ok(), done.failures);
+                told.lock().expect("not poisoned").push(turn);
+            }
         };
         jobs.run_schedule(1, Duration::from_millis(5), tell).await
     });

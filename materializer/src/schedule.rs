@@ -1,57 +1,39 @@
 //! The schedule: every live view refreshed by its `REFRESH EVERY`, for as long as somebody wants it.
 //!
-//! Views are refreshed beside each other, a few at once. One that fails is tried again after a second, then two, four and
-//! so on up to its own interval, and keeps nobody else waiting. Waits vary at random by a tenth, so that views with one
-//! interval, and schedulers that were started together, do not all come at the same moment.
+//! Views are refreshed beside each other, a few at once. One that fails or panics, or whose log cannot be read, is tried
+//! again after a second, then two, four and so on up to its own interval, and keeps nobody else waiting; a catalog that
+//! cannot be read is tried again in the same way, while the views of the one that was read last go on. Waits vary at
+//! random by a tenth, so that views with one interval, and schedulers that were started together, do not all come at the
+//! same moment.
+
+#[cfg(test)]
+mod tests;
+mod turn;
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::time::{Span, Timestamp};
-use tokio::task::JoinSet;
+use springhouse_featurestore::{Error, Result};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::MissedTickBehavior;
 
+use self::turn::Turn;
 use crate::Jobs;
 use crate::refresh::Refreshed;
-
-/// The first wait after a failure.
-const FIRST_RETRY: Span = Span::from_secs(1);
 
 /// Views that are refreshed at once: each has the memory of a query of its own.
 const AT_ONCE: usize = 2;
 
-/// When a view is tried next, and how often it has failed since it last succeeded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Turn {
-    at: Timestamp,
-    failures: u32,
-}
-
-impl Turn {
-    /// After a refresh that began at `now`; `share` is from 0 to 1.
-    fn after_success(now: Timestamp, every: Span, share: f64) -> Self {
-        // Early rather than late: a view is to be no older than it says.
-        Self { at: now + varied(every, 0.9, share), failures: 0 }
-    }
-
-    /// After a failure at `now`.
-    fn after_failure(self, now: Timestamp, every: Span, share: f64) -> Self {
-        let doubled = FIRST_RETRY.micros().saturating_mul(1_i64.checked_shl(self.failures.min(40)).unwrap_or(i64::MAX));
-        let wait = Span::from_micros(doubled.min(every.micros()));
-        Self { at: now + varied(wait, 0.9, share), failures: self.failures.saturating_add(1) }
-    }
-}
-
-/// Between `least` and the whole of a span.
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a wait needs no precision")]
-fn varied(span: Span, least: f64, share: f64) -> Span {
-    Span::from_micros((span.micros() as f64 * (least + (1.0 - least) * share)) as i64)
-}
+/// The longest wait for a catalog that cannot be read.
+const CATALOG_RETRY: Span = Span::from_secs(60);
 
 /// What happened to a view in its turn.
 #[derive(Debug)]
@@ -64,93 +46,250 @@ pub struct TurnDone {
     pub failures: u32,
 }
 
-impl Jobs {
-    /// Refreshes all live views by their intervals, until the future is dropped. `seed` makes the waits; `poll` is how
-    /// often the catalog and the clock are looked at; each turn is told.
-    ///
-    /// # Errors
-    /// Those of reading the catalog for the first time; later ones are told in the log, and tried again.
-    pub async fn run_schedule(&self, seed: u64, poll: Duration, mut told: impl FnMut(&TurnDone)) -> Result<()> {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut catalog = std::sync::Arc::new(self.catalog().state().await?);
-        let mut turns: HashMap<Pinned, Turn> = HashMap::new();
-        let mut running: JoinSet<(FeatureView, Timestamp, Result<Refreshed>)> = JoinSet::new();
-        let mut busy: Vec<Pinned> = Vec::new();
-        loop {
-            for view in catalog.live_views() {
-                if let Entry::Vacant(new) = turns.entry(view.pinned()) {
-                    new.insert(self.first_turn(view).await?);
-                }
-            }
-            let now = self.clock().now();
-            let mut due: Vec<(Timestamp, &FeatureView)> = catalog
-                .live_views()
-                .into_iter()
-                .filter(|view| !busy.contains(&view.pinned()))
-                .filter_map(|view| Some((turns.get(&view.pinned())?.at, view)))
-                .filter(|(at, _)| *at <= now)
-                .collect();
-            due.sort_by_key(|(at, _)| *at);
-            for (_, view) in due.into_iter().take(AT_ONCE.saturating_sub(busy.len())) {
-                let (jobs, view, catalog) = (self.clone(), view.clone(), std::sync::Arc::clone(&catalog));
-                busy.push(view.pinned());
-                running.spawn(async move {
-                    let done = jobs.refresh(&catalog, &view).await;
-                    (view, now, done)
-                });
-            }
-            tokio::select! {
-                Some(joined) = running.join_next() => {
-                    let (view, began, result) = joined.map_err(|error| {
-                        springhouse_featurestore::Error::internal("a refresh panicked").source(error)
-                    })?;
-                    let (pinned, now, share) = (view.pinned(), self.clock().now(), random.random_range(0.0..1.0));
-                    busy.retain(|of| *of != pinned);
-                    let before = turns.get(&pinned).copied().unwrap_or(Turn { at: now, failures: 0 });
-                    let turn = match &result {
-                        // What came while it ran waits for the next.
-                        Ok(_) => Turn::after_success(began, view.refresh_every, share),
-                        Err(_) => before.after_failure(now, view.refresh_every, share),
-                    };
-                    turns.insert(pinned.clone(), turn);
-                    told(&TurnDone { view: pinned, result, failures: turn.failures });
-                }
-                () = tokio::time::sleep(poll) => {
-                    let mut newer = CatalogState::clone(&catalog);
-                    match self.catalog().follow(&mut newer).await {
-                        Ok(true) => catalog = std::sync::Arc::new(newer),
-                        Ok(false) => {}
-                        Err(error) => tracing::error!(error = %error.chain(), "the catalog cannot be read; going on with what there is"),
-                    }
-                }
-            }
-        }
+/// What a schedule tells of itself.
+#[derive(Debug)]
+pub enum Told {
+    /// A view had its turn.
+    Turn(TurnDone),
+    /// The catalog could not be read; the views that are known go on, and it is tried again.
+    CatalogFailed {
+        /// Why.
+        error: Error,
+        /// How often in a row.
+        failures: u32,
+    },
+    /// The catalog was read again after it had failed.
+    CatalogRead,
+}
+
+/// What a schedule does: the jobs', or what a test puts in their place.
+#[async_trait]
+trait Work: Clone + Send + Sync + 'static {
+    /// The time by which views are due.
+    fn now(&self) -> Timestamp;
+
+    /// The catalog after its newest commit; `None` when that is the one given.
+    async fn follow(&self, catalog: &CatalogState) -> Result<Option<CatalogState>>;
+
+    /// Until when a view's history has been read.
+    async fn read_until(&self, view: &FeatureView) -> Result<Option<Timestamp>>;
+
+    /// Refreshes a view.
+    async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed>;
+}
+
+#[async_trait]
+impl Work for Jobs {
+    fn now(&self) -> Timestamp {
+        self.clock().now()
     }
 
-    /// A view's first turn: when its last refresh is as old as it may be.
-    async fn first_turn(&self, view: &FeatureView) -> Result<Turn> {
-        let read_until = self.log(view).state().await?.read_until;
-        let at = read_until.map_or(Timestamp::MIN, |read| read + view.refresh_every);
-        Ok(Turn { at, failures: 0 })
+    async fn follow(&self, catalog: &CatalogState) -> Result<Option<CatalogState>> {
+        let mut newer = catalog.clone();
+        Ok(self.catalog().follow(&mut newer).await?.then_some(newer))
+    }
+
+    async fn read_until(&self, view: &FeatureView) -> Result<Option<Timestamp>> {
+        Ok(self.log(view).state().await?.read_until)
+    }
+
+    async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed> {
+        Self::refresh(self, catalog, view).await
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_double_up_to_the_interval_and_vary_by_a_tenth() {
-        let (now, every) = (Timestamp::from_micros(0), Span::from_secs(600));
-        let mut turn = Turn { at: now, failures: 0 };
-        let mut waits = Vec::new();
-        for _ in 0..12 {
-            turn = turn.after_failure(now, every, 1.0);
-            waits.push(turn.at.micros() / 1_000_000);
-        }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
-        assert_eq!(turn.after_failure(now, every, 0.0).at.micros(), 540_000_000);
-        let turn = Turn::after_success(now, every, 0.5);
-        assert_eq!((turn.at.micros(), turn.failures), (570_000_000, 0));
+impl Jobs {
+    /// Refreshes all live views by their intervals, until the future is dropped. `seed` makes the waits; `poll` is how
+    /// often the catalog and the clock are looked at. Nothing that fails ends it: all of that is told, and tried again.
+    pub async fn run_schedule(&self, seed: u64, poll: Duration, told: impl FnMut(Told)) -> Infallible {
+        Schedule::new(self.clone(), seed).run(poll, told).await
     }
+}
+
+/// What a task is about.
+#[derive(Debug)]
+enum Task {
+    /// Reading the catalog.
+    Catalog,
+    /// A view's turn, and when it began.
+    View(Box<FeatureView>, Timestamp),
+}
+
+/// What a task gave.
+#[derive(Debug)]
+enum Done {
+    Catalog(Result<Option<CatalogState>>),
+    View(Result<Attempt>),
+}
+
+/// What a view's turn came to.
+#[derive(Debug)]
+enum Attempt {
+    /// It had been refreshed before this schedule began, and is not due before then.
+    NotBefore(Timestamp),
+    Refreshed(Refreshed),
+}
+
+struct Schedule<W> {
+    work: W,
+    random: ChaCha8Rng,
+    catalog: Arc<CatalogState>,
+    catalog_turn: Turn,
+    turns: HashMap<Pinned, Turn>,
+    running: JoinSet<Done>,
+    tasks: HashMap<Id, Task>,
+}
+
+impl<W: Work> Schedule<W> {
+    fn new(work: W, seed: u64) -> Self {
+        Self {
+            work,
+            random: ChaCha8Rng::seed_from_u64(seed),
+            catalog: Arc::default(),
+            catalog_turn: Turn::unknown(),
+            turns: HashMap::new(),
+            running: JoinSet::new(),
+            tasks: HashMap::new(),
+        }
+    }
+
+    async fn run(mut self, poll: Duration, mut told: impl FnMut(Told)) -> Infallible {
+        let mut polls = tokio::time::interval(poll.max(Duration::from_millis(1)));
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(joined) = self.running.join_next_with_id() => self.end(joined, &mut told),
+                _ = polls.tick() => self.look_at_catalog(),
+            }
+            self.start_views();
+        }
+    }
+
+    /// Begins to read the catalog, unless that is under way or waits after a failure.
+    fn look_at_catalog(&mut self) {
+        let under_way = self.tasks.values().any(|task| matches!(task, Task::Catalog));
+        if under_way || self.catalog_turn.at > self.work.now() {
+            return;
+        }
+        let (work, catalog) = (self.work.clone(), Arc::clone(&self.catalog));
+        let task = self.running.spawn(async move { Done::Catalog(work.follow(&catalog).await) });
+        self.tasks.insert(task.id(), Task::Catalog);
+    }
+
+    /// Begins the turns of the views that are due, as many as there is room for.
+    fn start_views(&mut self) {
+        let busy: Vec<Pinned> = self.tasks.values().filter_map(Task::view).map(FeatureView::pinned).collect();
+        let now = self.work.now();
+        let mut due: Vec<(Turn, FeatureView)> = self
+            .catalog
+            .live_views()
+            .into_iter()
+            .filter(|view| !busy.contains(&view.pinned()))
+            .map(|view| (self.turns.get(&view.pinned()).copied().unwrap_or_else(Turn::unknown), view))
+            .filter(|(turn, _)| turn.at <= now)
+            .map(|(turn, view)| (turn, view.clone()))
+            .collect();
+        due.sort_by_key(|(turn, _)| turn.at);
+        for (turn, view) in due.into_iter().take(AT_ONCE.saturating_sub(busy.len())) {
+            let (work, catalog, task_view) = (self.work.clone(), Arc::clone(&self.catalog), view.clone());
+            let task =
+                self.running.spawn(async move { Done::View(attempt(&work, &catalog, &task_view, turn, now).await) });
+            self.tasks.insert(task.id(), Task::View(Box::new(view), now));
+        }
+    }
+
+    /// Takes what a task gave; one that panicked gave an error.
+    fn end(&mut self, joined: Result<(Id, Done), JoinError>, told: &mut impl FnMut(Told)) {
+        let (id, done) = match joined {
+            Ok((id, done)) => (id, Ok(done)),
+            Err(error) => (error.id(), Err(panicked(error))),
+        };
+        match (self.tasks.remove(&id), done) {
+            (Some(Task::Catalog), Ok(Done::Catalog(result))) => self.end_catalog(result, told),
+            (Some(Task::Catalog), Err(error)) => self.end_catalog(Err(error), told),
+            (Some(Task::View(view, began)), Ok(Done::View(result))) => self.end_view(&view, began, result, told),
+            (Some(Task::View(view, began)), Err(error)) => self.end_view(&view, began, Err(error), told),
+            (task, done) => tracing::error!(?task, ?done, "a task of the schedule is not what it was begun for"),
+        }
+    }
+
+    fn end_catalog(&mut self, result: Result<Option<CatalogState>>, told: &mut impl FnMut(Told)) {
+        let (now, share) = (self.work.now(), self.random.random_range(0.0..1.0));
+        match result {
+            Ok(newer) => {
+                if let Some(newer) = newer {
+                    let live: Vec<Pinned> = newer.live_views().into_iter().map(FeatureView::pinned).collect();
+                    self.turns.retain(|view, _| live.contains(view));
+                    self.catalog = Arc::new(newer);
+                }
+                let failed = self.catalog_turn.failures > 0;
+                self.catalog_turn = Turn::unknown();
+                if failed {
+                    told(Told::CatalogRead);
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %error.chain(), "the catalog cannot be read; going on with what there is");
+                self.catalog_turn = self.catalog_turn.after_failure(now, CATALOG_RETRY, share);
+                told(Told::CatalogFailed { error, failures: self.catalog_turn.failures });
+            }
+        }
+    }
+
+    fn end_view(&mut self, view: &FeatureView, began: Timestamp, result: Result<Attempt>, told: &mut impl FnMut(Told)) {
+        let (pinned, now, share) = (view.pinned(), self.work.now(), self.random.random_range(0.0..1.0));
+        let before = self.turns.get(&pinned).copied().unwrap_or_else(Turn::unknown);
+        let (turn, result) = match result {
+            Ok(Attempt::NotBefore(at)) => {
+                self.turns.insert(pinned, Turn::planned(at));
+                return;
+            }
+            // What came while it ran waits for the next.
+            Ok(Attempt::Refreshed(refreshed)) => (Turn::after_success(began, view.refresh_every, share), Ok(refreshed)),
+            Err(error) => (before.after_failure(now, view.refresh_every, share), Err(error)),
+        };
+        self.turns.insert(pinned.clone(), turn);
+        told(Told::Turn(TurnDone { view: pinned, result, failures: turn.failures }));
+    }
+}
+
+impl Task {
+    fn view(&self) -> Option<&FeatureView> {
+        match self {
+            Self::Catalog => None,
+            Self::View(view, _) => Some(view),
+        }
+    }
+}
+
+/// A view's turn. Its first finds out when its last refresh was, and leaves it when that is no older than it may be.
+async fn attempt<W: Work>(
+    work: &W,
+    catalog: &CatalogState,
+    view: &FeatureView,
+    turn: Turn,
+    now: Timestamp,
+) -> Result<Attempt> {
+    if !turn.planned {
+        let read_until = work.read_until(view).await?;
+        if let Some(due) = read_until.map(|read| read + view.refresh_every).filter(|due| *due > now) {
+            return Ok(Attempt::NotBefore(due));
+        }
+    }
+    work.refresh(catalog, view).await.map(Attempt::Refreshed)
+}
+
+/// What a task's panic said, as an error.
+fn panicked(error: JoinError) -> Error {
+    let said = match error.try_into_panic() {
+        Ok(panic) => panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "nothing that can be shown".to_owned()),
+        Err(error) => error.to_string(),
+    };
+    Error::internal("a job of the schedule panicked")
+        .with("it said", said)
+        .remedy("please report it; the job is tried again, and the others go on")
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use clap::Args;
 use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::time::{Clock, SystemClock, Timestamp};
 use springhouse_materializer::Jobs;
-use springhouse_materializer::schedule::TurnDone;
+use springhouse_materializer::schedule::{Told, TurnDone};
 use springhouse_serving::http;
-use springhouse_serving::metrics::{Metrics, of_pinned, unix_seconds};
+use springhouse_serving::metrics::{Labels, Metrics, of_pinned, unix_seconds};
 
 use super::serve::listen_http;
 use crate::project::Project;
@@ -43,19 +44,27 @@ struct Turns {
     watermark: Option<Timestamp>,
 }
 
-type ByView = Arc<Mutex<BTreeMap<String, Turns>>>;
+/// What became of a schedule.
+#[derive(Debug, Default)]
+struct Counts {
+    views: BTreeMap<String, Turns>,
+    catalog_failures: u64,
+    catalog_failed_in_a_row: u32,
+}
+
+type Shared = Arc<Mutex<Counts>>;
 
 impl Run {
     /// Runs it; a running store loads what is committed by itself.
     pub async fn run(&self, project: &Project) -> Result<()> {
         let jobs = project.jobs()?;
         let seed = SystemClock.now().micros().cast_unsigned();
-        let turns = before_turns(project, &jobs).await?;
-        let answering = self.answer(project, &turns).await?;
+        let counts = before_turns(project, &jobs).await;
+        let answering = self.answer(project, &counts).await?;
         note("refreshing views by their REFRESH EVERY; stop with Ctrl-C");
-        let schedule = jobs.run_schedule(seed, POLL, |done| {
-            turns.lock().unwrap_or_else(PoisonError::into_inner).entry(done.view.to_string()).or_default().count(done);
-            told(done);
+        let schedule = jobs.run_schedule(seed, POLL, |happened| {
+            counts.lock().unwrap_or_else(PoisonError::into_inner).count(&happened);
+            tell(&happened);
         });
         let over = async {
             match self.stop_after {
@@ -65,7 +74,7 @@ impl Run {
         };
         // A refresh that is cut off has changed nothing that a reader sees.
         tokio::select! {
-            ended = schedule => ended,
+            never = schedule => match never {},
             failed = answering => failed,
             _ = tokio::signal::ctrl_c() => Ok(()),
             () = over => Ok(()),
@@ -73,15 +82,15 @@ impl Run {
     }
 
     /// Answers HTTP, if it is to, for as long as it is waited for.
-    async fn answer(&self, project: &Project, turns: &ByView) -> Result<impl Future<Output = Result<()>>> {
+    async fn answer(&self, project: &Project, counts: &Shared) -> Result<impl Future<Output = Result<()>>> {
         let listener = match self.http {
             Some(address) => Some(listen_http(address).await?),
             None => None,
         };
-        let (turns, clock) = (Arc::clone(turns), Arc::clone(project.clock()));
+        let (counts, clock) = (Arc::clone(counts), Arc::clone(project.clock()));
         let measure: http::Measure = Arc::new(move || {
-            let turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(measured(&turns, clock.now()))
+            let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(measured(&counts, clock.now()))
         });
         Ok(async move {
             match listener {
@@ -92,15 +101,40 @@ impl Run {
     }
 }
 
-/// Views as they stand before their first turn.
-async fn before_turns(project: &Project, jobs: &Jobs) -> Result<ByView> {
-    let (_, catalog) = project.catalog().await?;
-    let mut turns = BTreeMap::new();
+/// Views as they stand before their first turn; those that cannot be read yet are known from their first turn on.
+async fn before_turns(project: &Project, jobs: &Jobs) -> Shared {
+    let mut counts = Counts::default();
+    let catalog = match project.catalog().await {
+        Ok((_, catalog)) => catalog,
+        Err(error) => {
+            complain(&format!("the catalog cannot be read yet: {}", error.chain()));
+            CatalogState::default()
+        }
+    };
     for view in catalog.live_views() {
-        let watermark = jobs.log(view).state().await?.watermark;
-        turns.insert(view.pinned().to_string(), Turns { watermark, ..Turns::default() });
+        let watermark = match jobs.log(view).state().await {
+            Ok(state) => state.watermark,
+            Err(error) => {
+                complain(&format!("{}: its log cannot be read yet: {}", view.name, error.chain()));
+                None
+            }
+        };
+        counts.views.insert(view.pinned().to_string(), Turns { watermark, ..Turns::default() });
     }
-    Ok(Arc::new(Mutex::new(turns)))
+    Arc::new(Mutex::new(counts))
+}
+
+impl Counts {
+    fn count(&mut self, happened: &Told) {
+        match happened {
+            Told::Turn(done) => self.views.entry(done.view.to_string()).or_default().count(done),
+            Told::CatalogFailed { failures, .. } => {
+                self.catalog_failures += 1;
+                self.catalog_failed_in_a_row = *failures;
+            }
+            Told::CatalogRead => self.catalog_failed_in_a_row = 0,
+        }
+    }
 }
 
 impl Turns {
@@ -118,9 +152,9 @@ impl Turns {
     }
 }
 
-fn measured(turns: &BTreeMap<String, Turns>, now: Timestamp) -> Metrics {
+fn measured(counts: &Counts, now: Timestamp) -> Metrics {
     let mut metrics = Metrics::default();
-    let each = || turns.iter().map(|(view, turns)| (of_pinned("view", view), turns));
+    let each = || counts.views.iter().map(|(view, turns)| (of_pinned("view", view), turns));
     metrics.counters("refreshes", "Refreshes that were committed", each().map(|(view, of)| (view, of.refreshes)));
     metrics.counters("refresh_failures", "Refreshes that failed", each().map(|(view, of)| (view, of.failures)));
     metrics.counters("refreshed_rows", "Rows that refreshes added", each().map(|(view, of)| (view, of.rows)));
@@ -133,6 +167,16 @@ fn measured(turns: &BTreeMap<String, Turns>, now: Timestamp) -> Metrics {
         "refresh_failures_in_a_row",
         "Refreshes that failed since the last that did not",
         each().map(|(view, of)| (view, f64::from(of.failed_in_a_row))),
+    );
+    metrics.counters(
+        "catalog_failures",
+        "Times that the catalog could not be read",
+        [(Labels::new(), counts.catalog_failures)],
+    );
+    metrics.gauges(
+        "catalog_failures_in_a_row",
+        "Times that the catalog could not be read since it last was",
+        [(Labels::new(), f64::from(counts.catalog_failed_in_a_row))],
     );
     metrics.gauges(
         "view_watermark_timestamp_seconds",
@@ -147,11 +191,17 @@ fn measured(turns: &BTreeMap<String, Turns>, now: Timestamp) -> Metrics {
     metrics
 }
 
-fn told(done: &TurnDone) {
-    match &done.result {
-        Ok(refreshed) => {
-            note(&format!("{:30} {:>8} rows, watermark {}", done.view.name, refreshed.rows, refreshed.watermark));
+fn tell(happened: &Told) {
+    match happened {
+        Told::Turn(TurnDone { view, result: Ok(refreshed), .. }) => {
+            note(&format!("{:30} {:>8} rows, watermark {}", view.name, refreshed.rows, refreshed.watermark));
         }
-        Err(error) => complain(&format!("{}, {} in a row: {}", done.view.name, done.failures, error.chain())),
+        Told::Turn(TurnDone { view, result: Err(error), failures }) => {
+            complain(&format!("{}, {failures} in a row: {}", view.name, error.chain()));
+        }
+        Told::CatalogFailed { error, failures } => {
+            complain(&format!("the catalog cannot be read, {failures} in a row: {}", error.chain()));
+        }
+        Told::CatalogRead => note("the catalog can be read again"),
     }
 }
