@@ -34,6 +34,8 @@ pub struct Settings {
     pub batch_rows: usize,
     /// The most rows that wait for one contract.
     pub queue_rows: usize,
+    /// Milliseconds that a worker waits for a lookup.
+    pub lookup_millis: u64,
 }
 
 impl Default for Settings {
@@ -52,6 +54,7 @@ impl Default for Settings {
             worker_http_listen: local(7604),
             batch_rows: 4096,
             queue_rows: 16_384,
+            lookup_millis: 2_000,
         }
     }
 }

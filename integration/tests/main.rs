@@ -9,6 +9,7 @@ mod generated_code;
 mod language;
 mod lists;
 mod memory;
+mod network;
 mod project;
 mod push;
 mod s3;

@@ -33,7 +33,8 @@ pub async fn run_client(script: &str, arguments: Vec<String>) {
     assert!(output.status.success(), "{script}\n{out}\n{err}");
 }
 
-fn package(contract: &springhouse_featurestore::definition::Contract) -> Package {
+/// A package for a contract whose inputs are an amount and whether it is domestic.
+pub fn package(contract: &springhouse_featurestore::definition::Contract) -> Package {
     let amounts: ArrayRef = Arc::new(Float64Array::from_iter_values((0..100).map(f64::from)));
     let domestic: ArrayRef = Arc::new(arrow::array::BooleanArray::from_iter((0..100).map(|i| Some(i % 3 == 0))));
     let inputs = RecordBatch::try_from_iter([("amount", amounts), ("domestic", domestic)]).expect("two columns");
@@ -79,7 +80,11 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
     let features = Arc::new(FeatureServer::new(Arc::clone(&project.store), disk, 1 << 20, project.clock.clone()));
     features.follow(&()).await.expect("readable");
     let contracts = Arc::new(
-        Contracts::new(direct(&features), WorkerOptions { batch_rows: 100, queue_rows: 1000 }).expect("a session"),
+        Contracts::new(
+            direct(&features),
+            WorkerOptions { batch_rows: 100, queue_rows: 1000, ..WorkerOptions::default() },
+        )
+        .expect("a session"),
     );
     contracts.follow().await.expect("the package loads");
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");

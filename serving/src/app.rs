@@ -14,8 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 
 use crate::features::{FeatureServer, FeatureSource};
 use crate::flight::FlightServer;
@@ -23,6 +22,7 @@ use crate::generated::DESCRIPTORS;
 use crate::generated::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::http::{self, Measure};
 use crate::metrics::Metrics;
+use crate::network;
 use crate::predict::PredictService;
 use crate::worker::Contracts;
 
@@ -100,8 +100,7 @@ impl App {
             tasks.spawn(serve_http(listener, measure, stop.clone()));
         }
         let served = self.listeners.into_iter().map(|listener| {
-            // Without this an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let incoming = network::incoming(listener);
             drain(router.clone().serve_with_incoming_shutdown(incoming, stopped(stop.clone())), stop.clone())
         });
         futures::future::try_join_all(served).await?;
@@ -125,7 +124,7 @@ impl App {
             health.set_serving::<GrpcInferenceServiceServer<PredictService>>().await;
         }
         let flight = self.store.as_ref().map(|part| part.flight.clone().into_service());
-        Ok(Server::builder()
+        Ok(network::server()
             .add_service(health_service)
             .add_service(reflection)
             .add_optional_service(predict)
@@ -167,7 +166,7 @@ async fn serve_http(listener: TcpListener, measure: Measure, stop: watch::Receiv
 }
 
 async fn serve_socket(flight: FlightServer, listener: UnixListener, stop: watch::Receiver<bool>) {
-    let served = Server::builder()
+    let served = network::server()
         .add_service(flight.into_service())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop.clone()));
     if let Err(error) = drain(served, stop).await {

@@ -15,6 +15,7 @@ mod command;
 mod lookup;
 mod push;
 mod pusher;
+mod reconnection;
 mod server;
 
 pub use client::RemoteFeatures;

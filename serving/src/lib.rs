@@ -14,7 +14,7 @@
 //! 4. [`worker`] — one request's way, step by step.
 //! 5. [`predict`] — the edge: tensors to columns, columns to tensors.
 //! 6. [`http`] — the HTTP port, with what [`metrics`] measures.
-//! 7. [`app`] — builds everything, listens, drains.
+//! 7. [`app`] — builds everything, listens, drains; `network` — connections that notice silence.
 //!
 //! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
 
@@ -32,6 +32,7 @@ pub mod generated {
 pub mod http;
 pub mod metrics;
 pub mod model;
+mod network;
 pub mod package;
 pub mod predict;
 mod status;

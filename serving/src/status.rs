@@ -23,6 +23,11 @@ pub(crate) fn to_status(error: Error) -> Status {
     Status::new(code, error.chain())
 }
 
+/// Whether a status was made on this side for a connection that failed; those of a server come without a cause.
+pub(crate) fn is_of_connection(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 /// The error for a status.
 pub(crate) fn from_status(status: &Status) -> Error {
     let kind = CODES.iter().find(|(_, code)| *code == status.code()).map_or(ErrorKind::Unavailable, |(kind, _)| *kind);

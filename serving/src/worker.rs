@@ -2,8 +2,9 @@
 //!
 //! 1. *Admit*: the queue holds a bounded number of rows; beyond it a request is refused at once with a computed delay.
 //! 2. *Batch*: whoever asks and finds the worker free takes what has gathered, up to a number of rows; there is no
-//!    timer. Requests whose caller has gone or whose deadline has passed are left out before any work is done for them.
-//! 3. *Look up*: the features of the whole batch, once.
+//!    timer. Requests whose caller has gone or whose deadline has passed leave the queue before any work is done for them.
+//! 3. *Look up*: the features of the whole batch, once. It is given up when nobody waits for it any more, and when it takes
+//!    longer than a lookup may: a store that does not answer holds the turn no longer than that.
 //! 4. *Enforce*: the contract's rules; a request with a row that a `FAIL` rule refuses is answered with that.
 //! 5. *Inputs*: the contract's expressions over the whole batch, the code that makes training sets.
 //! 6. *Infer*, and answer each request with its rows, findings and versions.
@@ -52,13 +53,14 @@ pub struct Answer {
     pub prediction: u64,
 }
 
+/// Where an answer goes.
+pub(crate) type Reply = oneshot::Sender<Result<Answer>>;
+
 /// A question on its way.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// Tells a worker's questions apart.
-    number: u64,
     question: Question,
-    reply: oneshot::Sender<Result<Answer>>,
+    reply: Reply,
 }
 
 impl Pending {
@@ -67,14 +69,14 @@ impl Pending {
         !self.reply.is_closed() && self.question.deadline.is_none_or(|deadline| now < deadline)
     }
 
-    fn answer(self, answer: Result<Answer>) {
-        if self.reply.send(answer).is_err() {
-            tracing::debug!("the caller went before its answer");
-        }
-    }
-
     /// Tells a caller that still listens that its time is over.
     fn expire(self) {
-        self.answer(Err(Error::expired("the deadline passed before the request's turn came")));
+        send(self.reply, Err(Error::expired("the deadline passed before the request's turn came")));
+    }
+}
+
+fn send(reply: Reply, answer: Result<Answer>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("the caller went before its answer");
     }
 }

@@ -128,7 +128,11 @@ pub async fn listen_http(address: SocketAddr) -> Result<TcpListener> {
 
 async fn worker_part(project: &Project, source: Arc<dyn FeatureSource>) -> Result<WorkerPart> {
     let settings = project.settings();
-    let options = WorkerOptions { batch_rows: settings.batch_rows, queue_rows: settings.queue_rows };
+    let options = WorkerOptions {
+        batch_rows: settings.batch_rows,
+        queue_rows: settings.queue_rows,
+        lookup_within: std::time::Duration::from_millis(settings.lookup_millis),
+    };
     let contracts = Arc::new(Contracts::new(source, options)?);
     if let Err(error) = contracts.follow().await {
         // A worker may start before its store, and before anything is deployed: it goes on looking.

@@ -1,7 +1,12 @@
 //! The client that workers use: actions, packages, and lookups over exchanges that stay open.
+//!
+//! Lookups have a connection of their own, which notices within seconds that the server has gone. A lookup that its caller
+//! gives up takes its exchange along: an answer that comes late never meets another question. A server that cannot be
+//! reached is tried again after a wait; until then lookups are refused at once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -15,23 +20,33 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
 use springhouse_featurestore::definition::Pinned;
-use springhouse_featurestore::{Error, Result};
+use springhouse_featurestore::time::{Clock, SystemClock};
+use springhouse_featurestore::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::command::Command;
 use super::pusher::Pusher;
+use super::reconnection::Reconnection;
 use super::server::MAX_MESSAGE_BYTES;
 use crate::features::{DeployedContract, FeatureSource};
+use crate::network;
 use crate::package::Package;
-use crate::status::from_status;
+use crate::status::{from_status, is_of_connection};
+
+/// How long a worker waits for the deployments, and for each part of a package.
+const PART_WITHIN: Duration = Duration::from_secs(30);
 
 /// A feature server elsewhere: `http://host:port` or `unix:///path`.
 #[derive(Debug)]
 pub struct RemoteFeatures {
     address: String,
-    channel: Channel,
+    /// For lookups.
+    lookups: Channel,
+    /// For all else.
+    others: Channel,
+    reconnection: Reconnection,
     /// Open exchanges that nobody uses at the moment, by contract.
     idle: Mutex<HashMap<Pinned, Vec<Exchange>>>,
 }
@@ -54,24 +69,37 @@ impl RemoteFeatures {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is no address.
     pub fn new(address: &str) -> Result<Self> {
+        // Processes differ in when they began, whatever time their projects show.
+        Self::seeded(address, SystemClock.now().micros().cast_unsigned())
+    }
+
+    /// The same with waits between attempts to connect that `seed` makes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn seeded(address: &str, seed: u64) -> Result<Self> {
         let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| {
             Error::invalid("not an address of a feature server")
                 .with("address", address)
                 .remedy("write http://127.0.0.1:7601 or unix:///path/to/socket")
                 .source(error)
         })?;
-        let endpoint = endpoint.tcp_nodelay(true);
-        Ok(Self { address: address.to_owned(), channel: endpoint.connect_lazy(), idle: Mutex::default() })
+        Ok(Self {
+            address: address.to_owned(),
+            lookups: network::brisk(endpoint.clone()).connect_lazy(),
+            others: network::patient(endpoint).connect_lazy(),
+            reconnection: Reconnection::new(seed),
+            idle: Mutex::default(),
+        })
     }
 
     fn client(&self) -> FlightClient {
-        let inner = FlightServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        FlightClient::new_from_inner(inner)
+        client_on(&self.others)
     }
 
     fn failed(&self, error: FlightError) -> Error {
         match error {
-            FlightError::Tonic(status) if status.code() != tonic::Code::Unavailable => {
+            FlightError::Tonic(status) if !is_of_connection(&status) => {
                 from_status(&status).with("feature server", &self.address)
             }
             other => Error::unavailable("the feature server cannot be reached")
@@ -111,8 +139,23 @@ impl RemoteFeatures {
         Pusher::open(self.client(), source, schema).await
     }
 
+    /// Waits, but not for ever, for what comes at once unless the server is stuck.
+    async fn in_time<T>(&self, part: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(PART_WITHIN, part).await.unwrap_or_else(|_| {
+            Err(Error::unavailable("the feature server did not answer in time")
+                .with("address", &self.address)
+                .with("seconds", PART_WITHIN.as_secs())
+                .remedy("look whether it is overloaded: springhouse status"))
+        })
+    }
+
     /// Opens an exchange. The schema goes out at once: a server answers an exchange only after its first message.
     async fn open(&self, contract: &Pinned, keys: SchemaRef) -> Result<Exchange> {
+        if let Some(wait) = self.reconnection.wait() {
+            return Err(Error::unavailable("the feature server could not be reached")
+                .with("address", &self.address)
+                .remedy(format!("it is tried again in {} ms; start one: springhouse serve", wait.as_millis() + 1)));
+        }
         let (questions, asked) = mpsc::channel(1);
         let descriptor = FlightDescriptor::new_cmd(Command::lookup(contract.to_string()).to_bytes());
         let encoded = FlightDataEncoderBuilder::new()
@@ -120,7 +163,13 @@ impl RemoteFeatures {
             .with_flight_descriptor(Some(descriptor))
             .with_schema(keys)
             .build(ReceiverStream::new(asked));
-        let answers = self.client().do_exchange(encoded).await.map_err(|error| self.failed(error))?;
+        let answers = client_on(&self.lookups).do_exchange(encoded).await.map_err(|error| {
+            if of_connection(&error) {
+                self.reconnection.failed();
+            }
+            self.failed(error)
+        })?;
+        self.reconnection.reached();
         Ok(Exchange { questions, answers })
     }
 
@@ -128,29 +177,47 @@ impl RemoteFeatures {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).get_mut(contract)?.pop()
     }
 
-    /// Asks on an exchange; one that fails is not used again.
+    /// Asks on an exchange; one that fails, or that is given up before it has answered, is not used again.
     async fn ask(&self, contract: &Pinned, mut exchange: Exchange, keys: RecordBatch) -> Result<RecordBatch> {
         let closed = || Error::unavailable("the feature server closed the exchange").with("address", &self.address);
         exchange.questions.send(Ok(keys)).await.map_err(|_| closed())?;
-        let answer = exchange.answers.next().await.ok_or_else(closed)?.map_err(|error| self.failed(error))?;
+        let answer = exchange.answers.next().await.ok_or_else(closed)?.map_err(|error| {
+            if of_connection(&error) {
+                // The others were on the same connection.
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            }
+            self.failed(error)
+        })?;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.entry(contract.clone()).or_default().push(exchange);
         Ok(answer)
     }
 }
 
+fn client_on(channel: &Channel) -> FlightClient {
+    let inner = FlightServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    FlightClient::new_from_inner(inner)
+}
+
+/// Whether the connection failed, and not what was asked.
+fn of_connection(error: &FlightError) -> bool {
+    matches!(error, FlightError::Tonic(status) if is_of_connection(status))
+}
+
 #[async_trait]
 impl FeatureSource for RemoteFeatures {
     async fn deployments(&self) -> Result<Vec<DeployedContract>> {
-        self.act_json("contracts", "").await
+        self.in_time(self.act_json("contracts", "")).await
     }
 
     async fn package(&self, digest: &str) -> Result<Package> {
         let ticket = Ticket::new(Command::Package(digest.to_owned()).to_bytes());
-        let stream = self.client().do_get(ticket).await.map_err(|error| self.failed(error))?;
-        let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(|error| self.failed(error))?;
+        let mut client = self.client();
+        let mut parts = self.in_time(async { client.do_get(ticket).await.map_err(|error| self.failed(error)) }).await?;
         let mut files = BTreeMap::new();
-        for batch in &batches {
+        loop {
+            let part = async { parts.try_next().await.map_err(|error| self.failed(error)) };
+            let Some(batch) = self.in_time(part).await? else { break };
             let (names, bytes) = (batch.column(0).as_string::<i32>(), batch.column(1).as_binary::<i32>());
             for row in 0..names.len() {
                 files.insert(names.value(row).to_owned(), Bytes::copy_from_slice(bytes.value(row)));
@@ -163,7 +230,7 @@ impl FeatureSource for RemoteFeatures {
         if let Some(exchange) = self.take_idle(contract) {
             // The server may have been restarted since; a lookup changes nothing, so it may be asked again.
             match self.ask(contract, exchange, keys.clone()).await {
-                Err(error) if error.kind() == springhouse_featurestore::ErrorKind::Unavailable => {}
+                Err(error) if error.kind() == ErrorKind::Unavailable => {}
                 answered => return answered,
             }
         }

@@ -1,9 +1,11 @@
 //! A small client of the predict API, for the command line and the demo.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use springhouse_featurestore::{Error, Result};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, TimeoutExpired};
 
 use crate::flight::max_message_bytes;
 use crate::generated::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
@@ -12,13 +14,18 @@ use crate::generated::inference::model_infer_request::InferInputTensor;
 use crate::generated::inference::{
     InferTensorContents, ModelInferRequest, ModelMetadataRequest, ModelMetadataResponse,
 };
+use crate::network;
 use crate::status::from_status;
+
+/// How long an answer may take unless another time is given.
+const WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection to a worker.
 #[derive(Debug, Clone)]
 pub struct PredictClient {
     client: GrpcInferenceServiceClient<Channel>,
     address: String,
+    within: Duration,
 }
 
 /// A request column as text; it is sent in the datatype that the contract's metadata names.
@@ -45,12 +52,29 @@ impl PredictClient {
                 .remedy("write http://127.0.0.1:7602")
                 .source(error)
         })?;
-        let channel = endpoint.tcp_nodelay(true).connect_lazy();
+        let channel = network::patient(endpoint).connect_lazy();
         let client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(max_message_bytes());
-        Ok(Self { client, address: address.to_owned() })
+        Ok(Self { client, address: address.to_owned(), within: WITHIN })
     }
 
-    fn failed(&self, status: &tonic::Status) -> Error {
+    /// The same with this deadline for each answer, which the worker is told.
+    #[must_use]
+    pub fn within(self, within: Duration) -> Self {
+        Self { within, ..self }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.within);
+        request
+    }
+
+    fn failed(&self, status: &Status) -> Error {
+        if is_over(status) {
+            return Error::expired("the deadline passed before an answer came")
+                .with("worker", &self.address)
+                .with("milliseconds", self.within.as_millis());
+        }
         let error = from_status(status).with("worker", &self.address);
         let unreachable = status.code() == tonic::Code::Unavailable;
         if unreachable { error.remedy("start one: springhouse serve") } else { error }
@@ -62,14 +86,15 @@ impl PredictClient {
     /// The server's own.
     pub async fn metadata(&self, contract: &str) -> Result<ModelMetadataResponse> {
         let request = ModelMetadataRequest { name: contract.to_owned(), version: String::new() };
-        let answer = self.client.clone().model_metadata(request).await;
+        let answer = self.client.clone().model_metadata(self.request(request)).await;
         Ok(answer.map_err(|status| self.failed(&status))?.into_inner())
     }
 
     /// Predicts for rows given as text columns.
     ///
     /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is not of the column's datatype; the server's own.
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is not of the column's datatype; the server's own;
+    /// `Expired` when no answer came in time.
     pub async fn infer(&self, metadata: &ModelMetadataResponse, columns: &[TextColumn]) -> Result<Prediction> {
         let mut inputs = Vec::new();
         for (name, values) in columns {
@@ -78,13 +103,25 @@ impl PredictClient {
             inputs.extend(tensors(name, datatype, values)?);
         }
         let request = ModelInferRequest { model_name: metadata.name.clone(), inputs, ..ModelInferRequest::default() };
-        let answer = self.client.clone().model_infer(request).await;
+        let answer = self.client.clone().model_infer(self.request(request)).await;
         let answer = answer.map_err(|status| self.failed(&status))?.into_inner();
         let outputs =
             answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(&tensor.contents.unwrap_or_default())));
         let parameters = answer.parameters.into_iter().map(|(name, value)| (name, text(value.parameter_choice)));
         Ok(Prediction { outputs: outputs.collect(), parameters: parameters.collect() })
     }
+}
+
+/// Whether a status was made here when the time that was given had passed.
+fn is_over(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A column's tensor, and the tensor of its nulls where it has any.

@@ -130,13 +130,23 @@ fn wanted_outputs(outputs: &[Column], request: &ModelInferRequest) -> Result<Vec
     request.outputs.iter().map(|output| index_of(&output.name)).collect()
 }
 
-/// The deadline that a caller set: gRPC's own header, `1500m` for 1.5 seconds.
+/// What is left of a caller's time for the answer to reach it: so it hears why, and not only that its time is over.
+fn way_back(span: Duration) -> Duration {
+    (span / 10).min(Duration::from_millis(5))
+}
+
+/// By when a caller is to be answered, of the deadline that it set: gRPC's own header, `1500m` for 1.5 seconds.
 #[expect(clippy::disallowed_methods, reason = "a caller's deadline runs in real time")]
 fn deadline<T>(request: &Request<T>) -> Option<Instant> {
-    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let span = timeout(request.metadata().get("grpc-timeout")?.to_str().ok()?)?;
+    Instant::now().checked_add(span.saturating_sub(way_back(span)))
+}
+
+/// The span that such a header gives.
+fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = digits.parse().ok()?;
-    let span = match unit {
+    Some(match unit {
         "H" => Duration::from_secs(number.checked_mul(3600)?),
         "M" => Duration::from_secs(number.checked_mul(60)?),
         "S" => Duration::from_secs(number),
@@ -144,8 +154,7 @@ fn deadline<T>(request: &Request<T>) -> Option<Instant> {
         "u" => Duration::from_micros(number),
         "n" => Duration::from_nanos(number),
         _ => return None,
-    };
-    Instant::now().checked_add(span)
+    })
 }
 
 fn tensors(columns: &[Column]) -> Vec<TensorMetadata> {
@@ -212,5 +221,32 @@ impl GrpcInferenceService for PredictService {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let deadline = deadline(&request);
         self.infer(request.get_ref(), deadline).await.map(Response::new).map_err(to_status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_deadline_is_read_in_every_unit() {
+        let spans = [
+            ("2H", Some(7_200_000)),
+            ("3M", Some(180_000)),
+            ("4S", Some(4_000)),
+            ("1500m", Some(1_500)),
+            ("7000u", Some(7)),
+            ("8000000n", Some(8)),
+            ("", None),
+            ("5", None),
+            ("xm", None),
+            ("5x", None),
+            ("99999999999999999999H", None),
+        ];
+        for (text, millis) in spans {
+            assert_eq!(timeout(text), millis.map(Duration::from_millis), "{text}");
+        }
+        assert_eq!(way_back(Duration::from_millis(20)), Duration::from_millis(2));
+        assert_eq!(way_back(Duration::from_secs(60)), Duration::from_millis(5));
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::concat;
@@ -11,13 +11,13 @@ use arrow::datatypes::SchemaRef;
 use springhouse_featurestore::definition::{Column, Contract, FeatureView};
 use springhouse_featurestore::enforce::{Enforced, Enforcer};
 use springhouse_featurestore::lookup::LookupPlan;
-use springhouse_featurestore::{Error, Result};
+use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::session::Session;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, oneshot};
 
-use super::queue::{Counters, Gatherer, Load};
-use super::{Answer, Pending, Question, WorkerOptions};
+use super::queue::{Counters, Load, Waiting};
+use super::{Answer, Pending, Question, Reply, WorkerOptions, send};
 use crate::features::{DeployedContract, FeatureSource};
 use crate::model::Model;
 use crate::package::Package;
@@ -28,8 +28,9 @@ use crate::package::Package;
 pub struct ContractWorker {
     deployed: DeployedContract,
     steps: Steps,
-    queue: mpsc::UnboundedSender<Pending>,
-    turn: Arc<Mutex<Gatherer>>,
+    waiting: Waiting,
+    /// Held by who leads a batch.
+    turn: Arc<Mutex<()>>,
     load: Load,
     questions: AtomicU64,
     predictions: AtomicU64,
@@ -59,13 +60,13 @@ impl ContractWorker {
             inputs: CompiledInputs::new(session, &deployed.contract, &views)?,
             model: crate::model::load(package, &deployed.contract)?,
             source,
+            lookup_within: options.lookup_within,
         };
-        let (queue, questions) = mpsc::unbounded_channel();
         Ok(Arc::new(Self {
             deployed,
             steps,
-            queue,
-            turn: Arc::new(Mutex::new(Gatherer::new(questions))),
+            waiting: Waiting::default(),
+            turn: Arc::default(),
             load: Load::new(options.queue_rows),
             questions: AtomicU64::new(0),
             predictions: AtomicU64::new(0),
@@ -88,11 +89,17 @@ impl ContractWorker {
         self.load.counters.read()
     }
 
+    /// Questions in the queue.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Busy`] when the queue is full, `Refused` by a rule, `Expired` after the
-    /// deadline, `Invalid` for more rows than a batch has.
+    /// deadline, `Invalid` for more rows than a batch has, `Unavailable` when the features cannot be looked up, or not in time.
     pub async fn ask(self: &Arc<Self>, question: Question) -> Result<Answer> {
         let rows = question.rows;
         if rows > self.most_rows {
@@ -103,11 +110,11 @@ impl ContractWorker {
         }
         self.load.admit(rows)?;
         let (reply, answer) = oneshot::channel();
-        let _place = Place { load: &self.load, rows };
         let deadline = question.deadline;
         let gone = || Error::unavailable("the worker has stopped");
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        self.queue.send(Pending { number, question, reply }).map_err(|_| gone())?;
+        let _place = Place { worker: self, number, rows };
+        self.waiting.add(number, Pending { question, reply });
         let answered = match deadline {
             None => self.answered(number, answer).await,
             Some(deadline) => match tokio::time::timeout_at(deadline.into(), self.answered(number, answer)).await {
@@ -124,24 +131,26 @@ impl ContractWorker {
     /// Waits for an answer, and leads batches whenever the worker is free.
     async fn answered(self: &Arc<Self>, number: u64, mut answer: oneshot::Receiver<Result<Answer>>) -> Answered {
         loop {
-            let mut turn = tokio::select! {
+            let turn = tokio::select! {
                 biased;
                 answered = &mut answer => return answered,
                 turn = Arc::clone(&self.turn).lock_owned() => turn,
             };
-            let gathered = turn.gather(self.most_rows);
+            let gathered = self.waiting.gather(self.most_rows);
             if gathered.is_empty() {
                 // An earlier leader took the question along: with the turn free, its answer has been sent.
                 drop(turn);
                 return answer.await;
             }
-            if gathered.len() == 1 && gathered[0].number == number {
-                self.lead(gathered).await;
+            let alone = gathered.len() == 1 && gathered[0].0 == number;
+            let batch = gathered.into_iter().map(|(_, pending)| pending).collect();
+            if alone {
+                self.lead(batch).await;
             } else {
                 // Others wait for this batch too: it goes on when this caller goes.
                 let worker = Arc::clone(self);
                 tokio::spawn(async move {
-                    worker.lead(gathered).await;
+                    worker.lead(batch).await;
                     drop(turn);
                 });
             }
@@ -157,26 +166,44 @@ impl ContractWorker {
         if wanted.is_empty() {
             return;
         }
-        let rows = wanted.iter().map(|pending| pending.question.rows).sum();
-        let answers = self.steps.answer(&wanted, rows, self, &self.load).await;
+        let (questions, mut replies): (Vec<Question>, Vec<Reply>) =
+            wanted.into_iter().map(|pending| (pending.question, pending.reply)).unzip();
+        let rows = questions.iter().map(|question| question.rows).sum();
+        let answers = tokio::select! {
+            biased;
+            answers = self.steps.answer(&questions, rows, self, &self.load) => answers,
+            () = all_gone(&mut replies) => {
+                tracing::debug!(rows, "all callers of a batch went before its features came");
+                return;
+            }
+        };
         self.load.note(rows, start.elapsed());
-        for (pending, answer) in wanted.into_iter().zip(answers) {
-            pending.answer(answer);
+        for (reply, answer) in replies.into_iter().zip(answers) {
+            send(reply, answer);
         }
+    }
+}
+
+/// Returns when nobody waits for these answers any more; whoever's deadline passes does not.
+async fn all_gone(replies: &mut [Reply]) {
+    for reply in replies {
+        reply.closed().await;
     }
 }
 
 type Answered = Result<Result<Answer>, oneshot::error::RecvError>;
 
-/// A request's place in the queue, given back when it is answered or its caller goes.
+/// A request's place in the queue, given back when it is answered, its deadline passes or its caller goes.
 struct Place<'a> {
-    load: &'a Load,
+    worker: &'a ContractWorker,
+    number: u64,
     rows: usize,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.load.leave(self.rows);
+        self.worker.waiting.remove(self.number);
+        self.worker.load.leave(self.rows);
     }
 }
 
@@ -207,6 +234,7 @@ struct Steps {
     inputs: CompiledInputs,
     model: Box<dyn Model>,
     source: Arc<dyn FeatureSource>,
+    lookup_within: Duration,
 }
 
 /// Deadlines are spans of real time, whatever time the project's clock shows.
@@ -216,12 +244,12 @@ fn now() -> Instant {
 }
 
 /// One request's rows in the batch.
-fn ranges(wanted: &[Pending]) -> Vec<Range<usize>> {
+fn ranges(wanted: &[Question]) -> Vec<Range<usize>> {
     let mut start = 0;
     wanted
         .iter()
-        .map(|pending| {
-            let range = start..start + pending.question.rows;
+        .map(|question| {
+            let range = start..start + question.rows;
             start = range.end;
             range
         })
@@ -231,7 +259,7 @@ fn ranges(wanted: &[Pending]) -> Vec<Range<usize>> {
 impl Steps {
     async fn answer(
         &self,
-        wanted: &[Pending],
+        wanted: &[Question],
         rows: usize,
         worker: &Arc<ContractWorker>,
         load: &Load,
@@ -246,43 +274,55 @@ impl Steps {
                 ranges.iter().map(|range| self.one(&output, &enforced, range, worker, load)).collect()
             }
             Err(error) if wanted.len() == 1 => vec![Err(error)],
+            // It has nothing to do with any request: each by itself would fail so too, and hold the turn meanwhile.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                wanted.iter().map(|_| Err(Error::unavailable(error.chain()))).collect()
+            }
             Err(error) => {
                 // One request's values may have failed the batch: the others are answered by themselves.
                 tracing::debug!(error = %error, requests = wanted.len(), "a batch failed; asking one by one");
                 let mut answers = Vec::with_capacity(wanted.len());
-                for pending in wanted {
-                    answers.push(self.alone(pending, worker, load).await);
+                for question in wanted {
+                    answers.push(self.alone(question, worker, load).await);
                 }
                 answers
             }
         }
     }
 
-    async fn alone(&self, pending: &Pending, worker: &Arc<ContractWorker>, load: &Load) -> Result<Answer> {
-        let rows = pending.question.rows;
-        let (request, enforced) = self.features(std::slice::from_ref(pending), rows).await?;
+    async fn alone(&self, question: &Question, worker: &Arc<ContractWorker>, load: &Load) -> Result<Answer> {
+        let rows = question.rows;
+        let (request, enforced) = self.features(std::slice::from_ref(question), rows).await?;
         let output = self.infer(&request, &enforced, rows)?;
         self.one(&output, &enforced, &(0..rows), worker, load)
     }
 
     /// The request columns of the whole batch, and its features under the rules.
-    async fn features(&self, wanted: &[Pending], rows: usize) -> Result<(Vec<ArrayRef>, Enforced)> {
+    async fn features(&self, wanted: &[Question], rows: usize) -> Result<(Vec<ArrayRef>, Enforced)> {
         let request: Vec<ArrayRef> = (0..self.contract.request.len())
             .map(|index| {
                 let parts: Vec<&dyn arrow::array::Array> =
-                    wanted.iter().map(|pending| pending.question.columns[index].as_ref()).collect();
-                if let [_] = parts.as_slice() {
-                    Ok(Arc::clone(&wanted[0].question.columns[index]))
-                } else {
-                    concat(&parts)
-                }
+                    wanted.iter().map(|question| question.columns[index].as_ref()).collect();
+                if let [_] = parts.as_slice() { Ok(Arc::clone(&wanted[0].columns[index])) } else { concat(&parts) }
             })
             .collect::<Result<_, _>>()?;
         let keys = self.key_indices.iter().map(|&index| Arc::clone(&request[index])).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let keys = RecordBatch::try_new_with_options(Arc::clone(&self.key_schema), keys, &options)?;
-        let answer = self.source.lookup(&self.contract.pinned(), keys).await?;
+        let answer = self.look_up(keys).await?;
         Ok((request, self.enforcer.enforce(&answer)?))
+    }
+
+    /// The features of these keys, for as long as a lookup may take.
+    async fn look_up(&self, keys: RecordBatch) -> Result<RecordBatch> {
+        let contract = self.contract.pinned();
+        let lookup = self.source.lookup(&contract, keys);
+        tokio::time::timeout(self.lookup_within, lookup).await.unwrap_or_else(|_| {
+            Err(Error::unavailable("the features were not looked up in time")
+                .with("contract", &contract)
+                .with("milliseconds", self.lookup_within.as_millis())
+                .remedy("look at the feature server and the network to it; lookup_millis in springhouse.toml is the time given"))
+        })
     }
 
     fn infer(&self, request: &[ArrayRef], enforced: &Enforced, rows: usize) -> Result<Vec<ArrayRef>> {

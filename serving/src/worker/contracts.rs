@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::session::{Session, SessionOptions};
@@ -17,11 +18,13 @@ pub struct WorkerOptions {
     pub batch_rows: usize,
     /// The most rows that wait, per contract.
     pub queue_rows: usize,
+    /// How long a lookup may take, whatever its callers' deadlines are.
+    pub lookup_within: Duration,
 }
 
 impl Default for WorkerOptions {
     fn default() -> Self {
-        Self { batch_rows: 4096, queue_rows: 16_384 }
+        Self { batch_rows: 4096, queue_rows: 16_384, lookup_within: Duration::from_secs(2) }
     }
 }
 

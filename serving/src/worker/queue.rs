@@ -1,11 +1,12 @@
 //! The queue before a worker: bounded in rows, with an honest refusal.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use springhouse_featurestore::{Error, Result};
-use tokio::sync::mpsc;
 
 use super::Pending;
 
@@ -22,7 +23,7 @@ pub struct Counters {
     pub refused: u64,
     /// Requests turned away because the queue was full.
     pub shed: u64,
-    /// Requests whose deadline passed in the queue.
+    /// Requests whose deadline passed before their answer was ready.
     pub expired: u64,
 }
 
@@ -94,30 +95,41 @@ impl Load {
     }
 }
 
-/// The end of the queue that batches are taken from.
-#[derive(Debug)]
-pub(crate) struct Gatherer {
-    questions: mpsc::UnboundedReceiver<Pending>,
-    /// One that had no place in the batch before.
-    held: Option<Pending>,
-}
+/// The questions that wait, by their numbers: in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting(Mutex<BTreeMap<u64, Pending>>);
 
-impl Gatherer {
-    pub(crate) fn new(questions: mpsc::UnboundedReceiver<Pending>) -> Self {
-        Self { questions, held: None }
+impl Waiting {
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<u64, Pending>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a question in line.
+    pub(crate) fn add(&self, number: u64, pending: Pending) {
+        self.locked().insert(number, pending);
+    }
+
+    /// Takes a question out of the line, if it is still there.
+    pub(crate) fn remove(&self, number: u64) {
+        self.locked().remove(&number);
     }
 
     /// Takes what has gathered, up to a number of rows; the first is taken however many it has.
-    pub(crate) fn gather(&mut self, most_rows: usize) -> Vec<Pending> {
+    pub(crate) fn gather(&self, most_rows: usize) -> Vec<(u64, Pending)> {
         let (mut batch, mut rows) = (Vec::new(), 0);
-        while let Some(next) = self.held.take().or_else(|| self.questions.try_recv().ok()) {
-            if !batch.is_empty() && rows + next.question.rows > most_rows {
-                self.held = Some(next);
+        let mut waiting = self.locked();
+        while let Some(next) = waiting.first_entry() {
+            rows += next.get().question.rows;
+            if !batch.is_empty() && rows > most_rows {
                 break;
             }
-            rows += next.question.rows;
-            batch.push(next);
+            batch.push(next.remove_entry());
         }
         batch
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.locked().len()
     }
 }

@@ -109,23 +109,22 @@ fn package(contract: &Contract) -> Package {
 }
 
 fn start(queue_rows: usize) -> (Arc<HeldSource>, Arc<ContractWorker>) {
+    start_with(WorkerOptions { batch_rows: 4, queue_rows, lookup_within: Duration::from_secs(60) })
+}
+
+fn start_with(options: WorkerOptions) -> (Arc<HeldSource>, Arc<ContractWorker>) {
     let deployed = deployed();
     let source = Arc::new(HeldSource {
         plan: LookupPlan::new(&deployed.contract, &deployed.views).expect("its own views"),
         gate: Semaphore::new(0),
         asked: watch::Sender::new(0),
     });
-    let options = SessionOptions { project: ".".into(), memory_bytes: 64 << 20, partitions: 1 };
-    let session = Session::new(&options).expect("a session");
+    let session = SessionOptions { project: ".".into(), memory_bytes: 64 << 20, partitions: 1 };
+    let session = Session::new(&session).expect("a session");
     let package = package(&deployed.contract);
-    let worker = ContractWorker::start(
-        deployed,
-        &package,
-        Arc::clone(&source) as Arc<dyn FeatureSource>,
-        &session,
-        &WorkerOptions { batch_rows: 4, queue_rows },
-    )
-    .expect("its own package");
+    let worker =
+        ContractWorker::start(deployed, &package, Arc::clone(&source) as Arc<dyn FeatureSource>, &session, &options)
+            .expect("its own package");
     (source, worker)
 }
 
@@ -221,4 +220,54 @@ async fn requests_that_wait_together_are_one_batch_and_get_their_own_rows() {
     assert_eq!(rows(&one.await.expect("no panic").expect("answered")), 1);
     assert_eq!(rows(&three.await.expect("no panic").expect("answered")), 3);
     assert_eq!(*source.asked.borrow(), 5, "two lookups for three requests");
+}
+
+#[tokio::test]
+async fn a_request_past_its_deadline_leaves_the_queue() {
+    let (source, worker) = start(100);
+    let first = ask(&worker, question(4, None));
+    until_asked(&source, 4).await;
+    for _ in 0..3 {
+        let late = ask(&worker, question(3, Some(Duration::from_millis(5)))).await.expect("no panic");
+        assert_eq!(late.expect_err("late").kind(), ErrorKind::Expired);
+        assert_eq!(worker.waiting(), 0, "nothing of it is kept while the turn is held");
+    }
+    source.gate.add_permits(1);
+    first.await.expect("no panic").expect("answered");
+}
+
+#[tokio::test]
+async fn a_lookup_that_takes_too_long_is_given_up_and_the_turn_goes_on() {
+    let within = Duration::from_millis(20);
+    let (source, worker) = start_with(WorkerOptions { batch_rows: 4, queue_rows: 100, lookup_within: within });
+    let first = ask(&worker, question(4, None));
+    until_asked(&source, 4).await;
+    let (one, two) = (ask(&worker, question(1, None)), ask(&worker, question(2, None)));
+    for late in [first, one, two] {
+        let error = late.await.expect("no panic").expect_err("the source does not answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("lookup_millis"), "{error}");
+    }
+    assert_eq!(*source.asked.borrow(), 7, "a batch that found no source is not asked for one by one");
+    source.gate.add_permits(1);
+    ask(&worker, question(1, None)).await.expect("no panic").expect("answered");
+}
+
+#[tokio::test]
+async fn a_batch_that_nobody_waits_for_is_given_up() {
+    let (source, worker) = start(100);
+    let first = ask(&worker, question(4, None));
+    until_asked(&source, 4).await;
+    let within = Some(Duration::from_millis(100));
+    let (one, two) = (ask(&worker, question(1, within)), ask(&worker, question(2, within)));
+    tokio::task::yield_now().await;
+    first.abort();
+    until_asked(&source, 7).await;
+    for late in [one, two] {
+        assert_eq!(late.await.expect("no panic").expect_err("late").kind(), ErrorKind::Expired);
+    }
+    // The one permit is for the next, whose turn has come.
+    source.gate.add_permits(1);
+    let next = tokio::time::timeout(Duration::from_secs(10), ask(&worker, question(1, None))).await;
+    next.expect("the turn is free").expect("no panic").expect("answered");
 }
