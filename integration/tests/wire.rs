@@ -150,6 +150,50 @@ async fn a_lost_disk_tier_is_rebuilt_and_answers_the_same() {
 }
 
 #[tokio::test]
+async fn a_view_that_cannot_be_loaded_is_unavailable_by_itself() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(70.0))]);
+    let last = DEFINITIONS.find("CREATE CONTRACT").expect("there is one");
+    let (before, contract) = DEFINITIONS.split_at(last);
+    let view = &before[before.find("CREATE FEATURE VIEW").expect("there is one")..];
+    let others = format!("{view}{contract}").replace("last_payment", "other_payment").replace("fraud", "trust");
+    let state = project.apply(&format!("{DEFINITIONS}{others}")).await.expect("valid definitions");
+    project.clock.set(at(60));
+    for view in state.live_views() {
+        project.jobs().refresh(&state, view).await.expect("refreshes");
+    }
+    let damaged = state.live_views().into_iter().find(|view| view.name == "last_payment").expect("live").pinned();
+    let log = project.folder.path().join("store/views/last_payment").join(damaged.version.as_str()).join("log");
+    let commit = log.join("000000000001.json");
+    let sound = std::fs::read(&commit).expect("committed");
+    std::fs::write(&commit, "nothing that can be read").expect("writable");
+
+    let disk = DiskTier::open(&project.folder.path().join("disk")).expect("a folder");
+    let features = FeatureServer::new(Arc::clone(&project.store), disk, 1 << 20, project.clock.clone());
+    features.follow(&()).await.expect("the other view goes on");
+    let keys = RecordBatch::try_from_iter([("user_name", Arc::new(StringArray::from(vec!["ann"])) as ArrayRef)]);
+    let (keys, plan) = (keys.expect("one column"), |contract: &str| features.plan(contract).expect("defined"));
+    features.lookup_with(&plan("trust"), &keys).expect("the other view answers");
+    let error = features.lookup_with(&plan("fraud"), &keys).expect_err("its view is damaged");
+    assert_eq!(error.kind(), springhouse_featurestore::ErrorKind::Unavailable);
+    assert!(error.to_string().contains("last_payment") && error.to_string().contains("damaged"), "{error}");
+    let status = features.status().expect("readable");
+    for view in &status.views {
+        assert_eq!(view.state.is_unavailable(), view.view == damaged.to_string(), "{view:?}");
+    }
+    let mut metrics = springhouse_serving::metrics::Metrics::default();
+    metrics.add_features(&status);
+    let text = metrics.text().expect("written");
+    assert!(
+        text.lines().any(|line| line.contains("view_unavailable{view=\"last_payment\"") && line.ends_with(" 1.0")),
+        "{text}"
+    );
+
+    std::fs::write(&commit, sound).expect("writable");
+    features.follow(&()).await.expect("all views go on");
+    features.lookup_with(&plan("fraud"), &keys).expect("it answers again");
+}
+
+#[tokio::test]
 async fn an_address_in_use_is_said() {
     let held = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
     let error = bind(held.local_addr().expect("bound")).await.expect_err("in use").to_string();

@@ -1,5 +1,7 @@
 //! The feature server: a store's catalog and tiers, followed as they change, and the lookup over them.
 
+mod views;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -17,6 +19,8 @@ use springhouse_featurestore::tier::{
 use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
+use self::views::Views;
+pub use self::views::{Trouble, ViewState};
 use crate::package::Package;
 
 /// A contract with a package that answers for it, and everything a worker needs to do so.
@@ -64,6 +68,9 @@ pub struct ViewStatus {
     pub lag_seconds: Option<f64>,
     /// How often it is to be refreshed.
     pub refresh_every: String,
+    /// How it is followed.
+    #[serde(default)]
+    pub state: ViewState,
 }
 
 /// How the feature server stands.
@@ -94,6 +101,7 @@ pub struct FeatureServer {
     clock: Arc<dyn Clock>,
     state: RwLock<Arc<CatalogState>>,
     plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
+    views: Views,
     /// Held by whoever changes the tiers, and not while storage is read.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Held by who follows: two would load the same commits.
@@ -112,27 +120,29 @@ impl FeatureServer {
             clock,
             state: RwLock::default(),
             plans: RwLock::default(),
+            views: Views::default(),
             changing: Arc::default(),
             following: tokio::sync::Mutex::default(),
             sink: OnceLock::new(),
         }
     }
 
-    /// Reads what is new in the catalog and loads what is new in the views.
+    /// Reads what is new in the catalog and loads what is new in the views. A view that cannot be followed is told of in
+    /// [`Self::status`], and the others are followed all the same.
     ///
     /// # Errors
-    /// Those of the store; what was reached before stays.
+    /// Those of reading the catalog, and of applying pushes; what was reached before stays.
     pub async fn follow(&self, progress: &dyn Progress) -> Result<()> {
         let _following = self.following.lock().await;
         let mut state = CatalogState::clone(&self.state());
         if self.catalog.follow(&mut state).await? {
             *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         }
-        for view in self.state().live_views() {
-            let log = ViewLog::new(Arc::clone(&self.store), &view.pinned());
-            let sink = self.sink.get().map(AsRef::as_ref);
-            let pushing = sink.map(|sink| Pushing { sink, changing: &self.changing });
-            catch_up_with(self.tier.as_ref(), &log, view, progress, pushing).await?;
+        let state = self.state();
+        let live = state.live_views();
+        self.views.retain(|view| live.iter().any(|live| live.pinned() == *view));
+        for view in live {
+            self.follow_view(view, progress).await;
         }
         match self.sink.get() {
             // Pushes that could not be applied when they came.
@@ -141,6 +151,21 @@ impl FeatureServer {
                 sink.replay().await
             }
             None => Ok(()),
+        }
+    }
+
+    /// Loads what is new in a view, or notes why that cannot be.
+    async fn follow_view(&self, view: &FeatureView, progress: &dyn Progress) {
+        let pinned = view.pinned();
+        let log = ViewLog::new(Arc::clone(&self.store), &pinned);
+        let sink = self.sink.get().map(AsRef::as_ref);
+        let pushing = sink.map(|sink| Pushing { sink, changing: &self.changing });
+        match catch_up_with(self.tier.as_ref(), &log, view, progress, pushing).await {
+            Ok(_) => self.views.followed(&pinned),
+            Err(error) => {
+                let loaded = self.tier.mark(&pinned).is_ok_and(|mark| mark.commit > 0);
+                self.views.failed(&pinned, &error, loaded, self.clock.now());
+            }
         }
     }
 
@@ -209,8 +234,10 @@ impl FeatureServer {
     /// Looks up a batch of keys, by column names, at the clock's time.
     ///
     /// # Errors
-    /// As [`LookupPlan::take_keys`] and [`LookupPlan::lookup`].
+    /// As [`LookupPlan::take_keys`] and [`LookupPlan::lookup`]; [`springhouse_featurestore::ErrorKind::Unavailable`] names
+    /// a view of the contract that is not available, and why.
     pub fn lookup_with(&self, plan: &LookupPlan, keys: &RecordBatch) -> Result<RecordBatch> {
+        self.views.check(plan.contract())?;
         plan.lookup(self.tier.as_ref(), &plan.take_keys(keys)?, self.clock.now())
     }
 
@@ -222,8 +249,10 @@ impl FeatureServer {
         let (state, now) = (self.state(), self.clock.now());
         let mut views = Vec::new();
         for view in state.live_views() {
-            let watermark = self.tier.mark(&view.pinned())?.watermark;
+            // Why a view cannot be read is what its state tells.
+            let watermark = self.tier.mark(&view.pinned()).ok().and_then(|mark| mark.watermark);
             views.push(ViewStatus {
+                state: self.views.state(&view.pinned()),
                 view: view.pinned().to_string(),
                 watermark,
                 lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),

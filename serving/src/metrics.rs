@@ -68,6 +68,18 @@ impl Metrics {
             "Now less the watermark; absent before the first refresh",
             views.iter().filter_map(|view| Some((of_pinned("view", &view.view), view.lag_seconds?))),
         );
+        self.gauges(
+            "view_unavailable",
+            "1 while lookups that need the view are refused",
+            views.iter().map(|view| (of_pinned("view", &view.view), f64::from(u8::from(view.state.is_unavailable())))),
+        );
+        self.gauges(
+            "view_trouble_since_timestamp_seconds",
+            "Since when the view cannot be followed; absent while it can",
+            views
+                .iter()
+                .filter_map(|view| Some((of_pinned("view", &view.view), unix_seconds(view.state.trouble()?.since)))),
+        );
         self.counters("memory_reads", "Keys asked for", [(Labels::new(), status.memory_reads)]);
         self.counters("memory_hits", "Keys answered from memory", [(Labels::new(), status.memory_hits)]);
     }

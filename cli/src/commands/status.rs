@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::{ErrorKind, Result};
-use springhouse_serving::features::{FeatureStatus, ViewStatus};
+use springhouse_serving::features::{FeatureStatus, Trouble, ViewState, ViewStatus};
 use springhouse_serving::flight::RemoteFeatures;
 use springhouse_serving::predict::PredictClient;
 
@@ -74,8 +74,12 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
     let (jobs, now) = (project.jobs()?, project.clock().now());
     let mut views = Vec::new();
     for view in state.live_views() {
-        let watermark = jobs.log(view).state().await?.watermark;
+        let (watermark, state) = match jobs.log(view).state().await {
+            Ok(log) => (log.watermark, ViewState::Following),
+            Err(error) => (None, ViewState::Unavailable(Trouble { since: now, reason: error.chain() })),
+        };
         views.push(ViewStatus {
+            state,
             view: view.pinned().to_string(),
             watermark,
             lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
@@ -138,7 +142,14 @@ pub fn shown(report: &Report) -> String {
             vec![view.view.clone(), watermark, lag, view.refresh_every.clone()]
         })
         .collect();
-    text + &format!("\n{}", table(&["view", "watermark", "lag", "refresh every"], &views))
+    text += &format!("\n{}", table(&["view", "watermark", "lag", "refresh every"], &views));
+    for view in &features.views {
+        let what = if view.state.is_unavailable() { "unavailable" } else { "behind" };
+        if let Some(Trouble { since, reason }) = view.state.trouble() {
+            text += &format!("\n{} is {what} since {since}: {reason}\n", view.view);
+        }
+    }
+    text
 }
 
 fn not_fresh_share(counts: Option<&BTreeMap<String, String>>) -> String {
