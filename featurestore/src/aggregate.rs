@@ -16,7 +16,9 @@
 //! | [`TopValues`] | `approx_top_k` | no |
 //! | [`Summary`] | of these, with a count, what the aggregates over one argument need | no |
 //!
-//! A view's [`TileLayout`] says which summaries its tiles hold; [`EntityTiles`] puts windows together from them.
+//! A view's [`TileLayout`] says which summaries its tiles hold; [`EntityTiles`] puts windows together from them. Where one
+//! entity is asked at times that never go back, its windows move along instead: [`RunningWindows`] takes away what has passed,
+//! where all parts can be taken away; [`StackedWindows`] serves every part.
 //!
 //! Laws, which every state's tests check: merging is associative and commutative, a new state is its identity, and what
 //! is encoded reads back with the same bytes.
@@ -31,6 +33,8 @@ mod last_values;
 mod quantiles;
 mod running;
 mod seen;
+mod sorted;
+mod stacked;
 mod summary;
 mod tiles;
 mod top_values;
@@ -47,6 +51,7 @@ pub use hyper_log_log::HyperLogLog;
 pub use last_values::{LastValues, MOST_LAST};
 pub use quantiles::Quantiles;
 pub use running::RunningWindows;
+pub use stacked::StackedWindows;
 pub use summary::{Parts, Summary};
 pub use tiles::{EntityTiles, Summaries, TileLayout};
 pub use top_values::{MOST_COUNTED, MOST_TOP, TopValues};

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! For a windowed view the rows are events, and the answer is what its windows hold as of the spine's time (rule T4): the
-//! same sweep, with the key's running windows, or its tiles, in the place of the candidate.
+//! same sweep, with the key's windows, which move along, in the place of the candidate.
 //!
 //! *Visible time* is the later of event time and available time: a sweep in that order keeps one candidate per key.
 //! Where rows are visible a fixed time after they happened, data files lie in that order, and few of them are merged

@@ -8,6 +8,7 @@
 use sha2::{Digest, Sha256};
 
 use super::Value;
+use super::sorted::merge_sorted;
 use crate::Result;
 
 /// The most values that are counted exactly; beyond it `approx_distinct` estimates.
@@ -59,7 +60,13 @@ impl Distinct {
     pub fn merge(&mut self, other: &Self) {
         match &other.values {
             None => self.values = None,
-            Some(values) => values.iter().for_each(|value| self.insert(*value)),
+            Some(theirs) => {
+                let Some(ours) = &mut self.values else { return };
+                merge_sorted(ours, theirs, Ord::cmp, |_, _| ());
+                if ours.len() > MOST_DISTINCT {
+                    self.values = None;
+                }
+            }
         }
     }
 

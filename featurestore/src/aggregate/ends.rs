@@ -24,20 +24,28 @@ impl Ends {
             }
         }
         let seen = Seen::new(event, available, value);
-        self.take((seen.clone(), seen));
+        self.take((&seen, &seen));
     }
 
-    fn take(&mut self, (first, last): (Seen, Seen)) {
-        self.ends = Some(match self.ends.take() {
-            None => (first, last),
-            Some((ours, theirs)) => (ours.min(first), theirs.max(last)),
-        });
+    fn take(&mut self, (first, last): (&Seen, &Seen)) {
+        match &mut self.ends {
+            None => self.ends = Some((first.clone(), last.clone())),
+            // What does not become an end is not copied.
+            Some((held_first, held_last)) => {
+                if *first < *held_first {
+                    held_first.clone_from(first);
+                }
+                if *last > *held_last {
+                    held_last.clone_from(last);
+                }
+            }
+        }
     }
 
     /// Adds others.
     pub fn merge(&mut self, other: &Self) {
-        if let Some(ends) = &other.ends {
-            self.take(ends.clone());
+        if let Some((first, last)) = &other.ends {
+            self.take((first, last));
         }
     }
 

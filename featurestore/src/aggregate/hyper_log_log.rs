@@ -8,6 +8,7 @@
 use twox_hash::XxHash64;
 
 use super::Value;
+use super::sorted::merge_sorted;
 use crate::Result;
 
 const BITS: u32 = 12;
@@ -65,10 +66,7 @@ impl HyperLogLog {
                 Ok(place) => listed[place].1 = rank.max(listed[place].1),
                 Err(place) if listed.len() < MOST_LISTED => listed.insert(place, (register, rank)),
                 Err(_) => {
-                    let mut ranks = Box::new([0; REGISTERS]);
-                    for (of, rank) in listed.iter() {
-                        ranks[usize::from(*of)] = *rank;
-                    }
+                    let mut ranks = all(listed);
                     ranks[usize::from(register)] = rank;
                     self.registers = Registers::All(ranks);
                 }
@@ -87,7 +85,25 @@ impl HyperLogLog {
 
     /// Adds another sketch.
     pub fn merge(&mut self, other: &Self) {
-        other.each(|register, rank| self.raise(register, rank));
+        match (&mut self.registers, &other.registers) {
+            (Registers::All(ours), Registers::All(theirs)) => {
+                for (held, rank) in ours.iter_mut().zip(theirs.iter()) {
+                    *held = (*held).max(*rank);
+                }
+            }
+            (Registers::All(ours), Registers::Listed(theirs)) => raise_all(ours, theirs),
+            (Registers::Listed(ours), Registers::All(theirs)) => {
+                let mut ranks = theirs.clone();
+                raise_all(&mut ranks, ours);
+                self.registers = Registers::All(ranks);
+            }
+            (Registers::Listed(ours), Registers::Listed(theirs)) => {
+                merge_sorted(ours, theirs, |one, new| one.0.cmp(&new.0), |held, new| held.1 = held.1.max(new.1));
+                if ours.len() > MOST_LISTED {
+                    self.registers = Registers::All(all(ours));
+                }
+            }
+        }
     }
 
     /// About how many distinct values were added.
@@ -141,6 +157,20 @@ impl HyperLogLog {
         };
         Ok(Self { registers: Registers::Listed((0..listed).map(one).collect::<Result<_>>()?) })
     }
+}
+
+fn raise_all(ranks: &mut [u8; REGISTERS], listed: &[(u16, u8)]) {
+    for (register, rank) in listed {
+        let held = &mut ranks[usize::from(*register)];
+        *held = (*held).max(*rank);
+    }
+}
+
+/// All registers, of a list of some.
+fn all(listed: &[(u16, u8)]) -> Box<[u8; REGISTERS]> {
+    let mut ranks = Box::new([0; REGISTERS]);
+    raise_all(&mut ranks, listed);
+    ranks
 }
 
 /// Ertl's correction for registers that are still empty.

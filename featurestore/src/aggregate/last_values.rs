@@ -34,8 +34,18 @@ impl LastValues {
 
     /// Adds others, and keeps `most`.
     pub fn merge(&mut self, other: &Self, most: usize) {
-        self.seen.extend_from_slice(&other.seen);
-        self.seen.sort();
+        let full = self.seen.len() >= most;
+        let newer = match self.seen.first().filter(|_| full) {
+            // Once there are as many as are kept, what is older than all of them is not copied.
+            Some(first) => &other.seen[other.seen.partition_point(|seen| seen < first)..],
+            None => &other.seen[..],
+        };
+        let in_order = self.seen.last().is_none_or(|last| newer.first().is_none_or(|first| last <= first));
+        self.seen.extend_from_slice(newer);
+        if !in_order {
+            // Two runs in order are merged in one pass.
+            self.seen.sort();
+        }
         self.forget(most);
     }
 

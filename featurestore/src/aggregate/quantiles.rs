@@ -7,16 +7,90 @@
 
 use std::collections::BTreeMap;
 
+use super::sorted::merge_sorted;
 use super::{float_of, order_of};
 use crate::Result;
 
 /// The lower bits of a float that do not name its bucket.
 const UNNAMED: u32 = 44;
 
+/// The most buckets that are kept as a list, which is merged and copied quickly: those of values that lie within 32
+/// powers of two, from a cent to tens of millions. A longer list would take too long to insert into.
+const MOST_LISTED: usize = 8_192;
+
 /// Counts of values in buckets.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quantiles {
-    counts: BTreeMap<i32, u64>,
+    counts: Buckets,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Buckets {
+    /// In order.
+    Listed(Vec<(i32, u64)>),
+    /// More than [`MOST_LISTED`].
+    Mapped(BTreeMap<i32, u64>),
+}
+
+impl Default for Quantiles {
+    fn default() -> Self {
+        Self { counts: Buckets::Listed(Vec::new()) }
+    }
+}
+
+impl Buckets {
+    /// Each bucket with its count, in order.
+    fn iter(&self) -> impl Iterator<Item = (i32, u64)> {
+        let (listed, mapped) = match self {
+            Self::Listed(listed) => (listed.as_slice(), None),
+            Self::Mapped(mapped) => (&[][..], Some(mapped)),
+        };
+        let mapped = mapped.into_iter().flatten().map(|(bucket, count)| (*bucket, *count));
+        listed.iter().copied().chain(mapped)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Listed(listed) => listed.len(),
+            Self::Mapped(mapped) => mapped.len(),
+        }
+    }
+
+    fn add(&mut self, bucket: i32, count: u64) {
+        match self {
+            Self::Listed(listed) => match listed.binary_search_by_key(&bucket, |(of, _)| *of) {
+                Ok(place) => listed[place].1 += count,
+                Err(place) => {
+                    listed.insert(place, (bucket, count));
+                    self.keep_short();
+                }
+            },
+            Self::Mapped(mapped) => *mapped.entry(bucket).or_default() += count,
+        }
+    }
+
+    /// Turns a list that is too long into a map.
+    fn keep_short(&mut self) {
+        if let Self::Listed(listed) = self
+            && listed.len() > MOST_LISTED
+        {
+            *self = Self::Mapped(listed.drain(..).collect());
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::Listed(ours), Self::Listed(theirs)) => {
+                merge_sorted(ours, theirs, |one, new| one.0.cmp(&new.0), |held, new| held.1 += new.1);
+                self.keep_short();
+            }
+            (Self::Listed(_), Self::Mapped(theirs)) => {
+                let ours = std::mem::replace(self, Self::Mapped(theirs.clone()));
+                ours.iter().for_each(|(bucket, count)| self.add(bucket, count));
+            }
+            (Self::Mapped(_), _) => other.iter().for_each(|(bucket, count)| self.add(bucket, count)),
+        }
+    }
 }
 
 fn bucket(value: f64) -> i32 {
@@ -36,33 +110,31 @@ fn read(bucket: i32) -> f64 {
 impl Quantiles {
     /// Adds a value. NaN is above everything.
     pub fn add(&mut self, value: f64) {
-        *self.counts.entry(bucket(value)).or_default() += 1;
+        self.counts.add(bucket(value), 1);
     }
 
     /// Adds others.
     pub fn merge(&mut self, other: &Self) {
-        for (bucket, count) in &other.counts {
-            *self.counts.entry(*bucket).or_default() += count;
-        }
+        self.counts.merge(&other.counts);
     }
 
     /// The value at `millionths` of the way from the least (0) to the greatest (1,000,000), by rank, downwards; `None`
     /// for no value.
     pub fn at(&self, millionths: u32) -> Option<f64> {
-        let count: u64 = self.counts.values().sum();
+        let count: u64 = self.counts.iter().map(|(_, count)| count).sum();
         let rank = u128::from(count.checked_sub(1)?) * u128::from(millionths) / 1_000_000;
         let mut passed = 0;
         let found = self.counts.iter().find(|(_, count)| {
-            passed += u128::from(**count);
+            passed += u128::from(*count);
             passed > rank
         });
-        found.map(|(bucket, _)| read(*bucket))
+        found.map(|(bucket, _)| read(bucket))
     }
 
     /// Appends its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&u32::try_from(self.counts.len()).unwrap_or(u32::MAX).to_be_bytes());
-        for (bucket, count) in &self.counts {
+        for (bucket, count) in self.counts.iter() {
             out.extend_from_slice(&(bucket.cast_unsigned() ^ 1 << 31).to_be_bytes());
             out.extend_from_slice(&count.to_be_bytes());
         }
@@ -78,7 +150,9 @@ impl Quantiles {
             let bucket = u32::from_be_bytes(super::read_array(bytes)?) ^ 1 << 31;
             Ok((bucket.cast_signed(), u64::from_be_bytes(super::read_array(bytes)?)))
         };
-        Ok(Self { counts: (0..buckets).map(one).collect::<Result<_>>()? })
+        let mut counts = Buckets::Listed((0..buckets).map(one).collect::<Result<_>>()?);
+        counts.keep_short();
+        Ok(Self { counts })
     }
 }
 
@@ -122,6 +196,28 @@ mod tests {
                 }
                 (found, exact) => prop_assert!(found.is_none() && exact.is_none()),
             }
+        }
+    }
+
+    #[test]
+    fn the_laws_hold_beyond_the_list() {
+        let of = |from: u32, to: u32| {
+            let mut quantiles = Quantiles::default();
+            // One value a bucket: its upper 20 bits.
+            (from..to).for_each(|name| quantiles.add(f64::from_bits(u64::from(name) << UNNAMED)));
+            quantiles
+        };
+        let (short, long, other) = (of(500, 600), of(0, 9_000), of(8_500, 17_000));
+        assert!(matches!((&short.counts, &long.counts), (Buckets::Listed(_), Buckets::Mapped(_))));
+        for parts in [[&short, &long, &other], [&long, &short, &other], [&other, &long, &short]] {
+            let mut merged = Quantiles::default();
+            parts.iter().for_each(|part| merged.merge(part));
+            let mut expected = of(0, 17_000);
+            (500..600).chain(8_500..9_000).for_each(|name| expected.merge(&of(name, name + 1)));
+            assert_eq!(merged, expected);
+            let mut bytes = Vec::new();
+            merged.encode(&mut bytes);
+            assert_eq!(Quantiles::decode(&mut bytes.as_slice()).expect("own bytes"), expected);
         }
     }
 }

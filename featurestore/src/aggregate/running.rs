@@ -7,7 +7,7 @@
 //! events that come and go between two questions cost nothing.
 //!
 //! Events come in order of event time. What cannot be taken away (distinct values, sketches, first and last values) has
-//! no place here: [`RunningWindows::serves`].
+//! no place here: [`RunningWindows::serves`]; [`super::StackedWindows`] has one for it.
 
 use std::collections::VecDeque;
 

@@ -17,10 +17,11 @@
 //! many: FF FF | how many candidates (2) | for each: value, rank (8) | the counts of the sketch (varints)
 //! ```
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 
 use twox_hash::XxHash64;
 
+use super::sorted::merge_sorted;
 use super::value::{read_varint, write_varint};
 use super::{Held, Value, read_array};
 use crate::Result;
@@ -46,21 +47,30 @@ pub struct TopValues {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Counts {
-    /// The rank and the count of every value.
-    Few(BTreeMap<Held, (u64, u64)>),
+    /// Every value, in order.
+    Few(Vec<Counted>),
     Many(Box<Sketch>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+struct Counted {
+    value: Held,
+    rank: u64,
+    count: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Sketch {
-    /// With their ranks.
-    candidates: BTreeMap<Held, u64>,
+    /// With their ranks, in order of values.
+    candidates: Vec<(Held, u64)>,
+    /// The greatest rank of a candidate; no bound while there is room for more of them.
+    limit: u64,
     counts: Vec<u64>,
 }
 
 impl Default for TopValues {
     fn default() -> Self {
-        Self { counts: Counts::Few(BTreeMap::new()) }
+        Self { counts: Counts::Few(Vec::new()) }
     }
 }
 
@@ -88,18 +98,27 @@ fn places(value: &Held) -> impl Iterator<Item = usize> {
     })
 }
 
+impl Counted {
+    /// Adds to its count, and lowers its rank.
+    fn join(&mut self, rank: u64, count: u64) {
+        self.rank = rank.min(self.rank);
+        self.count += count;
+    }
+}
+
 impl Sketch {
     fn new() -> Self {
-        Self { candidates: BTreeMap::new(), counts: vec![0; ROWS * COLUMNS] }
+        Self { candidates: Vec::new(), limit: u64::MAX, counts: vec![0; ROWS * COLUMNS] }
     }
 
     /// Of exact counts.
-    fn of(values: BTreeMap<Held, (u64, u64)>) -> Box<Self> {
+    fn of(values: Vec<Counted>) -> Box<Self> {
         let mut sketch = Box::new(Self::new());
-        for (value, (rank, count)) in values {
+        for Counted { value, rank, count } in values {
             sketch.count(&value, count);
-            sketch.offer(&value, rank);
+            sketch.candidates.push((value, rank));
         }
+        sketch.keep_least();
         sketch
     }
 
@@ -107,24 +126,58 @@ impl Sketch {
         for (ours, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *ours += theirs;
         }
-        for (value, rank) in &other.candidates {
-            self.offer(value, *rank);
+        self.merge_candidates(other.candidates.iter().map(|(value, rank)| (value, *rank)));
+    }
+
+    /// Adds exact counts.
+    fn merge_few(&mut self, values: &[Counted]) {
+        for Counted { value, count, .. } in values {
+            self.count(value, *count);
+        }
+        self.merge_candidates(values.iter().map(|counted| (&counted.value, counted.rank)));
+    }
+
+    /// Takes in those of the values, which come in order, that are among the candidates with the least ranks.
+    fn merge_candidates<'a>(&mut self, values: impl Iterator<Item = (&'a Held, u64)>) {
+        // What is above the limit is no candidate's least rank, nor a new candidate's.
+        let near = values.filter(|(_, rank)| *rank <= self.limit);
+        let near: Vec<(Held, u64)> = near.map(|(value, rank)| (value.clone(), rank)).collect();
+        if near.is_empty() {
+            return;
+        }
+        let join = |held: &mut (Held, u64), new: &(Held, u64)| held.1 = held.1.min(new.1);
+        merge_sorted(&mut self.candidates, &near, |one, new| one.0.cmp(&new.0), join);
+        self.keep_least();
+    }
+
+    /// Keeps those candidates that have the least ranks, of equal ones the least values.
+    fn keep_least(&mut self) {
+        if self.candidates.len() > MOST_COUNTED {
+            let ranked = self.candidates.iter().zip(0_usize..);
+            let mut ranked: Vec<(u64, usize)> = ranked.map(|((_, rank), place)| (*rank, place)).collect();
+            let (_, last, _) = ranked.select_nth_unstable(MOST_COUNTED - 1);
+            let (last, mut place) = (*last, 0);
+            self.candidates.retain(|(_, rank)| {
+                place += 1;
+                (*rank, place - 1) <= last
+            });
+        }
+        if self.candidates.len() == MOST_COUNTED {
+            self.limit = self.candidates.iter().map(|(_, rank)| *rank).max().unwrap_or(u64::MAX);
         }
     }
 
     /// Takes a value in where it is among the candidates with the least ranks.
     fn offer(&mut self, value: &Held, rank: u64) {
-        if let Some(held) = self.candidates.get_mut(value) {
-            *held = rank.min(*held);
-        } else if self.candidates.len() < MOST_COUNTED {
-            self.candidates.insert(value.clone(), rank);
-        } else {
-            let last = self.candidates.iter().map(|(value, rank)| (*rank, value)).max();
-            if let Some(last) = last.filter(|last| (rank, value) < *last).map(|(_, last)| last.clone()) {
-                self.candidates.remove(&last);
-                self.candidates.insert(value.clone(), rank);
-            }
+        if rank > self.limit {
+            return;
         }
+        match self.candidates.binary_search_by(|(held, _)| held.cmp(value)) {
+            Ok(place) if rank >= self.candidates[place].1 => return,
+            Ok(place) => self.candidates[place].1 = rank,
+            Err(place) => self.candidates.insert(place, (value.clone(), rank)),
+        }
+        self.keep_least();
     }
 
     fn count(&mut self, value: &Held, count: u64) {
@@ -144,58 +197,64 @@ impl TopValues {
         times[..8].copy_from_slice(&event.micros().to_le_bytes());
         times[8..].copy_from_slice(&available.micros().to_le_bytes());
         let rank = XxHash64::oneshot(hash(&value, 0), &times);
-        self.insert(value, rank, 1);
-    }
-
-    fn insert(&mut self, value: Held, rank: u64, count: u64) {
         match &mut self.counts {
-            Counts::Few(values) => {
-                let held = values.entry(value).or_insert((rank, 0));
-                *held = (rank.min(held.0), held.1 + count);
-                if values.len() > MOST_COUNTED {
-                    self.counts = Counts::Many(Sketch::of(std::mem::take(values)));
+            Counts::Few(values) => match values.binary_search_by(|held| held.value.cmp(&value)) {
+                Ok(place) => values[place].join(rank, 1),
+                Err(place) => {
+                    values.insert(place, Counted { value, rank, count: 1 });
+                    self.keep_few();
                 }
-            }
+            },
             Counts::Many(sketch) => {
-                sketch.count(&value, count);
+                sketch.count(&value, 1);
                 sketch.offer(&value, rank);
             }
         }
     }
 
+    /// Goes over to a sketch where there are too many values.
+    fn keep_few(&mut self) {
+        if let Counts::Few(values) = &mut self.counts
+            && values.len() > MOST_COUNTED
+        {
+            self.counts = Counts::Many(Sketch::of(std::mem::take(values)));
+        }
+    }
+
     /// Adds others.
     pub fn merge(&mut self, other: &Self) {
-        match &other.counts {
-            Counts::Few(values) => {
-                for (value, (rank, count)) in values {
-                    self.insert(value.clone(), *rank, *count);
-                }
+        match (&mut self.counts, &other.counts) {
+            (Counts::Few(ours), Counts::Few(theirs)) => {
+                let join = |held: &mut Counted, new: &Counted| held.join(new.rank, new.count);
+                merge_sorted(ours, theirs, |one, new| one.value.cmp(&new.value), join);
+                self.keep_few();
             }
-            Counts::Many(other) => match &mut self.counts {
-                Counts::Many(ours) => ours.merge(other),
-                Counts::Few(values) => {
-                    let mut ours = Sketch::of(std::mem::take(values));
-                    ours.merge(other);
-                    self.counts = Counts::Many(ours);
-                }
-            },
+            (Counts::Few(ours), Counts::Many(theirs)) => {
+                let mut sketch = theirs.clone();
+                sketch.merge_few(ours);
+                self.counts = Counts::Many(sketch);
+            }
+            (Counts::Many(ours), Counts::Few(theirs)) => ours.merge_few(theirs),
+            (Counts::Many(ours), Counts::Many(theirs)) => ours.merge(theirs),
         }
     }
 
     /// The values that occur most often, the most frequent first, of equally frequent ones the least: numbers by their
     /// order ([`super::order_of`] of floats).
     pub fn top(&self, most: usize) -> Vec<&Held> {
-        let mut counted: Vec<(std::cmp::Reverse<u64>, &Held)> = match &self.counts {
-            Counts::Few(values) => {
-                values.iter().map(|(value, (_, count))| (std::cmp::Reverse(*count), value)).collect()
-            }
+        let mut counted: Vec<(Reverse<u64>, &Held)> = match &self.counts {
+            Counts::Few(values) => values.iter().map(|counted| (Reverse(counted.count), &counted.value)).collect(),
             Counts::Many(sketch) => {
-                let estimated = |value| (std::cmp::Reverse(sketch.estimate(value)), value);
-                sketch.candidates.keys().map(estimated).collect()
+                sketch.candidates.iter().map(|(value, _)| (Reverse(sketch.estimate(value)), value)).collect()
             }
         };
+        // The others need no order among themselves.
+        if most < counted.len() {
+            counted.select_nth_unstable(most);
+            counted.truncate(most);
+        }
         counted.sort_unstable();
-        counted.into_iter().take(most).map(|(_, value)| value).collect()
+        counted.into_iter().map(|(_, value)| value).collect()
     }
 
     /// Appends its bytes.
@@ -204,7 +263,7 @@ impl TopValues {
         match &self.counts {
             Counts::Few(values) => {
                 out.extend_from_slice(&length(values.len()));
-                for (value, (rank, count)) in values {
+                for Counted { value, rank, count } in values {
                     Held::encode(Some(value), out);
                     out.extend_from_slice(&rank.to_be_bytes());
                     write_varint(*count, out);
@@ -233,18 +292,18 @@ impl TopValues {
         };
         let count = u16::from_be_bytes(read_array(bytes)?);
         if count < MANY {
-            let mut values = BTreeMap::new();
+            let mut values = Vec::new();
             for _ in 0..count {
                 let (value, rank) = ranked(bytes)?;
-                values.insert(value, (rank, read_varint(bytes)?));
+                values.push(Counted { value, rank, count: read_varint(bytes)? });
             }
             return Ok(Self { counts: Counts::Few(values) });
         }
         let mut sketch = Box::new(Sketch::new());
         for _ in 0..u16::from_be_bytes(read_array(bytes)?) {
-            let (value, rank) = ranked(bytes)?;
-            sketch.candidates.insert(value, rank);
+            sketch.candidates.push(ranked(bytes)?);
         }
+        sketch.keep_least();
         for count in &mut sketch.counts {
             *count = read_varint(bytes)?;
         }
@@ -254,6 +313,8 @@ impl TopValues {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -278,7 +339,7 @@ mod tests {
             *counts.entry(*value).or_insert(0_u64) += 1;
         }
         let mut counts: Vec<(i64, u64)> = counts.into_iter().collect();
-        counts.sort_by_key(|(value, count)| (std::cmp::Reverse(*count), *value));
+        counts.sort_by_key(|(value, count)| (Reverse(*count), *value));
         counts.into_iter().take(most).map(|(value, _)| Held::Number(value)).collect()
     }
 

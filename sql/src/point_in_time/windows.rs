@@ -1,6 +1,6 @@
 //! The sweep for windowed views: events are added to what is kept of their key as they become visible, and each question
 //! is answered from that: windows that run along where events come in order and all aggregates can take away what has
-//! passed, else tiles.
+//! passed, else windows in two stacks. Either way a question costs the same in a window of any length.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use arrow::array::{RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
 use datafusion::error::{DataFusionError, Result};
 use springhouse_featurestore::aggregate::{
-    Arguments, EntityTiles, FeatureBuilder, RunningWindows, Summaries, TileLayout, Value,
+    Arguments, FeatureBuilder, RunningWindows, StackedWindows, Summaries, TileLayout, Value,
 };
 use springhouse_featurestore::definition::Windowed;
 use springhouse_featurestore::time::Timestamp;
@@ -18,15 +18,16 @@ use super::sides::{Columns, Question, RowSide, SpineSide, take};
 
 /// What is kept of a key.
 enum Kept {
-    Running(RunningWindows),
-    Tiles(EntityTiles),
+    /// With the last answer.
+    Running(RunningWindows, Vec<Summaries>),
+    Stacked(StackedWindows),
 }
 
 impl Kept {
     fn begin(&mut self) {
         match self {
-            Self::Running(windows) => windows.clear(),
-            Self::Tiles(tiles) => *tiles = EntityTiles::default(),
+            Self::Running(windows, _) => windows.clear(),
+            Self::Stacked(windows) => windows.clear(),
         }
     }
 
@@ -37,25 +38,32 @@ impl Kept {
         value_of: impl Fn(usize) -> Option<Value<'a>>,
     ) {
         match self {
-            Self::Running(windows) => windows.add(layout, event, available, value_of),
-            Self::Tiles(tiles) => tiles.add(layout, event, available, value_of),
+            Self::Running(windows, _) => windows.add(layout, event, available, value_of),
+            Self::Stacked(windows) => windows.add(layout, event, available, value_of),
         }
     }
 
-    /// What the windows hold as of a time, and the event time of the newest event.
-    fn windows(&mut self, layout: &TileLayout, as_of: Timestamp, answer: &mut Vec<Summaries>) -> Option<i64> {
+    /// Finds what the windows hold as of a time. Returns the event time of the newest event.
+    fn ask(&mut self, layout: &TileLayout, as_of: Timestamp) -> Option<i64> {
         let newest = match self {
-            Self::Running(windows) => {
+            Self::Running(windows, answer) => {
                 windows.windows(layout, as_of, answer);
                 windows.newest()
             }
-            Self::Tiles(tiles) => {
-                tiles.forget_before(layout, as_of);
-                *answer = tiles.windows(layout, as_of);
-                tiles.newest()
+            Self::Stacked(windows) => {
+                windows.windows(layout, as_of);
+                windows.newest()
             }
         };
         newest.map(|(event, _)| event.micros())
+    }
+
+    /// What was found last.
+    fn answer(&self) -> &[Summaries] {
+        match self {
+            Self::Running(_, answer) => answer,
+            Self::Stacked(windows) => windows.answer(),
+        }
     }
 }
 
@@ -71,8 +79,6 @@ pub(super) struct WindowSums<K: Keys> {
     /// The key whose events are kept.
     key: Option<K::Owned>,
     kept: Kept,
-    /// The last answer's windows.
-    answer: Vec<Summaries>,
 }
 
 fn failed(error: springhouse_featurestore::Error) -> DataFusionError {
@@ -91,12 +97,12 @@ impl<K: Keys> WindowSums<K> {
         let layout = Arc::new(TileLayout::new(windowed).map_err(failed)?);
         let (payload, windowed) = (columns.payload.clone(), Arc::clone(windowed));
         let kept = if in_event_order && RunningWindows::serves(&layout) {
-            Kept::Running(RunningWindows::default())
+            Kept::Running(RunningWindows::default(), Vec::new())
         } else {
-            Kept::Tiles(EntityTiles::default())
+            Kept::Stacked(StackedWindows::default())
         };
-        let (arguments, key, answer) = (None, None, Vec::new());
-        Ok(Self { spine, rows, payload, windowed, layout, schema, arguments, key, kept, answer })
+        let (arguments, key) = (None, None);
+        Ok(Self { spine, rows, payload, windowed, layout, schema, arguments, key, kept })
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>> {
@@ -111,7 +117,7 @@ impl<K: Keys> WindowSums<K> {
                 None => None,
             };
             events.push(answer);
-            features.append(answer.map(|_| self.answer.as_slice()));
+            features.append(answer.map(|_| self.kept.answer()));
         }
         let mut columns = batch.columns().to_vec();
         columns.extend(features.finish().map_err(failed)?);
@@ -121,7 +127,7 @@ impl<K: Keys> WindowSums<K> {
     }
 
     /// Adds all events that were known of a key, then asks. Returns the event time of its newest event, if it has one; the
-    /// windows are in `self.answer`.
+    /// windows are then the answer of what is kept.
     async fn answer(&mut self, question: Question<K::Key<'_>>) -> Result<Option<i64>> {
         let Question { key, time, known } = question;
         while !self.add_events(key, known) {
@@ -133,7 +139,7 @@ impl<K: Keys> WindowSums<K> {
         if self.key.as_ref().is_none_or(|held| !K::is(held, key)) {
             return Ok(None);
         }
-        Ok(self.kept.windows(&self.layout, Timestamp::from_micros(time), &mut self.answer))
+        Ok(self.kept.ask(&self.layout, Timestamp::from_micros(time)))
     }
 
     /// Adds a key's events that were known by then; `false` where more of them are in the next batch.
