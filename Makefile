@@ -54,7 +54,7 @@ test: build venv ## All tests, those with real servers and foreign clients inclu
 	@if cargo nextest --version > /dev/null 2>&1; then cargo nextest run --workspace --no-fail-fast; \
 	else cargo test --workspace --no-fail-fast; fi
 
-bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs or pushes)
+bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs, skewed or pushes)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
 
 bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: 8 to 15 minutes (PART=refresh, growth, backfill, windows or latest)

@@ -164,7 +164,8 @@ fn definitions() -> Result<Vec<SourceFile>> {
         .collect()
 }
 
-async fn commit(catalog: &Catalog, state: &mut CatalogState, clock: &dyn Clock, changes: Vec<Change>) -> Result<()> {
+/// Commits changes of the catalog.
+pub async fn commit(catalog: &Catalog, state: &mut CatalogState, clock: &dyn Clock, changes: Vec<Change>) -> Result<()> {
     let commit = CatalogCommit { at: clock.now(), who: "bench".to_owned(), why: "bench".to_owned(), changes };
     catalog.commit(state, commit).await.map(|_| ())
 }

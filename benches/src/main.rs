@@ -1,6 +1,6 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
-//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `entity`, `predictions`, `pushes` and `jobs`; without any it
-//! measures all.
+//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `entity`, `predictions`, `pushes`, `jobs` and
+//! `skewed`; without any it measures all.
 
 mod echo;
 mod entity;
@@ -10,6 +10,7 @@ mod load;
 mod lookups;
 mod predictions;
 mod pushes;
+mod skewed;
 
 use std::process::ExitCode;
 
@@ -67,6 +68,10 @@ async fn measure() -> Result<()> {
     if wants("jobs") {
         jobs::measure(&house).await?;
         peaks.note("jobs");
+    }
+    if wants("skewed") {
+        skewed::measure().await?;
+        peaks.note("skewed");
     }
     // Last: what is pushed ends up in the views that the others read.
     if wants("pushes") {
