@@ -9,6 +9,7 @@ mod contract;
 mod entity;
 mod feature_view;
 mod source;
+mod strict_cast;
 mod version;
 mod windowed;
 
@@ -22,6 +23,7 @@ pub use contract::{Availability, Contract, FeatureRule, Input, Latency, RuleActi
 pub use entity::Entity;
 pub use feature_view::{FeatureView, RowTime};
 pub use source::{Available, EventTime, Rejects, Source, Table, TableColumn};
+pub use strict_cast::{strict_cast, strict_cast_of_rows, values_of_texts};
 pub(crate) use version::hex;
 pub use version::{Pinned, Version};
 pub use windowed::{Aggregate, AggregateFunction, ViewWindow, WindowLength, Windowed};

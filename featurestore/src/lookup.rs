@@ -18,12 +18,11 @@ use std::sync::Arc;
 use arrow::array::{
     Array, ArrayRef, NullBufferBuilder, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
 };
-use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use crate::definition::{Column, Contract, FeatureRule, FeatureView, Pinned, timestamp_type};
+use crate::definition::{Column, Contract, FeatureRule, FeatureView, Pinned, strict_cast, timestamp_type};
 use crate::encoding::{EncodedKeys, KeyCodec, RowHeader, RowLayout};
 use crate::freshness::{Status, alive, lag, status};
 use crate::tier::{EntityRead, Mark, OnlineTier};
@@ -50,6 +49,10 @@ pub fn as_of_column(view: &str) -> String {
 pub fn feature_column(view: &str, feature: &str) -> String {
     format!("{view}.{feature}")
 }
+
+/// The most rows of one lookup: an answer of some hundred columns then stays below a hundred megabytes, and a caller who asks
+/// for more gains nothing over several batches.
+pub const MOST_ROWS: usize = 100_000;
 
 /// What a lookup for one contract version does, compiled once.
 #[derive(Debug, Clone)]
@@ -143,34 +146,59 @@ impl LookupPlan {
         &self.schema
     }
 
-    /// Takes the key columns out of a batch, by name, and casts them to the keys' types.
+    /// Takes the key columns out of a batch that a caller asks with: no more rows than a lookup may have, and no column
+    /// that is not a key, which would be passed over in silence.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Invalid`] names a column that is missing or cannot be cast.
+    /// [`crate::ErrorKind::Invalid`] names the column; and those of [`Self::take_keys`].
+    pub fn take_asked_keys(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        if batch.num_rows() > MOST_ROWS {
+            return Err(Error::invalid("a lookup has more rows than one may have")
+                .with("contract", &self.contract.name)
+                .with("rows", batch.num_rows())
+                .with("limit", MOST_ROWS)
+                .remedy("send several batches"));
+        }
+        let keys = self.take_keys(batch)?;
+        let wrong = |message: &str, name: &str| {
+            Error::invalid(message).with("contract", &self.contract.name).with("column", name).remedy(self.wanted())
+        };
+        let mut seen: Vec<&str> = Vec::with_capacity(keys.len());
+        for name in batch.schema_ref().fields().iter().map(|field| field.name().as_str()) {
+            if !self.keys.iter().any(|key| key.name == name) {
+                return Err(wrong("a column is not a key of the contract's views", name));
+            }
+            if seen.contains(&name) {
+                return Err(wrong("a key column is given twice", name));
+            }
+            seen.push(name);
+        }
+        Ok(keys)
+    }
+
+    /// What a batch of keys has.
+    fn wanted(&self) -> String {
+        let keys: Vec<String> = self.keys.iter().map(Column::to_string).collect();
+        format!("send the columns {}", keys.join(", "))
+    }
+
+    /// Takes the key columns out of a batch, by name, in the keys' types.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] names a column that is missing, or the row and the value that is not of its type.
     pub fn take_keys(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
         self.keys
             .iter()
             .map(|key| {
                 let array = batch.column_by_name(&key.name).ok_or_else(|| {
                     let given: Vec<&str> = batch.schema_ref().fields().iter().map(|f| f.name().as_str()).collect();
-                    let keys: Vec<String> = self.keys.iter().map(Column::to_string).collect();
                     Error::invalid("a key column is missing")
                         .with("contract", &self.contract.name)
                         .with("column", &key.name)
                         .with("given", given.join(", "))
-                        .remedy(format!("send the columns {}", keys.join(", ")))
+                        .remedy(self.wanted())
                 })?;
-                let wanted = key.column_type.to_arrow();
-                if array.data_type() == &wanted {
-                    return Ok(Arc::clone(array));
-                }
-                cast(array, &wanted).map_err(|error| {
-                    Error::invalid("a key column has the wrong type")
-                        .with("column", &key.name)
-                        .with("expected", key.column_type)
-                        .with("given", array.data_type())
-                        .source(error)
-                })
+                strict_cast(key, array).map_err(|error| error.with("contract", &self.contract.name))
             })
             .collect()
     }

@@ -234,11 +234,11 @@ impl FeatureServer {
     /// Looks up a batch of keys, by column names, at the clock's time.
     ///
     /// # Errors
-    /// As [`LookupPlan::take_keys`] and [`LookupPlan::lookup`]; [`springhouse_featurestore::ErrorKind::Unavailable`] names
+    /// As [`LookupPlan::take_asked_keys`] and [`LookupPlan::lookup`]; [`springhouse_featurestore::ErrorKind::Unavailable`] names
     /// a view of the contract that is not available, and why.
     pub fn lookup_with(&self, plan: &LookupPlan, keys: &RecordBatch) -> Result<RecordBatch> {
         self.views.check(plan.contract())?;
-        plan.lookup(self.tier.as_ref(), &plan.take_keys(keys)?, self.clock.now())
+        plan.lookup(self.tier.as_ref(), &plan.take_asked_keys(keys)?, self.clock.now())
     }
 
     /// How it stands.

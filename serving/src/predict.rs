@@ -16,4 +16,5 @@ mod tensor;
 
 pub use client::{PredictClient, Prediction, TextColumn};
 pub use grpc::PredictService;
+pub(crate) use tensor::too_many_rows;
 pub use tensor::{TensorData, columns_to_tensors, datatype, request_columns};

@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use clap::Args;
 use serde_json::{Map, Value};
-use springhouse_featurestore::definition::{Pinned, Version};
+use springhouse_featurestore::definition::{Contract, Pinned, Version, values_of_texts};
 use springhouse_featurestore::{Error, Result};
 use springhouse_serving::FeatureSource;
 use springhouse_serving::flight::RemoteFeatures;
@@ -42,24 +42,31 @@ pub fn store_address(project: &Project, given: Option<&String>) -> String {
     given.cloned().unwrap_or_else(|| format!("http://{}", project.settings().store_listen))
 }
 
+/// A key's value in its declared type: keys are request columns. What is no column of the contract, the store names.
+fn typed(contract: &Contract, name: &str, value: &str) -> Result<ArrayRef> {
+    let texts = StringArray::from(vec![value]);
+    match contract.request.iter().find(|column| column.name == name) {
+        Some(column) => values_of_texts(column, &texts),
+        None => Ok(Arc::new(texts)),
+    }
+}
+
 impl Lookup {
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let keys = pairs(&self.keys)?;
-        let columns = keys
-            .iter()
-            .map(|(name, value)| (name.as_str(), Arc::new(StringArray::from(vec![value.as_str()])) as ArrayRef));
-        let batch = RecordBatch::try_from_iter(columns)?;
         let remote = RemoteFeatures::new(&store_address(project, self.store.as_ref()))?;
         let (_, state) = project.catalog().await?;
         let contract = match remote.deployments().await?.into_iter().find(|d| d.contract.name == self.contract) {
-            Some(deployed) => deployed.contract.pinned(),
+            Some(deployed) => deployed.contract,
             None => match self.contract.split_once('@') {
-                Some((name, version)) => Pinned::new(name, Version::from_text(version)),
-                None => state.current_contract(&self.contract)?.pinned(),
+                Some((name, version)) => state.contract(&Pinned::new(name, Version::from_text(version)))?.clone(),
+                None => state.current_contract(&self.contract)?.clone(),
             },
         };
-        let answer = remote.lookup(&contract, batch).await?;
+        let columns = keys.iter().map(|(name, value)| Ok((name, typed(&contract, name, value)?)));
+        let batch = RecordBatch::try_from_iter(columns.collect::<Result<Vec<_>>>()?)?;
+        let answer = remote.lookup(&contract.pinned(), batch).await?;
         let options = FormatOptions::default().with_null("null");
         let mut cells = Vec::new();
         for (field, column) in answer.schema().fields().iter().zip(answer.columns()) {

@@ -48,8 +48,8 @@ impl PredictService {
         let worker = self.contracts.worker(&request.model_name, &request.model_version)?;
         let contract = worker.contract();
         let outputs = wanted_outputs(&contract.output, request)?;
-        let (columns, rows) =
-            request_columns(&contract.request, request).map_err(|error| error.with("contract", contract.pinned()))?;
+        let (columns, rows) = request_columns(&contract.request, request, worker.most_rows())
+            .map_err(|error| error.with("contract", contract.pinned()))?;
         let answer = worker.ask(Question { columns, rows, deadline }).await?;
         self.response(request, &answer, &outputs, rows)
     }

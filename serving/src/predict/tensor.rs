@@ -14,8 +14,7 @@ use arrow::datatypes::{
     UInt64Type,
 };
 use bytes::Bytes;
-use springhouse_featurestore::definition::{Column, ColumnType};
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::definition::{Column, ColumnType, strict_cast};
 use springhouse_featurestore::{Error, Result};
 
 use crate::generated::inference::InferTensorContents;
@@ -51,13 +50,18 @@ pub fn datatype(column_type: ColumnType) -> &'static str {
     }
 }
 
-/// Reads a request's columns in the contract's order. Returns them with the number of rows.
+/// Reads a request's columns in the contract's order, of `most_rows` rows at most: a shape is only what a caller says, and
+/// no column is made before it is known to be within bounds. Returns them with the number of rows.
 ///
 /// # Errors
 /// [`springhouse_featurestore::ErrorKind::Invalid`] names the tensor, the value and what is accepted.
-pub fn request_columns(columns: &[Column], request: &ModelInferRequest) -> Result<(Vec<ArrayRef>, usize)> {
+pub fn request_columns(
+    columns: &[Column],
+    request: &ModelInferRequest,
+    most_rows: usize,
+) -> Result<(Vec<ArrayRef>, usize)> {
+    let rows = row_count(request, most_rows)?;
     let tensors = tensors_by_name(columns, request)?;
-    let rows = row_count(request)?;
     let mut arrays = Vec::with_capacity(columns.len());
     for column in columns {
         let nulls = tensors.get(null_tensor(&column.name).as_str());
@@ -128,7 +132,7 @@ fn tensors_by_name<'a>(columns: &[Column], request: &'a ModelInferRequest) -> Re
 }
 
 /// All tensors have shape `[rows]` or `[rows, 1]`, with the same rows, at least one.
-fn row_count(request: &ModelInferRequest) -> Result<usize> {
+fn row_count(request: &ModelInferRequest, most_rows: usize) -> Result<usize> {
     let mut rows: Option<(usize, &str)> = None;
     for tensor in &request.inputs {
         let wrong = || {
@@ -148,9 +152,18 @@ fn row_count(request: &ModelInferRequest) -> Result<usize> {
         }
     }
     match rows {
+        Some((rows, _)) if rows > most_rows => Err(too_many_rows(rows, most_rows)),
         Some((rows, _)) if rows > 0 => Ok(rows),
         _ => Err(Error::invalid("the request has no rows").remedy("send at least one row")),
     }
+}
+
+/// A request of more rows than one may have.
+pub(crate) fn too_many_rows(rows: usize, most_rows: usize) -> Error {
+    Error::invalid("the request has more rows than one may have")
+        .with("rows", rows)
+        .with("limit", most_rows)
+        .remedy("send several requests")
 }
 
 fn read(column: &Column, tensor: &InferInputTensor, data: &TensorData, rows: usize) -> Result<ArrayRef> {
@@ -195,6 +208,13 @@ fn read_raw(
     Ok(match column_type {
         ColumnType::Boolean => {
             check_size(tensor, bytes, rows)?;
+            if let Some(row) = bytes.iter().position(|byte| *byte > 1) {
+                return Err(Error::invalid("a byte is not a BOOL")
+                    .with("tensor", &tensor.name)
+                    .with("row", row)
+                    .with("value", bytes[row])
+                    .remedy("send 0 or 1"));
+            }
             Arc::new(bytes.iter().map(|byte| Some(*byte != 0)).collect::<BooleanArray>())
         }
         ColumnType::Int8 => numbers!(Int8Array, i8),
@@ -213,7 +233,9 @@ fn read_raw(
             let values = bytes.chunks_exact(8).map(|chunk| i64::from_le_bytes(chunk.try_into().expect("exact chunks")));
             Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
         }
-        ColumnType::Timestamp | ColumnType::Utf8 => texts(tensor, split_raw(tensor, bytes)?.into_iter(), text_time)?,
+        ColumnType::Timestamp | ColumnType::Utf8 => {
+            texts(tensor, split_raw(tensor, bytes, rows)?.into_iter(), text_time)?
+        }
         ColumnType::List(_) => return Err(no_lists(tensor)),
     })
 }
@@ -229,11 +251,17 @@ fn check_size(tensor: &InferInputTensor, bytes: &[u8], expected: usize) -> Resul
         .with("given bytes", bytes.len()))
 }
 
-/// The elements of a raw `BYTES` tensor: four bytes of length, little-endian, then the bytes.
-fn split_raw<'a>(tensor: &InferInputTensor, bytes: &'a [u8]) -> Result<Vec<&'a [u8]>> {
-    let mut elements = Vec::new();
+/// The elements of a raw `BYTES` tensor, one for each row: four bytes of length, little-endian, then the bytes.
+fn split_raw<'a>(tensor: &InferInputTensor, bytes: &'a [u8], rows: usize) -> Result<Vec<&'a [u8]>> {
+    let mut elements = Vec::with_capacity(rows);
     let mut rest = bytes;
     while !rest.is_empty() {
+        if elements.len() == rows {
+            return Err(Error::invalid("a tensor's raw contents do not fit its shape")
+                .with("tensor", &tensor.name)
+                .with("shape", format!("{:?}", tensor.shape))
+                .with("bytes after the last element", rest.len()));
+        }
         let element = rest
             .split_first_chunk::<4>()
             .and_then(|(length, after)| after.split_at_checked(u32::from_le_bytes(*length) as usize));
@@ -255,20 +283,12 @@ fn texts<'a>(tensor: &InferInputTensor, values: impl Iterator<Item = &'a [u8]>, 
     };
     let texts =
         values.enumerate().map(|(row, bytes)| std::str::from_utf8(bytes).map_err(|error| wrong(error.into(), row)));
-    if !as_times {
-        let mut builder = StringBuilder::new();
-        for text in texts {
-            builder.append_value(text?);
-        }
-        return Ok(Arc::new(builder.finish()));
+    let mut builder = StringBuilder::new();
+    for text in texts {
+        builder.append_value(text?);
     }
-    let times = texts
-        .enumerate()
-        .map(|(row, text)| {
-            Ok(Timestamp::parse(text?).map_err(|error| error.with("tensor", &tensor.name).with("row", row))?.micros())
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")))
+    let texts: ArrayRef = Arc::new(builder.finish());
+    if as_times { strict_cast(&Column::nullable(&tensor.name, ColumnType::Timestamp), &texts) } else { Ok(texts) }
 }
 
 fn read_typed(
@@ -277,17 +297,13 @@ fn read_typed(
     tensor: &InferInputTensor,
     contents: &InferTensorContents,
 ) -> Result<ArrayRef> {
-    let narrowed = |array: ArrayRef| -> Result<ArrayRef> {
-        let options = arrow::compute::CastOptions { safe: false, ..arrow::compute::CastOptions::default() };
-        arrow::compute::cast_with_options(&array, &column_type.to_arrow(), &options).map_err(|error| {
-            Error::invalid("a value does not fit its datatype").with("tensor", &tensor.name).source(error)
-        })
-    };
+    let narrowed = |array: ArrayRef| strict_cast(&Column::nullable(&tensor.name, column_type), &array);
     match column_type {
         ColumnType::Boolean => Ok(Arc::new(BooleanArray::from(contents.bool_contents.clone()))),
-        ColumnType::Int8 | ColumnType::Int16 | ColumnType::Int32 | ColumnType::Date => {
+        ColumnType::Int8 | ColumnType::Int16 | ColumnType::Int32 => {
             narrowed(Arc::new(Int32Array::from(contents.int_contents.clone())))
         }
+        ColumnType::Date => Ok(Arc::new(Date32Array::from(contents.int_contents.clone()))),
         ColumnType::UInt8 | ColumnType::UInt16 | ColumnType::UInt32 => {
             narrowed(Arc::new(UInt32Array::from(contents.uint_contents.clone())))
         }

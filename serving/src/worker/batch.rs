@@ -21,6 +21,7 @@ use super::{Answer, Pending, Question, Reply, WorkerOptions, send};
 use crate::features::{DeployedContract, FeatureSource};
 use crate::model::Model;
 use crate::package::Package;
+use crate::predict::too_many_rows;
 
 /// A running worker. It has no task of its own: whoever asks and finds the worker free leads the next batch, so that a
 /// request that comes alone is answered where it stands, without waking anybody.
@@ -84,6 +85,11 @@ impl ContractWorker {
         &self.deployed.contract
     }
 
+    /// The most rows of one request.
+    pub fn most_rows(&self) -> usize {
+        self.most_rows
+    }
+
     /// Its counts since it started.
     pub fn counters(&self) -> Counters {
         self.load.counters.read()
@@ -103,10 +109,7 @@ impl ContractWorker {
     pub async fn ask(self: &Arc<Self>, question: Question) -> Result<Answer> {
         let rows = question.rows;
         if rows > self.most_rows {
-            return Err(Error::invalid("the request has more rows than one may have")
-                .with("rows", rows)
-                .with("limit", self.most_rows)
-                .remedy("send several requests"));
+            return Err(too_many_rows(rows, self.most_rows));
         }
         self.load.admit(rows)?;
         let (reply, answer) = oneshot::channel();
