@@ -9,6 +9,7 @@ mod settings;
 use std::process::ExitCode;
 
 use clap::Parser;
+use springhouse_sql::nesting::STACK_BYTES;
 use tracing_subscriber::EnvFilter;
 
 use commands::Cli;
@@ -24,7 +25,22 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     without_huge_pages();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Planning recurses into expressions: every thread may plan, and the main thread's stack is the shell's to choose.
+    let main = std::thread::Builder::new().name("main".to_owned()).stack_size(STACK_BYTES).spawn(|| run(cli));
+    match main.map(std::thread::JoinHandle::join) {
+        Ok(Ok(code)) => code,
+        // It has said why.
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => {
+            render::complain(&format!("no thread can be started: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_BYTES).build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             render::complain(&format!("the runtime cannot be started: {error}"));

@@ -65,19 +65,27 @@ impl fmt::Display for Diagnostic {
         let gutter = line.to_string().len();
         writeln!(f, "{:gutter$}--> {}:{line}:{column}", "", self.file)?;
         writeln!(f, "{:gutter$} |", "")?;
-        writeln!(f, "{line} | {}", self.line)?;
-        let before: String = self
-            .line
-            .chars()
-            .take(usize::try_from(column.saturating_sub(1)).unwrap_or(0))
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
+        let (shown, index) = excerpt(&self.line, usize::try_from(column.saturating_sub(1)).unwrap_or(0));
+        writeln!(f, "{line} | {shown}")?;
+        let before: String = shown.chars().take(index).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         write!(f, "{:gutter$} | {before}^", "")?;
         if let Some(help) = &self.help {
             write!(f, "\n{:gutter$} = help: {help}", "")?;
         }
         Ok(())
     }
+}
+
+/// The part of a line around one of its characters, and where that one then stands.
+fn excerpt(line: &str, index: usize) -> (String, usize) {
+    const AROUND: usize = 80;
+    let start = index.saturating_sub(AROUND);
+    let mut shown: String = line.chars().skip(start).take(2 * AROUND).collect();
+    let cut = line.chars().nth(start + 2 * AROUND).is_some();
+    if cut {
+        shown.push_str(" ...");
+    }
+    if start == 0 { (shown, index) } else { (format!("... {shown}"), index - start + 4) }
 }
 
 /// All faults of some files, in order of place.

@@ -22,6 +22,7 @@ use springhouse_featurestore::definition::{Column, ColumnType, Contract, Feature
 use springhouse_featurestore::lookup::feature_column;
 use springhouse_featurestore::{Error, Result};
 
+use crate::nesting::check_text;
 use crate::session::{Session, query_error};
 
 /// The columns that input expressions may name.
@@ -70,6 +71,7 @@ impl Scope {
         session: &Session,
         expression: &str,
     ) -> Result<(Arc<dyn PhysicalExpr>, ColumnType), DataFusionError> {
+        check_text(expression)?;
         let state = session.context().state();
         let expression = state.create_logical_expr(expression, &self.logical)?;
         refuse_volatile(&expression)?;

@@ -5,7 +5,7 @@
 //!
 //! The way through it:
 //!
-//! 1. [`parse`] — text to statements with positions; [`print`] — statements to canonical text, which is what versions hash.
+//! 1. [`nesting`] — how much text is taken at all. [`parse`] — text to statements with positions; [`print`] — statements to canonical text, which is what versions hash.
 //! 2. [`check`] — statements against the catalog, in full, to definitions; errors are [`diagnostic::Diagnostics`].
 //! 3. [`change_plan`] — the difference between definitions and the catalog, for people.
 //! 4. [`session`] — the DataFusion session in which tables, sources and views are queries.
@@ -19,6 +19,7 @@ pub mod change_plan;
 pub mod check;
 pub mod diagnostic;
 pub mod inputs;
+pub mod nesting;
 pub mod parse;
 pub mod point_in_time;
 pub mod print;

@@ -18,6 +18,7 @@ pub use statement::{
 };
 
 use crate::diagnostic::{Diagnostic, Position, SourceFile};
+use crate::nesting::{self, TooMuch};
 use cursor::Cursor;
 
 /// What kinds of statement there are, for messages.
@@ -36,6 +37,11 @@ pub struct Parsed {
 /// Reads a definition file.
 pub fn parse(file: &SourceFile) -> Parsed {
     let mut parsed = Parsed { statements: Vec::new(), faults: Vec::new() };
+    let too_much = |much: TooMuch| Diagnostic::new(file, much.at, much.message).help(much.help);
+    if let Err(much) = nesting::check_file(&file.text) {
+        parsed.faults.push(too_much(much));
+        return parsed;
+    }
     let tokens = match Tokenizer::new(&GenericDialect {}, &file.text).tokenize_with_location() {
         Ok(tokens) => tokens,
         Err(error) => {
@@ -48,7 +54,9 @@ pub fn parse(file: &SourceFile) -> Parsed {
         if statement.iter().all(|token| matches!(token.token, Token::Whitespace(_) | Token::EOF)) {
             continue;
         }
-        match parse_statement(file, statement) {
+        // Before anything recurses into it.
+        let read = nesting::check(statement).map_err(|much| Box::new(too_much(much)));
+        match read.and_then(|()| parse_statement(file, statement)) {
             Ok(statements) => parsed.statements.extend(statements),
             Err(fault) => parsed.faults.push(*fault),
         }

@@ -31,6 +31,7 @@ use springhouse_featurestore::{Error, Result};
 pub use local_time::utc_of_local_times;
 pub use sources::EventRange;
 
+use crate::nesting::check_text;
 use crate::windowed::{EventQuery, udaf};
 
 /// Where view data is found by DataFusion.
@@ -141,6 +142,7 @@ impl Session {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names the file that is missing or not of its format.
     pub async fn add_table(&self, table: &Table) -> Result<()> {
+        check_text(&table.text).map_err(query_error)?;
         let parsed = DFParser::parse_sql(&table.text).map_err(query_error)?;
         match parsed.into_iter().next() {
             Some(Statement::CreateExternalTable(create)) => {
@@ -205,12 +207,21 @@ impl Session {
         Ok(Arc::clone(table.schema().inner()))
     }
 
+    /// Plans a query, within the bounds of [`crate::nesting`]: the one way from text to a plan.
+    ///
+    /// # Errors
+    /// DataFusion's own; [`query_error`] makes them ours.
+    pub async fn plan(&self, sql: &str) -> Result<DataFrame, DataFusionError> {
+        check_text(sql)?;
+        self.context.sql(sql).await
+    }
+
     /// Runs a query that people wrote and holds its whole result.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan or run.
     pub async fn query(&self, sql: &str) -> Result<Vec<arrow::array::RecordBatch>> {
-        let frame = self.context.sql(sql).await.map_err(query_error)?;
+        let frame = self.plan(sql).await.map_err(query_error)?;
         frame.collect().await.map_err(query_error)
     }
 
@@ -243,7 +254,7 @@ impl Session {
         let failed = |error: DataFusionError| {
             Error::invalid("a view's query does not run").with("view", &view.name).source(error)
         };
-        let mut frame = self.context.sql(&view.query).await.map_err(failed)?;
+        let mut frame = self.plan(&view.query).await.map_err(failed)?;
         if view.windowed.is_some() {
             let events = EventQuery::take_apart(frame.logical_plan()).map_err(failed)?;
             frame = events.frame(self, &view.row_time.columns()).map_err(failed)?;
@@ -381,6 +392,11 @@ pub fn query_error(error: DataFusionError) -> Error {
             Error::unavailable(message).remedy("give more memory: query_bytes in springhouse.toml")
         }
         DataFusionError::Internal(_) => Error::internal(message),
+        // One of ours that went through DataFusion.
+        DataFusionError::External(own) => match own.downcast_ref::<Error>() {
+            Some(own) => Error::new(own.kind(), own.to_string()),
+            None => Error::invalid(message),
+        },
         _ => Error::invalid(message),
     }
 }

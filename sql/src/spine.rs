@@ -29,6 +29,9 @@ pub const ROW: &str = "@row";
 /// The time as of which a row's features are wanted.
 pub const TIME: &str = "@time";
 
+/// The most characters of a query that an error shows.
+const SHOWN: usize = 200;
+
 /// Where a spine comes from, and which of its columns is the time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpineSource {
@@ -171,7 +174,8 @@ pub async fn read(session: &Session, from: &str) -> Result<DataFrame> {
     let context = session.context();
     let trimmed = from.trim_start().to_lowercase();
     if trimmed.starts_with("select") || trimmed.starts_with("with") || trimmed.starts_with('(') {
-        return context.sql(from).await.map_err(|error| query_error(error).with("query", from));
+        let start: String = from.chars().take(SHOWN).collect();
+        return session.plan(from).await.map_err(|error| query_error(error).with("query", start));
     }
     let place = session.locate(from);
     if !Path::new(&place).exists() && !place.contains("://") {

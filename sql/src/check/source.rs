@@ -89,7 +89,7 @@ impl Checker<'_> {
         let names: Vec<String> = self.tables.keys().cloned().collect();
         let Some(tables) = self.relations(file, query, "table", &names) else { return Ok(None) };
         let (text, at) = (query.value.to_string(), query.at);
-        if let Err(error) = self.session.context().sql(&text).await {
+        if let Err(error) = self.session.plan(&text).await {
             self.query_fault(file, at, &error);
             return Ok(None);
         }

@@ -37,7 +37,7 @@ impl Checker<'_> {
             Some(_) => udaf::plannable(&view.query.value).to_string(),
             None => view.query.value.to_string(),
         };
-        let planned = self.session.context().sql(&query).await.and_then(|frame| {
+        let planned = self.session.plan(&query).await.and_then(|frame| {
             refuse_volatile_plan(frame.logical_plan())?;
             if view.windows.is_none() {
                 udaf::refuse(frame.logical_plan())?;

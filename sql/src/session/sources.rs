@@ -157,7 +157,7 @@ impl Session {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan, and for types that cannot be carried.
     pub async fn source_frame(&self, query: &str, event_time: &EventTime) -> Result<DataFrame> {
-        let frame = self.context.sql(query).await.map_err(query_error)?;
+        let frame = self.plan(query).await.map_err(query_error)?;
         let mut columns = Vec::new();
         for field in frame.schema().fields() {
             let mut expression = ident(field.name());
