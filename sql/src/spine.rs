@@ -2,6 +2,7 @@
 
 mod features;
 mod sample;
+mod strict;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -85,17 +86,6 @@ impl Spine {
     pub async fn open(session: &Session, source: &SpineSource, contract: &Contract) -> Result<Self> {
         let ordered = session.ordered();
         let frame = read(&ordered, &source.from).await?;
-        let mut columns: Vec<Expr> = Vec::new();
-        for field in frame.schema().fields() {
-            let name = field.name();
-            if name.contains('@') {
-                return Err(Error::invalid("a spine column has '@' in its name")
-                    .with("column", name)
-                    .remedy("rename it: such names are the system's own"));
-            }
-            let wanted = contract.request.iter().find(|column| &column.name == name);
-            columns.push(typed(name, field.data_type(), wanted, &source.time)?);
-        }
         let has = |name: &str| frame.schema().has_column_with_unqualified_name(name);
         let missing: Vec<&str> = contract
             .request
@@ -111,13 +101,28 @@ impl Spine {
                 .with("given", given.join(", "))
                 .remedy("select them in the spine; name the time column with --time"));
         }
-        let frame = frame.select(columns).map_err(query_error)?;
+        let mut columns: Vec<Expr> = Vec::new();
+        for field in frame.schema().fields() {
+            let name = field.name();
+            if name.contains('@') {
+                return Err(Error::invalid("a spine column has '@' in its name")
+                    .with("column", name)
+                    .remedy("rename it: such names are the system's own"));
+            }
+            let wanted = contract.request.iter().find(|column| &column.name == name);
+            columns.push(typed(name, field.data_type(), wanted, &source.time)?);
+        }
         let micros = lit(ScalarValue::new_interval_mdn(0, 0, source.lag.micros().saturating_mul(1_000)));
         let time = exact(&source.time);
         let time = if source.lag == Span::ZERO { time } else { time - micros };
         let time = cast(time, ColumnType::Timestamp.to_arrow());
-        let times = frame.clone().select(vec![time.clone().alias(TIME)]).map_err(query_error)?;
-        let frame = frame.with_column(ROW, row_number()).map_err(query_error)?;
+        let given = frame.schema().fields().iter().position(|field| *field.name() == source.time);
+        let times = frame.clone().select(given.map(|index| columns[index].clone())).map_err(query_error)?;
+        let times = times.select(vec![time.clone().alias(TIME)]).map_err(query_error)?;
+        columns.push(exact(ROW));
+        // Numbered before anything is read in its type: a value that is refused is named by its row.
+        let frame =
+            frame.with_column(ROW, row_number()).and_then(|frame| frame.select(columns)).map_err(query_error)?;
         let frame = frame.with_column(TIME, time).map_err(query_error)?;
         Ok(Self { frame, times, session: session.clone() })
     }
@@ -216,9 +221,21 @@ fn typed(name: &str, data_type: &DataType, wanted: Option<&Column>, time: &str) 
             Err(_) => data_type.clone(),
         },
     };
-    if matches!(target, DataType::Timestamp(..)) && matches!(data_type, DataType::Timestamp(_, None)) {
+    let is_time = name == time || matches!(target, DataType::Timestamp(..));
+    if is_time && matches!(data_type, DataType::Timestamp(_, None)) {
         ColumnType::from_arrow(data_type).map_err(zoned)?;
     }
+    if is_time && (data_type.is_numeric() || *data_type == DataType::Boolean) {
+        return Err(zoned(Error::invalid("a time is not a TIMESTAMP"))
+            .with("given", data_type)
+            .remedy("make it one: to_timestamp_micros(column) AT TIME ZONE 'UTC', or another unit or zone"));
+    }
     let expression = exact(name);
-    Ok(if *data_type == target { expression } else { cast(expression, target).alias(name) })
+    if *data_type == target {
+        return Ok(expression);
+    }
+    Ok(match wanted {
+        Some(column) if !is_time => strict::strict_cast(column, expression, exact(ROW)).alias(name),
+        _ => cast(expression, target).alias(name),
+    })
 }
