@@ -10,6 +10,7 @@
 //! | `DoAction` | `contracts`, `status`, `follow`, `clock` | JSON |
 //! | `GetFlightInfo`, `ListFlights` | a command, or nothing | schemas and tickets; a ticket is its command |
 
+mod bounds;
 mod client;
 mod command;
 mod lookup;

@@ -5,11 +5,11 @@
 //! reached is tried again after a wait; until then lookups are refused at once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, AsArray, RecordBatch, new_null_array};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
@@ -227,6 +227,14 @@ impl FeatureSource for RemoteFeatures {
     }
 
     async fn lookup(&self, contract: &Pinned, keys: RecordBatch) -> Result<RecordBatch> {
+        if keys.num_rows() == 0 {
+            // The writer of questions sends nothing for a batch without rows: one of nulls has the same columns.
+            let nulls = keys.schema().fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+            let fields =
+                keys.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
+            let one = RecordBatch::try_new(Arc::new(Schema::new::<Vec<Field>>(fields)), nulls)?;
+            return Ok(self.lookup(contract, one).await?.slice(0, 0));
+        }
         if let Some(exchange) = self.take_idle(contract) {
             // The server may have been restarted since; a lookup changes nothing, so it may be asked again.
             match self.ask(contract, exchange, keys.clone()).await {

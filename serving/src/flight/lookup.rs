@@ -3,23 +3,50 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::decode::FlightRecordBatchStream;
-use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
-use arrow_flight::{FlightData, FlightDescriptor};
+use arrow_flight::{FlightData, FlightDescriptor, SchemaAsIpc};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::Error;
-use springhouse_featurestore::lookup::LookupPlan;
+use springhouse_featurestore::lookup::{LookupPlan, MOST_ROWS};
 use tonic::{Status, Streaming};
 
+use super::bounds::{Bounds, bounded, check_unpacked};
 use super::command::Command;
 use super::malformed;
 use crate::features::FeatureServer;
 use crate::status::to_status;
 
-/// Answers are never split: a client pairs them with its questions by counting.
-const WHOLE_BATCHES: usize = usize::MAX;
+/// Writes answers as messages, each as one: a client pairs them with its questions by counting. `arrow-flight`'s own writer
+/// sends nothing for a batch without rows.
+struct Answers {
+    generator: IpcDataGenerator,
+    /// Answers have no dictionaries.
+    dictionaries: DictionaryTracker,
+    options: IpcWriteOptions,
+    context: IpcWriteContext,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            generator: IpcDataGenerator::default(),
+            dictionaries: DictionaryTracker::new(false),
+            options: IpcWriteOptions::default(),
+            context: IpcWriteContext::default(),
+        }
+    }
+}
+
+impl Answers {
+    fn write(&mut self, answer: &RecordBatch) -> Result<FlightData, Status> {
+        let written = self.generator.encode(answer, &mut self.dictionaries, &self.options, &mut self.context);
+        written.map(|(_, answer)| answer.into()).map_err(|error| to_status(error.into()))
+    }
+}
 
 /// The answers to an exchange.
 pub(super) async fn exchange(
@@ -32,17 +59,15 @@ pub(super) async fn exchange(
     // Some clients send the descriptor alone, others with the schema.
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let keys = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
-    let schema = Arc::clone(plan.schema());
-    let answers = FlightRecordBatchStream::new_from_flight_data(keys.boxed()).map(move |batch| {
-        let batch = batch.map_err(|error| FlightError::Tonic(Box::new(malformed("keys", &error))))?;
-        server.lookup_with(&plan, &batch).map_err(|error| FlightError::Tonic(Box::new(to_status(error))))
+    let keys = bounded(keys, Bounds::new("keys", MOST_ROWS));
+    let mut writer = Answers::default();
+    let schema = FlightData::from(SchemaAsIpc::new(plan.schema(), &writer.options));
+    let answers = FlightRecordBatchStream::new_from_flight_data(keys).map(move |batch| {
+        let batch = batch.map_err(|error| malformed("keys", &error))?;
+        check_unpacked(&batch)?;
+        writer.write(&server.lookup_with(&plan, &batch).map_err(to_status)?)
     });
-    let encoded = FlightDataEncoderBuilder::new()
-        .with_max_flight_data_size(WHOLE_BATCHES)
-        .with_schema(schema)
-        .build(answers)
-        .map_err(Status::from);
-    Ok(encoded.boxed())
+    Ok(stream::iter([Ok(schema)]).chain(answers).boxed())
 }
 
 fn plan_for(server: &FeatureServer, descriptor: &FlightDescriptor) -> Result<Arc<LookupPlan>, Status> {

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded, check_unpacked};
 use super::command::Command;
 use super::malformed;
 use crate::status::to_status;
@@ -62,6 +63,15 @@ impl Room {
     }
 }
 
+/// The bytes of a batch's values; of a compressed one they are more than were sent.
+fn bytes_of(events: &RecordBatch) -> usize {
+    let sizes = events.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+    // The size of a layout that Arrow cannot tell is that of its buffers.
+    let sizes =
+        sizes.zip(events.columns()).map(|(size, column)| size.unwrap_or_else(|_| column.get_buffer_memory_size()));
+    sizes.sum()
+}
+
 /// What a producer sends.
 struct Incoming {
     messages: FlightDataDecoder,
@@ -84,7 +94,8 @@ impl Incoming {
                 DecodedPayload::None if metadata.is_empty() => continue,
                 DecodedPayload::None => RecordBatch::new_empty(Arc::clone(&self.schema)),
             };
-            let permit = self.room.clone().take(message.inner.data_body.len()).await?;
+            check_unpacked(&events)?;
+            let permit = self.room.clone().take(message.inner.data_body.len().max(bytes_of(&events))).await?;
             let ack = self.sink.submit(&self.source, events, header(&metadata)?).await.map_err(to_status)?;
             let answer = async move {
                 let ack = ack.await.map_err(to_status)?;
@@ -114,7 +125,7 @@ pub(super) async fn put(
     // Some clients send the descriptor alone, others with the schema.
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let messages = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
-    let messages = FlightDataDecoder::new(messages);
+    let messages = FlightDataDecoder::new(bounded(messages, Bounds::new("events", MOST_PUSHED_ROWS)));
     let incoming = Incoming { messages, sink, source: push.source, schema, room };
     let answers = stream::try_unfold(incoming, Incoming::submit);
     let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
