@@ -16,13 +16,13 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::server::Router;
 
+use crate::connections;
 use crate::features::{FeatureServer, FeatureSource};
 use crate::flight::FlightServer;
 use crate::generated::DESCRIPTORS;
 use crate::generated::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::http::{self, Measure};
 use crate::metrics::Metrics;
-use crate::network;
 use crate::predict::PredictService;
 use crate::worker::Contracts;
 
@@ -100,7 +100,7 @@ impl App {
             tasks.spawn(serve_http(listener, measure, stop.clone()));
         }
         let served = self.listeners.into_iter().map(|listener| {
-            let incoming = network::incoming(listener);
+            let incoming = connections::incoming(listener);
             drain(router.clone().serve_with_incoming_shutdown(incoming, stopped(stop.clone())), stop.clone())
         });
         futures::future::try_join_all(served).await?;
@@ -124,7 +124,7 @@ impl App {
             health.set_serving::<GrpcInferenceServiceServer<PredictService>>().await;
         }
         let flight = self.store.as_ref().map(|part| part.flight.clone().into_service());
-        Ok(network::server()
+        Ok(connections::server()
             .add_service(health_service)
             .add_service(reflection)
             .add_optional_service(predict)
@@ -166,9 +166,10 @@ async fn serve_http(listener: TcpListener, measure: Measure, stop: watch::Receiv
 }
 
 async fn serve_socket(flight: FlightServer, listener: UnixListener, stop: watch::Receiver<bool>) {
-    let served = network::server()
+    let incoming = connections::bounded_calls(UnixListenerStream::new(listener));
+    let served = connections::server()
         .add_service(flight.into_service())
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop.clone()));
+        .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
     if let Err(error) = drain(served, stop).await {
         tracing::error!(error = %error, "the Unix socket failed");
     }

@@ -9,6 +9,7 @@ use axum::routing::get;
 use springhouse_featurestore::{Error, Result};
 use tokio::net::TcpListener;
 
+use crate::connections::HttpListener;
 use crate::metrics::Metrics;
 
 /// The media type of the `OpenMetrics` text format.
@@ -30,7 +31,7 @@ pub async fn serve(
     let router = Router::new()
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; /metrics has the metrics\n") });
-    axum::serve(listener, router)
+    axum::serve(HttpListener::new(listener), router)
         .with_graceful_shutdown(stopped)
         .await
         .map_err(|error| Error::unavailable("the HTTP port failed").source(error))

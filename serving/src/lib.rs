@@ -19,6 +19,7 @@
 //! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
 
 pub mod app;
+mod connections;
 pub mod features;
 pub mod flight;
 #[expect(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated from proto/inference.proto")]

@@ -4,8 +4,6 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 
 /// A connection that is not there by then is none. Across the world it takes a third of a second.
@@ -48,10 +46,4 @@ fn asking(endpoint: Endpoint, wait: Duration) -> Endpoint {
 /// A server that closes the connections of clients that have gone.
 pub(crate) fn server() -> Server {
     Server::builder().http2_keepalive_interval(Some(ASK_CLIENT_EVERY)).http2_keepalive_timeout(Some(CLIENTS_WAIT))
-}
-
-/// A listener's connections, as they come.
-pub(crate) fn incoming(listener: TcpListener) -> TcpIncoming {
-    // Without the first an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
-    TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(ASK_CLIENT_EVERY))
 }
