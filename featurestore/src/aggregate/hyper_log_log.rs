@@ -153,7 +153,8 @@ impl HyperLogLog {
         }
         let one = |_| {
             let [high, low, rank] = super::read_array(bytes)?;
-            Ok((u16::from_be_bytes([high, low]), rank))
+            let register = u16::from_be_bytes([high, low]);
+            if usize::from(register) < REGISTERS { Ok((register, rank)) } else { Err(super::value::cut()) }
         };
         Ok(Self { registers: Registers::Listed((0..listed).map(one).collect::<Result<_>>()?) })
     }

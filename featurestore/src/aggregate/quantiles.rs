@@ -148,7 +148,8 @@ impl Quantiles {
         let buckets = u32::from_be_bytes(super::read_array(bytes)?);
         let one = |_| {
             let bucket = u32::from_be_bytes(super::read_array(bytes)?) ^ 1 << 31;
-            Ok((bucket.cast_signed(), u64::from_be_bytes(super::read_array(bytes)?)))
+            let count = super::value::checked_count(u64::from_be_bytes(super::read_array(bytes)?))?;
+            Ok((bucket.cast_signed(), count))
         };
         let mut counts = Buckets::Listed((0..buckets).map(one).collect::<Result<_>>()?);
         counts.keep_short();

@@ -3,7 +3,7 @@
 //! Bytes: the count (a varint), then the parts that the layout names, in the order of [`Parts`]; before those from the
 //! ends on, 0 where all of them are empty and they are left out, else 1.
 
-use super::value::{read_varint, write_varint};
+use super::value::{checked_count, read_varint, write_varint};
 use super::variance::{deviation, variance};
 use super::{
     Distinct, Divisor, Ends, Extremes, Held, HyperLogLog, LastValues, Quantiles, TopValues, Total, Value, read_array,
@@ -293,7 +293,7 @@ impl Summary {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when they end too early.
     pub fn merge_encoded(&mut self, parts: Parts, bytes: &mut &[u8]) -> Result<()> {
-        self.count += read_varint(bytes)?;
+        self.count += checked_count(read_varint(bytes)?)?;
         if parts.any(Parts::TOTAL) {
             self.total.merge_encoded(bytes)?;
         }

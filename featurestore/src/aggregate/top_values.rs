@@ -22,7 +22,7 @@ use std::cmp::Reverse;
 use twox_hash::XxHash64;
 
 use super::sorted::merge_sorted;
-use super::value::{read_varint, write_varint};
+use super::value::{checked_count, read_varint, write_varint};
 use super::{Held, Value, read_array};
 use crate::Result;
 use crate::time::Timestamp;
@@ -295,7 +295,7 @@ impl TopValues {
             let mut values = Vec::new();
             for _ in 0..count {
                 let (value, rank) = ranked(bytes)?;
-                values.push(Counted { value, rank, count: read_varint(bytes)? });
+                values.push(Counted { value, rank, count: checked_count(read_varint(bytes)?)? });
             }
             return Ok(Self { counts: Counts::Few(values) });
         }
@@ -305,7 +305,7 @@ impl TopValues {
         }
         sketch.keep_least();
         for count in &mut sketch.counts {
-            *count = read_varint(bytes)?;
+            *count = checked_count(read_varint(bytes)?)?;
         }
         Ok(Self { counts: Counts::Many(sketch) })
     }

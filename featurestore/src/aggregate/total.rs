@@ -7,6 +7,7 @@
 
 use super::Dyadic;
 use super::dyadic::parts;
+use super::value::checked_count;
 use crate::{Error, Result};
 
 /// An exact total.
@@ -126,7 +127,7 @@ impl Total {
         if flags & 1 == 1 {
             for count in &mut self.special {
                 let (head, tail) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
-                *count += u64::from_be_bytes(*head);
+                *count += checked_count(u64::from_be_bytes(*head))?;
                 rest = tail;
             }
         }

@@ -117,6 +117,11 @@ pub(super) fn cut() -> Error {
         .remedy("delete the disk tier's folder; it is rebuilt from object storage")
 }
 
+/// A count of events as it was stored; one that no store can hold is damage, and sums of such would overflow.
+pub(super) fn checked_count(count: u64) -> Result<u64> {
+    if count >> 48 == 0 { Ok(count) } else { Err(cut()) }
+}
+
 /// Reads some bytes and moves past them.
 pub(super) fn read_array<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N]> {
     let (head, rest) = bytes.split_first_chunk().ok_or_else(cut)?;

@@ -419,6 +419,42 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn damaged_chunks_are_named_or_read_and_never_panic(
+            events in proptest::collection::vec((0_i64..6_000_000, proptest::option::of(-50_i32..50)), 1..12),
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let layout = layout(60, ["2 hours", "3 days", "40 days"]);
+            let chunks = ChunkLayout::new(&layout);
+            let mut tiles = EntityTiles::default();
+            for (second, tenths) in events {
+                let (at, value) = (Timestamp::from_micros(second * 1_000_000), tenths.map(|t| Value::Float(f64::from(t))));
+                tiles.add(&layout, at, at, |_| value);
+            }
+            let reads = ChunkReads::new(&layout, &chunks, Timestamp::from_micros(6_000_000_000_000));
+            for (id, whole) in chunks.encode(&layout, &tiles) {
+                let mut bytes = whole.clone();
+                for (place, byte) in &changes {
+                    *place.get_mut(&mut bytes) = *byte;
+                }
+                if let Some(cut) = cut {
+                    bytes.truncate(cut.index(whole.len()));
+                }
+                let merged = merge_values(&whole, &bytes);
+                let mut totals = vec![layout.empty(); reads.totals.len()];
+                for (_, wanted) in reads.chunks.iter().filter(|(read, _)| *read == id) {
+                    // Either is an answer; what is read of a damaged chunk goes on to the windows.
+                    let read = add_chunk(&bytes, wanted, &mut totals);
+                    prop_assert!(read.is_ok() || read.is_err_and(|error| error.kind() == crate::ErrorKind::Damaged));
+                }
+                reads.windows(&layout, &totals);
+                prop_assert!(merged.is_ok() || merged.is_err_and(|error| error.kind() == crate::ErrorKind::Damaged));
+            }
+        }
+    }
+
     #[test]
     fn of_two_rows_the_greater_holds_and_damage_is_named() {
         assert_eq!(merge_values(b"a", b"b").expect("rows"), b"b".as_slice());
