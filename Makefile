@@ -12,7 +12,7 @@ export SPRINGHOUSE_PYTHON := $(VENV)/bin/python
 BUILD := cargo build --workspace --all-targets
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: bench bench-scale
+.PHONY: bench bench-scale fuzz
 .PHONY: help setup venv build demo demo-stay test lint fmt clean
 
 help: ## Show the targets
@@ -53,6 +53,10 @@ demo-stay: build ## The same, and leave the servers up
 test: build venv ## All tests, those with real servers and foreign clients included
 	@if cargo nextest --version > /dev/null 2>&1; then cargo nextest run --workspace --no-fail-fast; \
 	else cargo test --workspace --no-fail-fast; fi
+
+fuzz: build ## Mutate what comes from outside or from disk, for FOR seconds (600) from SEED (the time)
+	@seed=$${SEED:-$$(date +%s)}; for=$${FOR:-600}; echo "seed $$seed, $$for seconds: SEED=$$seed make fuzz does the same again"; \
+	SPRINGHOUSE_FUZZ_SEED=$$seed SPRINGHOUSE_FUZZ_SECONDS=$$for cargo test --workspace --test integration -- fuzz::
 
 bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs, skewed or pushes)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)

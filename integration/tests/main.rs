@@ -3,8 +3,10 @@
 mod architecture;
 mod backfill;
 mod bad_definitions;
+mod bounds;
 mod crash;
 mod flights;
+mod fuzz;
 mod generated_code;
 mod language;
 mod lists;

@@ -15,13 +15,13 @@ use crate::diagnostic::Position;
 
 /// The stack that a thread needs to plan the tallest text that is taken: some 32 KiB for each level, several times what the
 /// planner was seen to use in a build without optimisation.
-pub const STACK_BYTES: usize = 16 << 20;
+pub const STACK_BYTES: usize = 32 << 20;
 
 /// The most operators that an expression may have one in another. What people write has tens, generated filters hundreds.
-const MOST_LEVELS: usize = 500;
+const MOST_LEVELS: usize = 1_000;
 
 /// The levels that a join or a set operation counts as: several nodes of a plan stand for it.
-const JOIN_LEVELS: usize = 4;
+const JOIN_LEVELS: usize = 8;
 
 /// The most `SELECT`s of a statement: each is a level of the plan where one reads from another.
 const MOST_SELECTS: usize = 100;
@@ -117,9 +117,13 @@ enum Opened {
 #[derive(Debug, Clone, Copy)]
 struct Group {
     opened: Opened,
-    /// Operators of the item that is read.
+    /// `AND`s and `OR`s of the item that is read; nothing binds less, so the terms between them do not add up.
+    connectives: usize,
+    /// The tallest of that item's terms before.
+    terms: usize,
+    /// Operators of the term that is read.
     operators: usize,
-    /// The tallest group in that item.
+    /// The tallest group in that term.
     inner: usize,
     /// The tallest of the items before.
     before: usize,
@@ -131,17 +135,29 @@ struct Group {
 
 impl Group {
     fn new(opened: Opened) -> Self {
-        Self { opened, operators: 0, inner: 0, before: 0, joins: 0, tables: false }
+        Self { opened, connectives: 0, terms: 0, operators: 0, inner: 0, before: 0, joins: 0, tables: false }
     }
 
     fn height(&self) -> usize {
-        self.before.max(self.operators + self.inner) + self.joins * JOIN_LEVELS
+        self.before.max(self.item()) + self.joins * JOIN_LEVELS
+    }
+
+    /// The height of the item that is read.
+    fn item(&self) -> usize {
+        self.connectives + self.terms.max(self.operators + self.inner)
+    }
+
+    /// The next term of the item begins.
+    fn connect(&mut self) {
+        self.terms = self.terms.max(self.operators + self.inner);
+        (self.operators, self.inner) = (0, 0);
+        self.connectives += 1;
     }
 
     /// The next item begins.
     fn next(&mut self) {
-        self.before = self.before.max(self.operators + self.inner);
-        (self.operators, self.inner) = (0, 0);
+        self.before = self.before.max(self.item());
+        (self.connectives, self.terms, self.operators, self.inner) = (0, 0, 0, 0);
     }
 }
 
@@ -215,10 +231,8 @@ impl Levels {
         let distinct = self.distinct;
         let top = self.top();
         match word.keyword {
-            Keyword::AND
-            | Keyword::OR
-            | Keyword::XOR
-            | Keyword::NOT
+            Keyword::AND | Keyword::OR | Keyword::XOR => top.connect(),
+            Keyword::NOT
             | Keyword::IS
             | Keyword::NOTNULL
             | Keyword::IN
@@ -309,7 +323,7 @@ mod tests {
     #[test]
     fn what_people_and_generators_write_is_taken() {
         for text in [
-            chain("x = 1", " OR ", 240),
+            chain("x = 1", " OR ", 900),
             format!("SELECT {} FROM t", chain("a + b AS c", ", ", 5_000)),
             format!("x IN ({})", chain("1", ", ", 20_000)),
             format!("CASE {} ELSE 0 END", chain("WHEN a = 1 AND b = 2 THEN 3", " ", 2_000)),
@@ -326,18 +340,18 @@ mod tests {
     #[test]
     fn what_would_exhaust_a_stack_is_refused_with_its_place() {
         let sum = refused(&format!("SELECT\n{}", chain("1", "+", 499_000)));
-        assert!(sum.contains("line: 2, column: 1002") && sum.contains("operators"), "{sum}");
-        let inner = format!("({})", chain("1", "+", 300));
+        assert!(sum.contains("line: 2, column: 2002") && sum.contains("operators"), "{sum}");
+        let inner = format!("({})", chain("1", "+", 600));
         for text in [
             chain("x = 1", " OR ", 4_000),
-            chain("NOT", " ", 1_000),
+            chain("NOT", " ", 2_000),
             format!("{}1{}", "(".repeat(2_000), ")".repeat(2_000)),
-            format!("{inner} + {}", chain("1", "+", 300)),
-            format!("({} + {inner})", chain("1", "+", 300)),
-            format!("x{}", "::INT".repeat(1_000)),
-            format!("x{}", "[1]".repeat(1_000)),
-            format!("CAST(x AS {}INT{})", "ARRAY<".repeat(1_000), ">".repeat(1_000)),
-            format!("{} x {}", "CASE WHEN ".repeat(1_000), "THEN 1 END ".repeat(1_000)),
+            format!("{inner} + {}", chain("1", "+", 600)),
+            format!("({} + {inner})", chain("1", "+", 600)),
+            format!("x{}", "::INT".repeat(2_000)),
+            format!("x{}", "[1]".repeat(2_000)),
+            format!("CAST(x AS {}INT{})", "ARRAY<".repeat(2_000), ">".repeat(2_000)),
+            format!("{} x {}", "CASE WHEN ".repeat(2_000), "THEN 1 END ".repeat(2_000)),
             format!("SELECT 1 FROM {}", chain("t", ", ", 1_000)),
             format!("SELECT 1 FROM t {}", "CROSS JOIN t ".repeat(1_000)),
             chain("SELECT 1", " UNION ", 1_000),

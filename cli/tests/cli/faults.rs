@@ -179,3 +179,29 @@ fn two_appliers_at_once_lose_nothing() {
     assert!(log.contains("commit 1") && log.contains("commit 2"), "{log}");
     assert!(log.contains("+ entity gate") && log.contains("+ contract arrival_delay"), "{log}");
 }
+
+#[test]
+fn text_that_nests_too_deeply_is_refused_with_its_place_and_hundreds_of_terms_are_not() {
+    let project = applied();
+    let features = std::fs::read_to_string(project.path("features.sql")).expect("readable");
+    let with_terms = |terms: usize| {
+        let terms: Vec<String> = (0..terms).map(|term| format!("carrier = 'C{term}'")).collect();
+        let view = format!(
+            "CREATE FEATURE VIEW chosen ENTITY airport EVENT TIME departed_at REFRESH EVERY '1 hour'\n  \
+             AS SELECT origin, departed_at, dep_delay FROM departures WHERE {};\n",
+            terms.join(" OR ")
+        );
+        project.write("features.sql", format!("{features}\n{view}"));
+    };
+    with_terms(300);
+    assert!(project.ok(&format!("{AT} plan")).contains("chosen"));
+    with_terms(4_000);
+    project.fails(&format!("{AT} plan"), &["operators one in another", "--> features.sql:", "help: write column IN"]);
+    project.write("features.sql", &features);
+    let sum = vec!["1"; 40_000].join("+");
+    project.fails(
+        &format!("{AT} training-set arrival_delay --time t --spine 'SELECT {sum}' --out x.parquet"),
+        &["operators one in another", "line: 1"],
+    );
+    project.fails(&format!("{AT} query 'SELECT {sum}'"), &["operators one in another", "line: 1"]);
+}
