@@ -185,7 +185,7 @@ fn text_that_nests_too_deeply_is_refused_with_its_place_and_hundreds_of_terms_ar
     let project = applied();
     let features = std::fs::read_to_string(project.path("features.sql")).expect("readable");
     let with_terms = |terms: usize| {
-        let terms: Vec<String> = (0..terms).map(|term| format!("carrier = 'C{term}'")).collect();
+        let terms: Vec<String> = (0..terms).map(|term| format!("dep_delay = {term}")).collect();
         let view = format!(
             "CREATE FEATURE VIEW chosen ENTITY airport EVENT TIME departed_at REFRESH EVERY '1 hour'\n  \
              AS SELECT origin, departed_at, dep_delay FROM departures WHERE {};\n",
