@@ -229,10 +229,10 @@ impl FeatureSource for RemoteFeatures {
     async fn lookup(&self, contract: &Pinned, keys: RecordBatch) -> Result<RecordBatch> {
         if keys.num_rows() == 0 {
             // The writer of questions sends nothing for a batch without rows: one of nulls has the same columns.
-            let nulls = keys.schema().fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
-            let fields =
-                keys.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
-            let one = RecordBatch::try_new(Arc::new(Schema::new::<Vec<Field>>(fields)), nulls)?;
+            let schema = keys.schema();
+            let nulls = schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+            let nullable = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+            let one = RecordBatch::try_new(Arc::new(Schema::new(nullable.collect::<Vec<Field>>())), nulls)?;
             return Ok(self.lookup(contract, one).await?.slice(0, 0));
         }
         if let Some(exchange) = self.take_idle(contract) {
