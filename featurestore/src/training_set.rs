@@ -34,6 +34,9 @@ pub struct TrainingSetCommand {
 /// The most parts of a training set.
 pub const MOST_PARTS: usize = 1_024;
 
+/// The most bytes of the tickets of all parts: each holds the spine.
+const MOST_TICKET_BYTES: usize = 16 << 20;
+
 impl TrainingSetCommand {
     /// The commands of the parts; this one alone where it names its part or wants none.
     pub fn endpoints(&self) -> Vec<Self> {
@@ -55,6 +58,12 @@ impl TrainingSetCommand {
                 .with("parts", of)
                 .with("part", index)
                 .remedy(format!("ask for 1 to {MOST_PARTS} parts, counted from 0")));
+        }
+        if self.part.is_none() && self.spine.len().saturating_mul(of) > MOST_TICKET_BYTES {
+            return Err(Error::invalid("the spine is too long to be repeated in the ticket of each part")
+                .with("bytes", self.spine.len())
+                .with("parts", of)
+                .remedy("ask for fewer parts, or put the query into a table of the project"));
         }
         Ok(self.part.map(|index| SpinePart { index, of }))
     }
