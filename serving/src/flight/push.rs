@@ -41,6 +41,9 @@ const MOST_UNREAD: usize = 64 << 10;
 /// Bytes of batches that are under way at once, of all producers together.
 const UNDER_WAY_BYTES: usize = 64 << 20;
 
+/// The most bytes of a push header: a producer's name is kept with each of its words.
+const MOST_METADATA_BYTES: usize = 4 << 10;
+
 /// What a place in the room stands for.
 const PLACE_BYTES: usize = 1 << 10;
 
@@ -157,6 +160,14 @@ async fn take(mut answers: BoxStream<'static, Answer>, told: mpsc::Sender<Answer
 fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
     if metadata.is_empty() {
         return Ok(PushHeader::default());
+    }
+    if metadata.len() > MOST_METADATA_BYTES {
+        return Err(to_status(
+            Error::invalid("a batch's metadata is longer than a push header may be")
+                .with("bytes", metadata.len())
+                .with("limit", MOST_METADATA_BYTES)
+                .remedy("name producers shortly: their names are kept for ever"),
+        ));
     }
     serde_json::from_slice(metadata).map_err(|error| {
         to_status(
