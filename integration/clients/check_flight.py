@@ -81,6 +81,11 @@ for place in (f"grpc://{address}", f"grpc+unix://{socket}"):
     fails(lambda: client.do_get(flight.Ticket(b'{"lookup": {"contract": "fraud"}}')).read_all(), "DoExchange")
     fails(lambda: client.get_flight_info(command({"lookup": {"contract": "nothing"}})), "no such contract", "fraud")
     fails(lambda: lookup(client, [pa.record_batch({"user": ["ann"]})]), "a key column is missing", "user_name")
+    fails(lambda: lookup(client, [pa.record_batch({"user_name": ["ann"], "usre": ["ann"]})]), "not a key", "usre")
+    fails(lambda: lookup(client, [pa.record_batch({"user_name": [None, 7]})]), "user_name", "row: 1", "value: 7")
+    fails(lambda: lookup(client, [pa.record_batch({"user_name": [{"first": "ann"}]})]), "user_name", "no column of ours")
+    none, again = lookup(client, [keys.slice(0, 0), keys])
+    assert none.num_rows == 0 and none.schema == first.schema and again.num_rows == 5, none
     order["training_set"]["spine"] = "SELECT 1 AS t"
     fails(lambda: client.do_get(flight.Ticket(json.dumps(order).encode())).read_all(), "user_name")
     fails(lambda: list(client.do_action("explode")), "no such action", "status")

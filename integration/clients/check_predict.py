@@ -89,6 +89,11 @@ fails("INVALID_ARGUMENT", "wrong shape", lambda: client.infer("fraud", [tensor("
 fails("INVALID_ARGUMENT", "wrong shape", lambda: client.infer("fraud", [tensor("user_name", [["a", "b"]]), tensor("country", [["a", "b"]])]))
 fails("INVALID_ARGUMENT", "no rows", lambda: stub.ModelInfer(typed({"user_name": [], "country": []})))
 fails("INVALID_ARGUMENT", "more rows than one may have", lambda: client.infer("fraud", [tensor("country", ["NL"] * 101)]))
+many = [("country", "BYTES"), ("user_name", "BYTES")]
+huge = pb.ModelInferRequest(model_name="fraud")
+for name, datatype in many:
+    huge.inputs.add(name=name, datatype=datatype, shape=[1 << 60])
+fails("INVALID_ARGUMENT", "more rows than one may have", lambda: stub.ModelInfer(huge))
 fails("INVALID_ARGUMENT", "no such output", lambda: client.infer("fraud", [user, country], outputs=[triton.InferRequestedOutput("x")]))
 
 
