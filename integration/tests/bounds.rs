@@ -212,41 +212,37 @@ async fn no_key_and_no_value_is_cast_in_silence() {
 async fn a_spines_value_that_is_not_of_its_requests_type_is_refused_with_its_row() {
     let wire = Wire::start().await;
     let contract = wire.state.current_contract("limits").expect("defined");
-    let set = async |values: &str| {
-        let from = format!(
-            "SELECT number, arrow_cast(50000000, 'Timestamp(us, \"UTC\")') AS asked_at FROM (VALUES {values}) AS v (number)"
-        );
-        let request = TrainingSetRequest {
-            spine: SpineSource { from, time: "asked_at".to_owned(), lag: Span::ZERO },
-            rows: RowsFrom::Committed,
-            as_of: AsOf::Known,
-            with_features: true,
-            order: SpineOrder::AsGiven,
-        };
-        let set = wire.project.jobs().training_set(&wire.state, contract, &request).await?;
+    let jobs = wire.project.jobs();
+    let set = async |from: &str| {
+        let set = jobs.training_set(&wire.state, contract, &request(from, "asked_at")).await?;
         set.execute().try_collect::<Vec<_>>().await
     };
-    let batches = set("(1), (2)").await.expect("numbers");
+    let of = |values: &str| {
+        format!(
+            "SELECT number, arrow_cast(50000000, 'Timestamp(us, \"UTC\")') AS asked_at FROM (VALUES {values}) AS v (number)"
+        )
+    };
+    let batches = set(&of("(1), (2)")).await.expect("numbers");
     assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 2);
     for (values, expected) in [("(NULL), (1.7)", ["row: 2", "value: 1.7"]), ("('7'), ('abc')", ["row: 1", "value: 7"])]
     {
-        let error = set(values).await.expect_err("refused").to_string();
+        let error = set(&of(values)).await.expect_err("refused").to_string();
         assert!(error.contains("column: number") && expected.iter().all(|part| error.contains(part)), "{error}");
     }
-    let time = wire.project.jobs().training_set(
-        &wire.state,
-        contract,
-        &TrainingSetRequest {
-            spine: SpineSource { from: "SELECT 1 AS number, 5 AS t".to_owned(), time: "t".to_owned(), lag: Span::ZERO },
-            rows: RowsFrom::Committed,
-            as_of: AsOf::Known,
-            with_features: true,
-            order: SpineOrder::AsGiven,
-        },
-    );
-    let error = time.await.err().expect("a bare number").to_string();
-    assert!(error.contains("not a TIMESTAMP") && error.contains("spine column: t"), "{error}");
+    let error = set("SELECT 1 AS number, 5 AS asked_at").await.expect_err("a bare number").to_string();
+    assert!(error.contains("not a TIMESTAMP") && error.contains("spine column: asked_at"), "{error}");
     wire.end().await;
+}
+
+/// A training set for a spine.
+fn request(from: &str, time: &str) -> TrainingSetRequest {
+    TrainingSetRequest {
+        spine: SpineSource { from: from.to_owned(), time: time.to_owned(), lag: Span::ZERO },
+        rows: RowsFrom::Committed,
+        as_of: AsOf::Known,
+        with_features: true,
+        order: SpineOrder::AsGiven,
+    }
 }
 
 /// Runs on a thread with the stack that the binary's threads have.
@@ -278,15 +274,9 @@ fn hundreds_of_terms_are_planned_and_thousands_are_refused_with_their_place() {
             assert!(error.contains('^') && error.contains("help: ") && error.len() < 1_000, "{error}");
         }
         let contract = state.current_contract("fraud").expect("defined");
-        let request = |from: String| TrainingSetRequest {
-            spine: SpineSource { from, time: "t".to_owned(), lag: Span::ZERO },
-            rows: RowsFrom::Committed,
-            as_of: AsOf::Known,
-            with_features: true,
-            order: SpineOrder::AsGiven,
-        };
         for from in [format!("SELECT {}", vec!["1"; 499_000].join("+")), format!("SELECT '{}'", "x".repeat(2 << 20))] {
-            let error = project.jobs().training_set(&state, contract, &request(from)).await.err().expect("too much");
+            let error =
+                project.jobs().training_set(&state, contract, &request(&from, "t")).await.err().expect("too much");
             let error = error.to_string();
             assert!(error.contains("line: 1") && error.contains("; ") && error.len() < 1_000, "{error}");
         }

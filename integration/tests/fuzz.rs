@@ -95,9 +95,7 @@ impl Inputs {
     /// Tries all inputs; a panic is told with the input that caused it.
     fn try_all(mut self, mut run: impl FnMut(&[u8])) {
         while let Some(bytes) = self.draw() {
-            if catch_unwind(AssertUnwindSafe(|| run(&bytes))).is_err() {
-                panic!("{}", self.says(&bytes));
-            }
+            assert!(catch_unwind(AssertUnwindSafe(|| run(&bytes))).is_ok(), "{}", self.says(&bytes));
         }
         assert!(self.number > 100, "{}: only {} inputs", self.target, self.number);
     }
