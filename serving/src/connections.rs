@@ -22,8 +22,8 @@ use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::network;
 
-/// The most connections of a port of calls: what a process may have open by default on most systems, where each costs a
-/// file descriptor, and a sum of windows of a gigabyte.
+/// The most connections of a port of calls. Each costs a file descriptor, of which a process may have as many on most systems
+/// unless it is told otherwise, and what its streams have sent and nobody has read.
 const MOST_CONNECTIONS: usize = 1024;
 
 /// How long a connection of calls may lie idle. Workers and producers say something every few seconds.

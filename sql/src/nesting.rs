@@ -13,8 +13,8 @@ use springhouse_featurestore::{Error, Result};
 
 use crate::diagnostic::Position;
 
-/// The stack that a thread needs to plan the tallest text that is taken: some 32 KiB for each level, several times what the
-/// planner was seen to use in a build without optimisation.
+/// The stack of threads that plan: some 32 KiB for each level of the tallest text that is taken. It is address space; what
+/// is not used of it costs nothing.
 pub const STACK_BYTES: usize = 32 << 20;
 
 /// The most operators that an expression may have one in another. What people write has tens, generated filters hundreds.
