@@ -132,6 +132,11 @@ pub struct PushedEvents {
 }
 
 impl PushedEvents {
+    /// Whether there are any of a source.
+    pub fn has(&self, source: &str) -> bool {
+        self.files.contains_key(source) || self.batches.contains_key(source)
+    }
+
     /// Those of some entries of the log, with their place in the order of writes.
     ///
     /// # Errors

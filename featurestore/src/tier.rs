@@ -16,6 +16,7 @@ mod load;
 mod memory;
 mod object;
 mod object_reader;
+mod only_files;
 mod reference;
 mod rocksdb_tuning;
 
@@ -39,6 +40,7 @@ pub use object::{
 };
 pub(crate) use object_reader::ObjectReader;
 pub use object_store::ObjectStore;
+pub use only_files::OnlyFiles;
 pub use reference::ReferenceTier;
 
 use crate::Result;

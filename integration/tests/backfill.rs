@@ -10,16 +10,18 @@ use futures::TryStreamExt;
 use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::push::{EventSink, PushHeader};
 use springhouse_featurestore::tier::{BackfillAsked, DiskTier, ObjectStore, catch_up};
 use springhouse_featurestore::time::{Span, Timestamp};
 
 use crate::crash::DyingStore;
 use crate::project::{DEFINITIONS, Event, TestProject, at, write_events};
+use crate::push::{Server, batch, refresh_all};
 use crate::seeded::Seeded;
 use crate::windows::{USERS, number};
 
 /// A view of rows and one of windows over the same events.
-fn definitions() -> String {
+pub fn definitions() -> String {
     format!(
         "{DEFINITIONS}
         CREATE FEATURE VIEW spent ENTITY user_account WINDOWS ('1 hour') STEP '1 minute' REFRESH EVERY '1 minute'
@@ -31,14 +33,14 @@ fn write(project: &TestProject, events: &[Event]) {
     write_events(&project.folder.path().join("payments.parquet"), events);
 }
 
-fn asked(from: Option<i64>, until: Option<i64>, every: i64) -> BackfillAsked {
+pub fn asked(from: Option<i64>, until: Option<i64>, every: i64) -> BackfillAsked {
     BackfillAsked { from: from.map(at), until: until.map(at), every: Span::from_secs(every) }
 }
 
 /// An event as a view's committed rows have it: user, times, amount in cents.
-type Row = (String, i64, i64, Option<i64>);
+pub type Row = (String, i64, i64, Option<i64>);
 
-fn rows_of(events: &[Event]) -> Vec<Row> {
+pub fn rows_of(events: &[Event]) -> Vec<Row> {
     let cents = |amount: f64| format!("{:.0}", amount * 100.0).parse().expect("a whole number");
     let mut rows: Vec<Row> =
         events.iter().map(|event| (event.0.to_owned(), event.1, event.2, event.3.map(cents))).collect();
@@ -47,7 +49,7 @@ fn rows_of(events: &[Event]) -> Vec<Row> {
 }
 
 /// The rows that a view has committed.
-async fn committed(project: &TestProject, view: &FeatureView) -> Vec<Row> {
+pub async fn committed(project: &TestProject, view: &FeatureView) -> Vec<Row> {
     let log = project.jobs().log(view);
     let mut rows = Vec::new();
     for (_, file) in log.state().await.expect("readable").files {
@@ -126,10 +128,12 @@ async fn restated_history_is_named_until_a_backfill() {
         let new = [("ann", 10, 10, Some(1.5)), old[1], ("ann", 70, 70, Some(3.0)), ("ann", 130, 130, None)];
         write(&project, &new);
         let found = refresh(180).await.restated.expect("an amount has changed");
-        assert_eq!((found.rows_before, found.rows_now), (3, Some(3)));
+        assert_eq!((found.rows_before, found.rows_now, found.rows_changed), (3, Some(3), Some(1)));
         assert!(found.files[0].starts_with("payments: ") && found.files[0].ends_with("payments.parquet"), "{found:?}");
-        // It is named once, and known until it is mended; what is new is there all the same.
-        assert_eq!(refresh(240).await.restated, None);
+        // It is named by every refresh until it is mended; what is new is there all the same.
+        for second in [180, 240] {
+            assert_eq!(refresh(second).await.restated.as_ref(), Some(&found));
+        }
         let log = project.jobs().log(view);
         assert_eq!(log.state().await.expect("readable").restated, Some(found));
         assert!(committed(&project, view).await.contains(&("ann".to_owned(), 10, 10, Some(100))));
@@ -186,13 +190,13 @@ async fn a_backfill_replaces_the_rows_of_its_stretch_and_no_others() {
 }
 
 /// A view whose values reach back to all events before.
-const RUNNING: &str = "
+pub const RUNNING: &str = "
     CREATE SOURCE seen EVENT TIME paid_at AS SELECT user_name, paid_at, amount FROM payments;
     CREATE FEATURE VIEW so_far ENTITY user_account REFRESH EVERY '1 minute'
       AS SELECT user_name, paid_at, sum(amount) OVER (PARTITION BY user_name ORDER BY paid_at) AS amount FROM seen;";
 
 /// What it says, an event after another.
-fn so_far(events: &[Event]) -> Vec<Event> {
+pub fn so_far(events: &[Event]) -> Vec<Event> {
     let before = |of: &Event| {
         let mut amounts = events.iter().filter(|event| event.0 == of.0 && event.1 <= of.1).filter_map(|event| event.3);
         amounts.next().map(|first| amounts.fold(first, |total, amount| total + amount))
@@ -203,7 +207,7 @@ fn so_far(events: &[Event]) -> Vec<Event> {
 #[tokio::test]
 async fn rows_are_the_same_in_however_many_ranges() {
     let mut random = Seeded::new(7);
-    let history = events(&mut random, 80, 20_000);
+    let history = events(&mut random, 900, 20_000);
     let project = TestProject::new(&history);
     let state = project.apply(&(definitions() + RUNNING)).await.expect("valid definitions");
     project.clock.set(at(30_000));
@@ -214,9 +218,153 @@ async fn rows_are_the_same_in_however_many_ranges() {
         // More ranges than are split at once, some of them, and one.
         for every in [35, 3_000, 90_000] {
             let done = project.jobs().backfill(&state, view, asked(None, None, every), &()).await.expect("backfills");
-            assert!((done.ranges > 256) == (every == 35) && (done.ranges == 1) == (every == 90_000), "{done:?}");
+            // A view that reads its history anew for each range has no more than so many.
+            let many = done.ranges > 200 && (view.reaches_back() == (done.ranges <= 256));
+            assert!(many == (every == 35) && (done.ranges == 1) == (every == 90_000), "{done:?}");
             assert_eq!(committed(&project, view).await, expected, "{} by {every}", view.name);
         }
+    }
+}
+
+#[tokio::test]
+async fn ranges_follow_the_data() {
+    // An event of each user now and one thirty years ago, and between them 263,000 hours without any.
+    let history = [("ann", 10, 10, Some(1.0)), ("bob", 946_000_000, 946_000_000, Some(2.0))];
+    let project = TestProject::new(&history);
+    let joined = "
+        CREATE SOURCE branches STATIC AS SELECT * FROM (VALUES ('ann'), ('bob')) AS v (customer);
+        CREATE FEATURE VIEW at_branches ENTITY user_account REFRESH EVERY '1 minute'
+          AS SELECT user_name, paid_at, amount FROM seen JOIN branches ON customer = user_name;";
+    let state = project.apply(&(definitions() + RUNNING + joined)).await.expect("valid definitions");
+    project.clock.set(at(946_000_100));
+    for view in state.live_views() {
+        project.jobs().refresh(&state, view).await.expect("refreshes");
+        let done = project.jobs().backfill(&state, view, asked(None, None, 3_600), &()).await.expect("backfills");
+        assert_eq!((done.ranges, done.rows), (2, 2), "{}", view.name);
+        assert_eq!(committed(&project, view).await, rows_of(&history), "{}", view.name);
+        // A stretch without any rows is one without any work.
+        let between = asked(Some(1_000), Some(945_000_000), 1);
+        let done = project.jobs().backfill(&state, view, between, &()).await.expect("backfills");
+        assert_eq!((done.ranges, done.rows), (0, 0), "{}", view.name);
+        assert_eq!(committed(&project, view).await, rows_of(&history), "{}", view.name);
+    }
+}
+
+/// The rows that a view has, those that were committed again once.
+async fn distinct(project: &TestProject, view: &FeatureView) -> Vec<Row> {
+    let mut rows = committed(project, view).await;
+    if view.reaches_back() {
+        rows.dedup();
+    }
+    rows
+}
+
+/// Views over history and pushes of one source: of rows, of windows, of groups and of all events before.
+fn over_pushes() -> String {
+    let groups = "
+        CREATE FEATURE VIEW at_once ENTITY user_account REFRESH EVERY '1 minute' LOOKBACK '1 minute'
+          AS SELECT user_name, paid_at, sum(amount) AS amount FROM seen GROUP BY user_name, paid_at;";
+    definitions() + RUNNING + groups
+}
+
+/// Pushes events to both sources, and flushes them.
+async fn push(server: &Server, events: &[Event]) {
+    for source in ["paid", "seen"] {
+        server.pushes.push(source, batch(events), PushHeader::default()).await.expect("taken");
+    }
+    server.pushes.flush().await.expect("flushes");
+}
+
+#[tokio::test]
+async fn a_backfill_keeps_what_was_pushed_after_the_last_refresh() {
+    let history = [("ann", 10, 10, Some(1.0)), ("bob", 20, 20, Some(2.0)), ("ann", 80, 80, Some(8.0))];
+    for (from, until) in [(None, None), (Some(0), Some(1_000)), (Some(25), Some(96)), (None, Some(40))] {
+        let project = TestProject::new(&history);
+        let state = project.apply(&over_pushes()).await.expect("valid definitions");
+        project.clock.set(at(60));
+        refresh_all(&project, &state).await;
+        let server = Server::start_on(&project, &project.store, 1 << 20).await;
+        // One of before the last refresh, which becomes known after it, and two that happened after it.
+        project.clock.set(at(100));
+        let pushed = [("ann", 30, 100, Some(3.0)), ("bob", 95, 100, Some(5.0)), ("ann", 95, 100, None)];
+        push(&server, &pushed).await;
+        for view in state.live_views() {
+            let place = format!("{} from {from:?} until {until:?}", view.name);
+            let log = project.jobs().log(view);
+            let (before, held) = (log.state().await.expect("readable"), distinct(&project, view).await);
+            for every in [40, 90_000] {
+                let wanted = asked(from, until, every);
+                project.jobs().backfill(&state, view, wanted, &()).await.expect("backfills");
+                let after = log.state().await.expect("readable");
+                assert_eq!(distinct(&project, view).await, held, "{place} by {every}");
+                assert_eq!((after.watermark, after.read_until), (before.watermark, before.read_until), "{place}");
+                assert_eq!(after.pushed, before.pushed, "{place}");
+            }
+            // What history had after the last refresh comes once.
+            project.clock.set(at(200));
+            project.jobs().refresh(&state, view).await.expect("refreshes");
+            let mut expected: Vec<Event> = history.into_iter().chain(pushed).collect();
+            if view.name == "so_far" {
+                expected = so_far(&expected);
+            } else if view.name == "at_once" {
+                expected.iter_mut().for_each(|event| event.2 = event.1);
+            }
+            assert_eq!(distinct(&project, view).await, rows_of(&expected), "{place}");
+            project.clock.set(at(100));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_pushed_while_a_backfill_runs_stays_and_wins() {
+    let history: Vec<Event> = (0..20).map(|index| ("ann", 10 + index, 10 + index, Some(1.0))).collect();
+    for calls in [12, 18, 24, 30] {
+        let project = TestProject::new(&history);
+        let state = project.apply(&over_pushes()).await.expect("valid definitions");
+        project.clock.set(at(60));
+        refresh_all(&project, &state).await;
+        let server = Server::start_on(&project, &project.store, 1 << 20).await;
+        project.clock.set(at(100));
+        push(&server, &[("ann", 15, 100, Some(3.0))]).await;
+        for view in state.live_views() {
+            let log = project.jobs().log(view);
+            let base = log.state().await.expect("readable").number;
+            let wanted = asked(Some(0), Some(50), 10);
+            let dying: Arc<dyn ObjectStore> =
+                Arc::new(DyingStore { inner: Arc::clone(&project.store), calls_left: AtomicI64::new(calls) });
+            let survived = project.jobs_on(&dying).backfill(&state, view, wanted, &()).await.is_ok();
+            push(&server, &[("ann", 15, 100, Some(4.0))]).await;
+            let held = log.state().await.expect("readable");
+            let done = project.jobs().backfill(&state, view, wanted, &()).await.expect("backfills");
+            let after = log.state().await.expect("readable");
+            let place = format!("{} after {calls} calls, {survived}, {done:?}", view.name);
+            let pushed = &held.files.last().expect("pushed").1.path;
+            assert!(survived || done.resumed == 0 || after.files.iter().any(|(_, file)| &file.path == pushed), "{place}");
+            // The order in which rows were written is that in which their commits knew of them.
+            let backfilled = after.files.iter().filter(|(_, file)| file.path.contains("/backfill-"));
+            let greatest = backfilled.map(|(number, _)| *number).max().expect("backfilled");
+            assert!(greatest <= if done.resumed > 0 { base } else { held.number }, "{place}, {greatest}");
+            if !view.reaches_back() {
+                let pushes = committed(&project, view).await.iter().filter(|row| row.3 == Some(400)).count();
+                assert!(pushes > 0, "{place}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_pushed_before_the_first_refresh_is_not_lost_to_a_backfill() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let state = project.apply(&over_pushes()).await.expect("valid definitions");
+    project.clock.set(at(60));
+    let server = Server::start_on(&project, &project.store, 1 << 20).await;
+    push(&server, &[("ann", 15, 60, Some(3.0))]).await;
+    for view in state.live_views() {
+        let error = project.jobs().backfill(&state, view, asked(None, None, 60), &()).await;
+        let error = error.expect_err("it would not have what was pushed").to_string();
+        assert!(error.contains("it was never refreshed"), "{error}");
+        project.jobs().refresh(&state, view).await.expect("refreshes");
+        assert_eq!(committed(&project, view).await.len(), 2, "{}", view.name);
     }
 }
 

@@ -6,7 +6,11 @@
 //! are left. Files that hold rows both in the stretch and outside are written again without the former. Until the commit
 //! nobody sees any of it; after it the tiers load the view as a new generation, so no reader sees a mixture.
 //!
-//! What is known is as of the commit that the backfill began from. What refreshes and pushes have committed since stays.
+//! What is known is as of the commit that the backfill began from: history until its last refresh, and the pushes that
+//! are committed, whatever their times. What refreshes and pushes have committed since stays, and wins over rows of the same
+//! times. New files whose rows the next refresh takes in by itself are left to it, so that each counts once.
+//!
+//! Ranges follow the data: where the stretch would be cut into many, it is looked once which of them have rows.
 
 use std::collections::HashMap;
 
@@ -16,17 +20,26 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
-    Backfill, BackfillAsked, BackfillLog, BackfillPlan, DataFile, Progress, ViewCommit, ViewCommitKind, ViewLog,
+    Backfill, BackfillAsked, BackfillLog, BackfillPlan, DataFile, HistoryFiles, Progress, ViewCommit, ViewCommitKind, ViewLog,
     ViewLogState,
 };
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use springhouse_sql::session::EventRange;
-use springhouse_sql::view_rows::{MOST_RANGES, RangeRows, Sources, count_events, outside, rows_between, split_rows};
+use springhouse_sql::session::{EventRange, Session};
+use springhouse_sql::view_rows::{
+    MOST_RANGES, RangeRows, Sources, count_events, one_source, outside, ranges_with_rows, rows_between, split_rows,
+};
 use tokio::sync::Mutex;
 
 use crate::Jobs;
+use crate::history::{settled, without_new};
 use crate::jobs::{until_first, write_file};
+
+/// The most ranges of a view that reads its history anew for each, and of others, which read it once for many.
+const MOST_CUT: [usize; 2] = [MOST_RANGES, 16 * MOST_RANGES];
+
+/// So many ranges are not worth looking which of them have rows.
+const FEW_RANGES: [usize; 2] = [16, MOST_RANGES];
 
 /// From one event time to before another.
 type EventTimes = (Timestamp, Timestamp);
@@ -98,28 +111,62 @@ impl Jobs {
         log: &BackfillLog,
     ) -> Result<Backfill> {
         let state = self.log(view).state().await?;
-        let history = self.history_files(catalog, view).await?;
+        let now = self.history_files(catalog, view).await?;
+        let taken = self.taken_tables(catalog, view).await?;
         if let Some(begun) = log.begun().await?
             && begun.plan.asked == asked
-            && begun.plan.history == history
+            && begun.plan.history == without_new(now.clone(), &begun.plan.history, &taken)
             && begun.plan.base >= state.replaced
+            && (begun.plan.base > 0 || state.number == 0)
         {
             return Ok(begun);
         }
-        let flushed = self.pushed().state_at(state.pushed).await?;
-        if state.number == 0 && view.sources.iter().any(|source| flushed.knows(&source.name)) {
+        let history = without_new(now, &state.history, &taken);
+        if state.number == 0 {
+            self.refuse_pushed(view).await?;
+        }
+        let pushed = self.pushed().state_at(state.pushed).await?.events();
+        let plan = self.plan(catalog, view, asked, (&state, &pushed), history).await?;
+        log.begin(plan).await
+    }
+
+    /// What was pushed before a view's first commit is taken by its first refresh alone.
+    async fn refuse_pushed(&self, view: &FeatureView) -> Result<()> {
+        let pushed = self.pushed().state().await?;
+        if view.sources.iter().any(|source| pushed.knows(&source.name)) {
             return Err(Error::invalid("events have been pushed to the view's sources, and it was never refreshed")
                 .with("view", &view.name)
                 .remedy("springhouse refresh, which takes what was pushed"));
         }
-        // Before the first refresh nothing is known of what lies after the stretch: the first refresh goes on there.
-        let before = |until: Timestamp| until - Span::from_micros(1);
-        let now = self.clock().now();
-        let known = state.read_until.unwrap_or_else(|| now.min(asked.until.map_or(now, before)));
-        let until = asked.until.unwrap_or(known + Span::from_micros(1));
+        Ok(())
+    }
+
+    /// What a new backfill is to do, of how the view stands and what was pushed to it.
+    async fn plan(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        asked: BackfillAsked,
+        (state, pushed): (&ViewLogState, &PushedEvents),
+        history: HistoryFiles,
+    ) -> Result<BackfillPlan> {
+        let known = self.known(catalog, view, asked, state, pushed)?;
+        let committed = |of: fn((Timestamp, Timestamp)) -> Timestamp| {
+            state.files.iter().filter_map(move |(_, file)| file.event_times.map(of))
+        };
+        let beyond = |time: Timestamp| time + Span::from_micros(1);
+        // What was pushed may lie after what is known of history.
+        let until = asked.until.unwrap_or_else(|| beyond(committed(|times| times.1).fold(known, Timestamp::max)));
+        let sources = Sources { catalog, store: self.store(), pushed };
+        let session = || self.seeing(self.session()?, catalog, view, &history);
         let from = match asked.from {
             Some(from) => from,
-            None => self.first_event(catalog, view, &flushed.events(), known).await?.unwrap_or(until),
+            None => {
+                let all = EventRange { pushed: Timestamp::MAX, ..EventRange::known_by(known) };
+                let first = count_events(&session()?, &sources, view, all).await?.1;
+                // What is committed may lie before what there is now.
+                first.into_iter().chain(committed(|times| times.0)).min().unwrap_or(until)
+            }
         };
         if from >= until {
             return Err(Error::invalid("there is nothing to backfill: the stretch is empty")
@@ -129,18 +176,41 @@ impl Jobs {
                 .remedy("give a --from that lies before --until"));
         }
         let (base, pushed) = (state.number, state.pushed);
-        log.begin(BackfillPlan { asked, from, until, known, base, pushed, history }).await
+        let plan = BackfillPlan { asked, from, until, known, base, pushed, history: HistoryFiles::new(), cut: None };
+        let kind = usize::from(!view.reaches_back());
+        let mut cut = None;
+        if plan.even_ranges() > FEW_RANGES[kind] as u64 {
+            let ranges = (asked.every, MOST_CUT[kind]);
+            cut = Some(ranges_with_rows(&session()?, &sources, view, (from, until), ranges, known).await?);
+        }
+        Ok(BackfillPlan { history, cut, ..plan })
     }
 
-    async fn first_event(
+    /// The tables whose new files the next refresh takes in by itself.
+    async fn taken_tables(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Vec<String>> {
+        let source = self.taken_as_it_comes(catalog, view).await?;
+        Ok(source.map_or_else(Vec::new, |source| source.tables.clone()))
+    }
+
+    /// Until when what history has counts.
+    fn known(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
+        asked: BackfillAsked,
+        state: &ViewLogState,
         pushed: &PushedEvents,
-        known: Timestamp,
-    ) -> Result<Option<Timestamp>> {
-        let sources = Sources { catalog, store: self.store(), pushed };
-        Ok(count_events(&self.session()?, &sources, view, EventRange::known_by(known)).await?.1)
+    ) -> Result<Timestamp> {
+        let now = self.clock().now();
+        let Some(read_until) = state.read_until else {
+            // Nothing is known of what lies after the stretch: the first refresh goes on there.
+            return Ok(asked.until.map_or(now, |until| now.min(until - Span::from_micros(1))));
+        };
+        // Rows that rest on several events were committed with pushes, from all that history had then. To commit them again
+        // with the next refresh changes nothing (rule T5).
+        let several = one_source(catalog, view)?.is_none();
+        let with_pushes = several && view.sources.iter().any(|source| pushed.has(&source.name));
+        Ok(if with_pushes { read_until.max(now) } else { read_until })
     }
 
     /// Computes the ranges that are not done.
@@ -176,13 +246,14 @@ impl Jobs {
         progress: &dyn Progress,
     ) -> Result<()> {
         let (Some((_, (from, _))), Some((_, (_, until)))) = (ranges.first(), ranges.last()) else { return Ok(()) };
-        let all = EventRange { from: *from, until: *until, known: plan.known };
-        let events = count_events(&self.session()?, sources, view, all).await?.0;
+        let all = EventRange { from: *from, until: *until, known: plan.known, pushed: Timestamp::MAX };
+        let seeing = |session: Session| self.seeing(session, sources.catalog, view, &plan.history);
+        let events = count_events(&seeing(self.session()?)?, sources, view, all).await?.0;
         let mut split: Vec<Option<RangeRows>> = ranges.iter().map(|_| None).collect();
         if ranges.len() > 1 && !view.reaches_back() {
             progress.begin(&format!("reading the events of {}", view.name), events);
             let times: Vec<EventTimes> = ranges.iter().map(|(_, times)| *times).collect();
-            let rows = split_rows(&self.session()?, sources, view, &times, plan.known, progress).await?;
+            let rows = split_rows(&seeing(self.session()?)?, sources, view, &times, plan.known, progress).await?;
             split = rows.into_iter().map(Some).collect();
             progress.end();
         }
@@ -191,7 +262,7 @@ impl Jobs {
         let ranges = futures::stream::iter(ranges.iter().zip(split)).map(|((index, times), rows)| {
             let name = format!("backfill-{number:06}-{index:06}-{}", self.mark());
             async move {
-                let session = self.session_of(at_once)?;
+                let session = seeing(self.session_of(at_once)?)?;
                 let rows = match &rows {
                     Some(rows) => rows.sorted(&session, view).await?,
                     None => rows_between(&session, sources, view, *times, plan.known).await?,
@@ -229,6 +300,16 @@ impl Jobs {
                 .with("commit", state.replaced)
                 .remedy("run the backfill again"));
         }
+        if plan.base == 0 {
+            self.refuse_pushed(view).await?;
+        }
+        if plan.base == 0 && state.number > 0 {
+            // Both have the rows of the stretch.
+            return Err(Error::invalid("the view was refreshed for the first time while this backfill was computed")
+                .with("view", &view.name)
+                .with("commit", state.number)
+                .remedy("run the backfill again"));
+        }
         let mut files = Vec::new();
         let mut kept = kept.lock().await;
         for (number, file) in &state.files {
@@ -245,8 +326,12 @@ impl Jobs {
             files.extend(kept.get(&file.path).cloned().flatten());
         }
         drop(kept);
-        files.extend(backfill.done.values().flatten().cloned());
-        let commit = self.backfill_commit(catalog, view, &state, plan, files)?;
+        // Of rows with the same times those win that were committed since it began.
+        let commit = (plan.base > 0).then_some(plan.base);
+        files.extend(backfill.done.values().flatten().map(|file| DataFile { commit, ..file.clone() }));
+        let taken = self.taken_tables(catalog, view).await?;
+        let history = settled(&plan.history, &state, plan.is_whole() || plan.base == 0, &taken);
+        let commit = self.backfill_commit(catalog, view, &state, plan, (files, history))?;
         log.commit(&mut state, commit).await?;
         Ok(state.number)
     }
@@ -257,7 +342,7 @@ impl Jobs {
         view: &FeatureView,
         state: &ViewLogState,
         plan: &BackfillPlan,
-        files: Vec<DataFile>,
+        (files, history): (Vec<DataFile>, HistoryFiles),
     ) -> Result<ViewCommit> {
         let (watermark, read_until) = match state.watermark {
             Some(watermark) => (watermark, state.read_until),
@@ -273,7 +358,7 @@ impl Jobs {
             read_until,
             pushed: None,
             late: 0,
-            history: Some(plan.history.clone()),
+            history: Some(history),
             restated: None,
             files,
         })

@@ -12,10 +12,9 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
-    DataFile, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
+    DataFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
 };
 use springhouse_featurestore::time::Timestamp;
-use springhouse_sql::session::query_error;
 use springhouse_sql::view_rows::{RowStream, Sources, view_rows};
 
 use crate::Jobs;
@@ -34,11 +33,19 @@ pub struct Refreshed {
     pub watermark: Timestamp,
     /// The events that it left out as too late.
     pub late: u64,
-    /// What was found when files that had been read were no longer what they were.
+    /// Those of the rows that came late, in new files: they had been known by the last refresh.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub appeared: u64,
+    /// What of history is not what was committed, from when it was found until a backfill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restated: Option<Restated>,
     /// Whether there was anything to do.
     pub committed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Jobs {
@@ -60,7 +67,8 @@ impl Jobs {
             since,
             watermark: now,
             late: 0,
-            restated: None,
+            appeared: 0,
+            restated: state.restated.clone(),
             committed: false,
         };
         if state.read_until.is_some_and(|read| read >= now) {
@@ -69,11 +77,13 @@ impl Jobs {
         }
         let history = self.pushed().state().await?;
         let watermark = watermark_of(catalog, view, &history, since, now)?;
-        // Listed before they are read: what changes meanwhile is seen by the next refresh.
+        // These files are read and no others: what comes meanwhile is seen by the next refresh.
         let read = self.history_files(catalog, view).await?;
-        done.restated = self.restated(catalog, view, &state, &read, &history).await?;
-        done.late = self.count_late(catalog, view, &state, &history, now).await?;
-        let files = self.write_rows(catalog, view, log, &state, &history, now).await?;
+        let past = self.past(catalog, (view, log), &state, &read, &history).await?;
+        done.late = past.late + self.count_late(catalog, view, &state, (&history, &read), now).await?;
+        done.appeared = past.appeared.as_ref().map_or(0, |file| file.rows);
+        let mut files = self.write_rows(catalog, (view, log), &state, (&history, &read), now).await?;
+        files.extend(past.appeared);
         done.rows = files.iter().map(|file| file.rows).sum();
         done.watermark = watermark;
         let kind = if view.is_static() { ViewCommitKind::Replace } else { ViewCommitKind::Refresh };
@@ -89,15 +99,16 @@ impl Jobs {
             pushed,
             late: done.late,
             history: (read != state.history).then_some(read),
-            restated: done.restated.clone(),
+            restated: past.restated,
             files,
         };
         log.commit(&mut state, commit).await?;
         done.committed = true;
+        done.restated = state.restated;
         tracing::info!(view = %view.name, rows = done.rows, late = done.late, watermark = %watermark, "refreshed");
-        if let Some(Restated { files, rows_before, rows_now }) = &done.restated {
+        if let Some(Restated { files, rows_before, rows_now, rows_changed, late_events }) = &done.restated {
             tracing::warn!(
-                view = %view.name, ?files, rows_before, rows_now,
+                view = %view.name, ?files, rows_before, rows_now, rows_changed, late_events,
                 "history is not what it was; what was committed stays until springhouse backfill"
             );
         }
@@ -110,42 +121,27 @@ impl Jobs {
         catalog: &CatalogState,
         view: &FeatureView,
         state: &ViewLogState,
-        history: &PushHistoryState,
+        (history, read): (&PushHistoryState, &HistoryFiles),
         now: Timestamp,
     ) -> Result<u64> {
         let pushed = if state.number == 0 { history.events() } else { PushedEvents::default() };
-        let mut late = 0;
-        for pinned in &view.sources {
-            let source = catalog.source(pinned)?;
-            if source.rejects().is_none() {
-                continue;
-            }
-            let session = self.session()?;
-            for table in &source.tables {
-                session.add_table(catalog.table(table)?).await?;
-            }
-            let rejected = session.rejected_events(source, &pushed, self.store(), state.read_until, now).await?;
-            if let Some(rejected) = rejected {
-                late += rejected.count().await.map_err(query_error)? as u64;
-            }
-        }
-        Ok(late)
+        self.count_rejected(catalog, view, &pushed, read, (state.read_until, now)).await
     }
 
     /// Computes and writes the new rows; without any there is no file.
     async fn write_rows(
         &self,
         catalog: &CatalogState,
-        view: &FeatureView,
-        log: &ViewLog,
+        (view, log): (&FeatureView, &ViewLog),
         state: &ViewLogState,
-        history: &PushHistoryState,
+        (history, read): (&PushHistoryState, &HistoryFiles),
         now: Timestamp,
     ) -> Result<Vec<DataFile>> {
         // Rows that reach back do so to pushed events too; to commit such a row again changes nothing (rule T5).
         let pushed = if state.number == 0 || view.reaches_back() { history.events() } else { PushedEvents::default() };
         let sources = Sources { catalog, store: self.store(), pushed: &pushed };
-        let rows = view_rows(&self.session()?, &sources, view, state.read_until, now).await?;
+        let session = self.seeing(self.session()?, catalog, view, read)?;
+        let rows = view_rows(&session, &sources, view, state.read_until, now).await?;
         self.write_file(view, log, state, rows).await
     }
 

@@ -4,6 +4,7 @@
 //! tables (files) -> sources (normalised: our types, UTC, optionally a range of events) -> views (keys, features, times)
 //! ```
 
+mod listing;
 mod local_time;
 mod sources;
 

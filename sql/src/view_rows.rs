@@ -1,7 +1,9 @@
 //! The rows of a view that became visible in a stretch of time: what a refresh commits.
 
 mod by_range;
+mod compared;
 mod in_memory;
+mod known;
 
 use std::sync::Arc;
 
@@ -21,8 +23,10 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
-pub use by_range::{MOST_RANGES, RangeRows, split_rows};
+pub use by_range::{MOST_RANGES, RangeRows, ranges_with_rows, split_rows};
+pub use compared::changed_rows;
 pub use in_memory::sorted_in_memory;
+pub use known::{known_rows, one_source};
 
 use crate::session::{EventRange, Session, exact, query_error, timestamp};
 
@@ -50,8 +54,8 @@ pub async fn view_rows(
     in_order(session, visible_in(session.view_frame(view).await?, view, since, until)?, view).await
 }
 
-/// The rows of `view` with event times of `from` and before `until` that were visible by `known`, as [`view_rows`] gives
-/// them.
+/// The rows of `view` with event times of `from` and before `until`: of its history those that were visible by `known`, and
+/// those of all pushed events that `sources` names, as [`view_rows`] gives them.
 ///
 /// # Errors
 /// As [`view_rows`].
@@ -75,8 +79,8 @@ async fn rows_in(
 ) -> Result<DataFrame> {
     // Without LOOKBACK they may reach back to the first event.
     let reach = view.lookback.map_or(Timestamp::MIN, |lookback| from - lookback);
-    sources.add(session, view, EventRange { from: reach, until, known }).await?;
-    let rows = visible_in(session.view_frame(view).await?, view, None, known)?;
+    let range = EventRange { from: reach, until, known, pushed: Timestamp::MAX };
+    let rows = known::frame(session, sources, view, range).await?;
     let event = exact(EVENT_TIME);
     let wanted = event.clone().gt_eq(lit(timestamp(from))).and(event.lt(lit(timestamp(until))));
     rows.filter(wanted).map_err(query_error)

@@ -28,14 +28,17 @@ pub struct BackfillPlan {
     pub from: Timestamp,
     /// The event time before which they lie.
     pub until: Timestamp,
-    /// What was known by this time is what they are computed from.
+    /// What history had by this time is what they are computed from.
     pub known: Timestamp,
     /// The view's commit whose rows it replaces.
     pub base: u64,
-    /// The position up to which pushes are among them.
+    /// The position up to which pushes are among them, whatever their times.
     pub pushed: u64,
     /// The files that it reads, by table.
     pub history: HistoryFiles,
+    /// The ranges that have rows, in order, where it was looked which have; else the stretch is cut evenly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Vec<(Timestamp, Timestamp)>>,
 }
 
 /// What a backfill was asked for.
@@ -50,8 +53,22 @@ pub struct BackfillAsked {
 }
 
 impl BackfillPlan {
-    /// The ranges, each from one event time to before the next.
+    /// Whether it computes everything that there is, not a stretch that somebody named.
+    pub fn is_whole(&self) -> bool {
+        self.asked.from.is_none() && self.asked.until.is_none()
+    }
+
+    /// How many ranges the stretch has when it is cut evenly.
+    pub fn even_ranges(&self) -> u64 {
+        let micros = self.until.since(self.from).micros().cast_unsigned();
+        micros.div_ceil(self.asked.every.micros().max(1).cast_unsigned())
+    }
+
+    /// The ranges, each from one event time to before another, in order; no two have a time in common.
     pub fn ranges(&self) -> Vec<(Timestamp, Timestamp)> {
+        if let Some(cut) = &self.cut {
+            return cut.clone();
+        }
         let (mut ranges, mut from) = (Vec::new(), self.from);
         while from < self.until {
             let until = (from + self.asked.every).min(self.until);
@@ -173,6 +190,7 @@ mod tests {
             base: 0,
             pushed: 0,
             history: HistoryFiles::new(),
+            cut: None,
         }
     }
 
@@ -183,6 +201,10 @@ mod tests {
         assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0));
         assert_eq!(ranges.last().map(|range| range.1), Some(plan(0, 5).until));
         assert!(plan(5, 5).ranges().is_empty());
+        assert_eq!([plan(0, 5), plan(0, 4), plan(5, 5)].map(|plan| plan.even_ranges()), [3, 2, 0]);
+        // Where it was looked which have rows, those alone.
+        let cut = vec![ranges[0], ranges[2]];
+        assert_eq!(BackfillPlan { cut: Some(cut.clone()), ..plan(0, 5) }.ranges(), cut);
     }
 
     #[tokio::test]

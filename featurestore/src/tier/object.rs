@@ -192,12 +192,32 @@ pub type HistoryFiles = BTreeMap<String, Vec<HistoryFile>>;
 /// Rows that were committed once would be others today: files that they came from have been replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restated {
-    /// The files that have changed or are gone, `table: path`.
+    /// The files that have changed, are gone or came late, `table: path`.
     pub files: Vec<String>,
     /// The rows that history gave until then,
     pub rows_before: u64,
     /// and gives now; absent where nobody can tell, since pushes are among them.
     pub rows_now: Option<u64>,
+    /// How many of the committed rows history does not give any more as they are, together with those that it gives and
+    /// that are not committed; absent where nobody can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_changed: Option<u64>,
+    /// The events of new files that had been known by the last read, and that no committed row has counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late_events: u64,
+}
+
+impl Restated {
+    /// What was found last, with the names of what had been found before and is not mended.
+    #[must_use]
+    pub fn after(mut self, before: Option<&Self>) -> Self {
+        let Some(before) = before else { return self };
+        let new = std::mem::replace(&mut self.files, before.files.clone());
+        self.files.extend(new.into_iter().filter(|file| !before.files.contains(file)));
+        // The rows were compared with all that is committed, the events alone with new files.
+        self.late_events += before.late_events;
+        self
+    }
 }
 
 /// One commit of a view's data: files and watermark together (rule T6).

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use datafusion::logical_expr::{Expr, cast, ident, lit};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::logical_expr::{Expr, LogicalPlan, cast, ident, lit};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::definition::{Available, Column, ColumnType, EventTime, Rejects, Source};
 use springhouse_featurestore::push::PushedEvents;
@@ -22,14 +23,21 @@ pub struct EventRange {
     pub from: Timestamp,
     /// The greatest event time.
     pub until: Timestamp,
-    /// The greatest event time and available time (rule T3).
+    /// The greatest event time and available time of history (rule T3),
     pub known: Timestamp,
+    /// and of what was pushed; [`Timestamp::MAX`] for all that is given.
+    pub pushed: Timestamp,
 }
 
 impl EventRange {
     /// Everything that was known by a time.
     pub fn known_by(until: Timestamp) -> Self {
-        Self { from: Timestamp::MIN, until, known: until }
+        Self { from: Timestamp::MIN, until, known: until, pushed: until }
+    }
+
+    /// What it says of pushed events.
+    fn of_pushed(self) -> Self {
+        Self { known: self.pushed, ..self }
     }
 }
 
@@ -55,8 +63,8 @@ impl Session {
         pushed: &PushedEvents,
         store: &Arc<dyn ObjectStore>,
     ) -> Result<()> {
-        let events = self.events(source, history, pushed, store).await?;
-        self.register(source, events, range)
+        let events = self.events(source, range, history, pushed, store).await?;
+        self.register(source, events, None)
     }
 
     /// The events that a source rejects since they became known too late, of those that became known after `since` (all,
@@ -78,37 +86,42 @@ impl Session {
         if let Some(since) = since {
             wanted = wanted.and(known().gt(lit(timestamp(since))));
         }
-        let events = self.events(source, true, pushed, store).await?;
+        let events = self.events(source, None, true, pushed, store).await?;
         events.filter(wanted).map(Some).map_err(query_error)
     }
 
-    /// All events of a source, those that it rejects included: its history's if it is wanted, and pushed ones.
+    /// The events of a source within a range, those that it rejects included: its history's if it is wanted, and pushed ones.
     async fn events(
         &self,
         source: &Source,
+        range: Option<EventRange>,
         history: bool,
         pushed: &PushedEvents,
         store: &Arc<dyn ObjectStore>,
     ) -> Result<DataFrame> {
+        let of_pushed = range.map(EventRange::of_pushed);
         let mut parts = Vec::new();
         if history && source.query.is_some() {
-            parts.push(self.history(source).await?);
+            parts.push((self.history(source).await?, range));
         }
         let schema = Column::to_schema(source.columns.iter());
         if let Some(files) = pushed.files.get(&source.name) {
-            parts.push(self.data_files(store, files, &schema, &[]).await?);
+            parts.push((self.data_files(store, files, &schema, &[]).await?, of_pushed));
         }
         let batches = pushed.batches.get(&source.name).into_iter().flatten();
         let batches = batches.map(|batch| of_schema(batch, &schema)).collect::<Result<Vec<_>>>()?;
         if !batches.is_empty() || parts.is_empty() {
             let empty = arrow::array::RecordBatch::new_empty(Arc::clone(&schema));
             let batches = if batches.is_empty() { vec![empty] } else { batches };
-            parts.push(self.context.read_batches(batches).map_err(query_error)?);
+            parts.push((self.context.read_batches(batches).map_err(query_error)?, of_pushed));
         }
         let columns: Vec<Expr> = source.columns.iter().map(|column| ident(&column.name)).collect();
         let mut whole: Option<DataFrame> = None;
-        for part in parts {
-            let part = part.select(columns.clone()).map_err(query_error)?;
+        for (part, range) in parts {
+            let mut part = part.select(columns.clone()).map_err(query_error)?;
+            if let Some(range) = range {
+                part = limit(part, source, range)?;
+            }
             whole = Some(match whole {
                 Some(whole) => whole.union(part).map_err(query_error)?,
                 None => part,
@@ -128,6 +141,36 @@ impl Session {
         }
         self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
         Ok(())
+    }
+
+    /// Takes a source's name back, so that other events can be added under it. Frames that have been made of it stay.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Internal`] when DataFusion refuses the name.
+    pub(crate) fn forget(&self, source: &Source) -> Result<()> {
+        self.context.deregister_table(source.name.as_str()).map_err(query_error)?;
+        Ok(())
+    }
+
+    /// Whether each event of a source's history is made of one row of one table: then those of some of its files are told
+    /// from these files alone. Its tables must have been added.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that no longer plans.
+    pub async fn row_by_row(&self, source: &Source) -> Result<bool> {
+        let Some(query) = &source.query else { return Ok(false) };
+        let frame = self.context.sql(query).await.map_err(query_error)?;
+        let (mut tables, mut alone) = (0, true);
+        let looked_at = frame.logical_plan().apply_with_subqueries(|node| {
+            match node {
+                LogicalPlan::TableScan(_) => tables += 1,
+                LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => {}
+                _ => alone = false,
+            }
+            Ok(TreeNodeRecursion::Continue)
+        });
+        looked_at.map_err(query_error)?;
+        Ok(alone && tables == 1)
     }
 
     /// The events that a source's query reads.

@@ -5,24 +5,30 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::interleave_record_batch;
+use arrow::datatypes::{DataType, Int64Type};
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::error::Result as QueryResult;
+use datafusion::logical_expr::{cast, lit};
 use datafusion::physical_plan::SpillManager;
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, SpillMetrics};
+use datafusion::prelude::DataFrame;
 use futures::TryStreamExt;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::tier::Progress;
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::tier::{EVENT_TIME, Progress};
+use springhouse_featurestore::time::{Span, Timestamp};
 
 use super::{RowStream, Sources, in_order, rows_in, times_of};
-use crate::session::{BATCH_ROWS, Session, query_error};
+use crate::session::{BATCH_ROWS, Session, exact, query_error};
 use crate::spill::{Spilled, SpilledColumns};
 
 /// Ranges that are split from one pass: each has a file open.
 pub const MOST_RANGES: usize = 256;
+
+/// Ranges of which it is looked whether they have rows.
+const MOST_LOOKED_AT: i64 = 1 << 20;
 
 /// The share of a session's memory that rows may take before they are written.
 const SHARE_HELD: usize = 16;
@@ -94,6 +100,33 @@ pub async fn split_rows(
         Ok(RangeRows(Spilled::new(Arc::clone(&manager), file, Arc::clone(&schema), batch_bytes)))
     });
     finished.collect()
+}
+
+/// The ranges of a length in a stretch of event time in which a view has rows, of what [`super::known_rows`] knows: in
+/// order, and neighbours as one where there are more than `most`.
+///
+/// # Errors
+/// As [`super::view_rows`].
+pub async fn ranges_with_rows(
+    session: &Session,
+    sources: &Sources<'_>,
+    view: &FeatureView,
+    (from, until): (Timestamp, Timestamp),
+    (every, most): (Span, usize),
+    known: Timestamp,
+) -> Result<Vec<(Timestamp, Timestamp)>> {
+    // So that those that are looked at can be held.
+    let every = every.micros().max(until.since(from).micros() / MOST_LOOKED_AT).max(1);
+    let rows = rows_in(session, sources, view, (from, until), known).await?;
+    let since = cast(exact(EVENT_TIME), DataType::Int64) - lit(from.micros());
+    let ranges = rows.select(vec![(since / lit(every)).alias("range")]).and_then(DataFrame::distinct);
+    let batches = ranges.map_err(query_error)?.collect().await.map_err(query_error)?;
+    let numbers = batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec());
+    let mut numbers: Vec<i64> = numbers.collect();
+    numbers.sort_unstable();
+    let start = |number: i64| from + Span::from_micros(number.saturating_mul(every));
+    let together = numbers.chunks(numbers.len().div_ceil(most.max(1)).max(1));
+    Ok(together.map(|of| (start(of[0]), start(of[of.len() - 1] + 1).min(until))).collect())
 }
 
 /// Which rows of which batches are in each range.
