@@ -9,6 +9,7 @@ mod flights;
 mod fuzz;
 mod generated_code;
 mod language;
+mod late_history;
 mod lists;
 mod memory;
 mod network;

@@ -14,7 +14,7 @@ use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::push::EventSink;
 use springhouse_featurestore::tier::{
-    DiskTier, MemoryTier, ObjectStore, OnlineTier, Progress, Pushing, ViewLog, catch_up_with,
+    DiskTier, Mark, MemoryTier, ObjectStore, OnlineTier, Progress, Pushing, Restated, ViewLog, catch_up_with,
 };
 use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
@@ -71,6 +71,9 @@ pub struct ViewStatus {
     /// How it is followed.
     #[serde(default)]
     pub state: ViewState,
+    /// What of history is not what was committed, until a backfill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restated: Option<Restated>,
 }
 
 /// How the feature server stands.
@@ -102,6 +105,8 @@ pub struct FeatureServer {
     state: RwLock<Arc<CatalogState>>,
     plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
     views: Views,
+    /// What was found about each view's history, and the commit as of which.
+    restated: RwLock<HashMap<Pinned, (u64, Option<Restated>)>>,
     /// Held by whoever changes the tiers, and not while storage is read.
     changing: Arc<tokio::sync::Mutex<()>>,
     /// Held by who follows: two would load the same commits.
@@ -121,6 +126,7 @@ impl FeatureServer {
             state: RwLock::default(),
             plans: RwLock::default(),
             views: Views::default(),
+            restated: RwLock::default(),
             changing: Arc::default(),
             following: tokio::sync::Mutex::default(),
             sink: OnceLock::new(),
@@ -160,13 +166,28 @@ impl FeatureServer {
         let log = ViewLog::new(Arc::clone(&self.store), &pinned);
         let sink = self.sink.get().map(AsRef::as_ref);
         let pushing = sink.map(|sink| Pushing { sink, changing: &self.changing });
-        match catch_up_with(self.tier.as_ref(), &log, view, progress, pushing).await {
-            Ok(_) => self.views.followed(&pinned),
+        let followed = match catch_up_with(self.tier.as_ref(), &log, view, progress, pushing).await {
+            Ok(mark) => self.note_restated(&log, mark).await,
+            Err(error) => Err(error),
+        };
+        match followed {
+            Ok(()) => self.views.followed(&pinned),
             Err(error) => {
                 let loaded = self.tier.mark(&pinned).is_ok_and(|mark| mark.commit > 0);
                 self.views.failed(&pinned, &error, loaded, self.clock.now());
             }
         }
+    }
+
+    /// Keeps what a view's log says of its history; a log is read when it has a new commit.
+    async fn note_restated(&self, log: &ViewLog, mark: Mark) -> Result<()> {
+        let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.0);
+        if mark.commit > 0 && known != Some(mark.commit) {
+            let restated = log.state().await?.restated;
+            let mut all = self.restated.write().unwrap_or_else(PoisonError::into_inner);
+            all.insert(log.view().clone(), (mark.commit, restated));
+        }
+        Ok(())
     }
 
     /// The tiers, for the one who applies pushes to them, and the lock to hold meanwhile.
@@ -248,6 +269,7 @@ impl FeatureServer {
     pub fn status(&self) -> Result<FeatureStatus> {
         let (state, now) = (self.state(), self.clock.now());
         let mut views = Vec::new();
+        let restated = self.restated.read().unwrap_or_else(PoisonError::into_inner);
         for view in state.live_views() {
             // Why a view cannot be read is what its state tells.
             let watermark = self.tier.mark(&view.pinned()).ok().and_then(|mark| mark.watermark);
@@ -257,8 +279,10 @@ impl FeatureServer {
                 watermark,
                 lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
                 refresh_every: view.refresh_every.to_string(),
+                restated: restated.get(&view.pinned()).and_then(|(_, restated)| restated.clone()),
             });
         }
+        drop(restated);
         let (memory_hits, memory_reads) = self.tier.hits_of_reads();
         let deployments = state.deployments().keys().filter_map(|name| deployed(&state, name));
         Ok(FeatureStatus {

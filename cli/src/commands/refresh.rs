@@ -74,14 +74,19 @@ pub async fn load_tiers(project: &Project) -> Result<()> {
 }
 
 /// What was found about history, and what to do.
-fn told(view: &str, restated: &Restated) -> String {
-    let now = restated.rows_now.map_or_else(String::new, |now| format!(", and now gives {now}"));
+pub(super) fn told(view: &str, restated: &Restated) -> String {
+    let Restated { files, rows_before, rows_now, rows_changed, late_events } = restated;
+    let now = rows_now.map_or_else(String::new, |now| format!(", and now gives {now}"));
+    let changed = rows_changed.map_or_else(String::new, |rows| format!("; {rows} rows are not what is committed"));
+    let late = match late_events {
+        0 => String::new(),
+        events => format!("; {events} events came late, in new files"),
+    };
     let name = view.split('@').next().unwrap_or(view);
     format!(
-        "warning: history has changed under {view}: it gave {} rows{now}\n  changed or gone: {}\n  what was committed \
-         stays; to compute it anew: springhouse backfill {name}",
-        restated.rows_before,
-        restated.files.join(", ")
+        "warning: history has changed under {view}: it gave {rows_before} rows{now}{changed}{late}\n  changed, gone or new: \
+         {}\n  what was committed stays; to compute it anew: springhouse backfill {name}",
+        files.join(", ")
     )
 }
 
@@ -89,7 +94,11 @@ fn shown(done: &[Refreshed]) -> String {
     let cells = |refreshed: &Refreshed| {
         vec![
             refreshed.view.clone(),
-            if refreshed.committed { refreshed.rows.to_string() } else { "up to date".to_owned() },
+            match (refreshed.committed, refreshed.appeared) {
+                (false, _) => "up to date".to_owned(),
+                (true, 0) => refreshed.rows.to_string(),
+                (true, late) => format!("{}, {late} of them from new files of the past", refreshed.rows),
+            },
             if refreshed.late > 0 { refreshed.late.to_string() } else { "-".to_owned() },
             refreshed.watermark.to_string(),
         ]

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde::Serialize;
 use springhouse_featurestore::freshness::lag;
+use springhouse_featurestore::tier::ViewLogState;
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_serving::features::{FeatureStatus, Trouble, ViewState, ViewStatus};
 use springhouse_serving::flight::RemoteFeatures;
 use springhouse_serving::predict::PredictClient;
 
+use super::refresh::told;
 use crate::project::Project;
 use crate::render::{show, table};
 
@@ -74,9 +76,12 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
     let (jobs, now) = (project.jobs()?, project.clock().now());
     let mut views = Vec::new();
     for view in state.live_views() {
-        let (watermark, state) = match jobs.log(view).state().await {
-            Ok(log) => (log.watermark, ViewState::Following),
-            Err(error) => (None, ViewState::Unavailable(Trouble { since: now, reason: error.chain() })),
+        let (ViewLogState { watermark, restated, .. }, state) = match jobs.log(view).state().await {
+            Ok(log) => (log, ViewState::Following),
+            Err(error) => {
+                let trouble = Trouble { since: now, reason: error.chain() };
+                (ViewLogState::default(), ViewState::Unavailable(trouble))
+            }
         };
         views.push(ViewStatus {
             state,
@@ -84,6 +89,7 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
             watermark,
             lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
             refresh_every: view.refresh_every.to_string(),
+            restated,
         });
     }
     let deployed = state.deployments().values().filter_map(|deployment| state.packages().get(&deployment.digest));
@@ -147,6 +153,9 @@ pub fn shown(report: &Report) -> String {
         let what = if view.state.is_unavailable() { "unavailable" } else { "behind" };
         if let Some(Trouble { since, reason }) = view.state.trouble() {
             text += &format!("\n{} is {what} since {since}: {reason}\n", view.view);
+        }
+        if let Some(restated) = &view.restated {
+            text += &format!("\n{}\n", told(&view.view, restated));
         }
     }
     text
