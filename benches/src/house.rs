@@ -165,7 +165,12 @@ fn definitions() -> Result<Vec<SourceFile>> {
 }
 
 /// Commits changes of the catalog.
-pub async fn commit(catalog: &Catalog, state: &mut CatalogState, clock: &dyn Clock, changes: Vec<Change>) -> Result<()> {
+pub async fn commit(
+    catalog: &Catalog,
+    state: &mut CatalogState,
+    clock: &dyn Clock,
+    changes: Vec<Change>,
+) -> Result<()> {
     let commit = CatalogCommit { at: clock.now(), who: "bench".to_owned(), why: "bench".to_owned(), changes };
     catalog.commit(state, commit).await.map(|_| ())
 }

@@ -339,7 +339,10 @@ async fn what_is_pushed_while_a_backfill_runs_stays_and_wins() {
             let after = log.state().await.expect("readable");
             let place = format!("{} after {calls} calls, {survived}, {done:?}", view.name);
             let pushed = &held.files.last().expect("pushed").1.path;
-            assert!(survived || done.resumed == 0 || after.files.iter().any(|(_, file)| &file.path == pushed), "{place}");
+            assert!(
+                survived || done.resumed == 0 || after.files.iter().any(|(_, file)| &file.path == pushed),
+                "{place}"
+            );
             // The order in which rows were written is that in which their commits knew of them.
             let backfilled = after.files.iter().filter(|(_, file)| file.path.contains("/backfill-"));
             let greatest = backfilled.map(|(number, _)| *number).max().expect("backfilled");

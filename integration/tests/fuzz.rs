@@ -291,6 +291,7 @@ fn a_push_log_of_any_bytes_opens_or_is_named_as_damaged() {
         source: "spent".to_owned(),
         events: events(Arc::new(Int32Array::from(vec![7]))),
         header: PushHeader { producer: Some("p".to_owned()), sequence: Some(1), watermark: None },
+        at: Timestamp::from_micros(1),
     };
     log.append(vec![push]).expect("writable");
     drop(log);

@@ -8,8 +8,8 @@ use arrow::datatypes::Float64Type;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change, PackageRecord};
 use springhouse_featurestore::definition::Pinned;
-use springhouse_featurestore::object_storage::ObjectStoreExt;
-use springhouse_featurestore::object_storage::path::Path;
+use springhouse_featurestore::object_storage::api::ObjectStoreExt;
+use springhouse_featurestore::object_storage::api::path::Path;
 use springhouse_featurestore::tier::{DiskTier, open_store};
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind};
@@ -294,8 +294,9 @@ async fn object_storage_that_does_not_answer_is_an_error_in_bounded_time() {
     })
     .await
     .expect("within a minute");
-    let kind =
-        |error: springhouse_featurestore::object_storage::Error| springhouse_featurestore::Error::from(error).kind();
+    let kind = |error: springhouse_featurestore::object_storage::api::Error| {
+        springhouse_featurestore::Error::from(error).kind()
+    };
     assert_eq!(kind(read.map(|_| ()).expect_err("silent")), ErrorKind::Unavailable);
     assert_eq!(kind(written.map(|_| ()).expect_err("silent")), ErrorKind::Unavailable);
 }

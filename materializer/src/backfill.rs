@@ -20,8 +20,8 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
-    Backfill, BackfillAsked, BackfillLog, BackfillPlan, DataFile, HistoryFiles, Progress, ViewCommit, ViewCommitKind, ViewLog,
-    ViewLogState,
+    Backfill, BackfillAsked, BackfillLog, BackfillPlan, DataFile, HistoryFiles, Progress, ViewCommit, ViewCommitKind,
+    ViewLog, ViewLogState,
 };
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};

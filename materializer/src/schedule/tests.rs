@@ -112,6 +112,7 @@ impl Work for Scripted {
             since: None,
             watermark: self.now(),
             late: 0,
+            appeared: 0,
             restated: None,
             committed: true,
         })
