@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray};
 use criterion::{Criterion, criterion_group, criterion_main};
 use springhouse_featurestore::definition::{Column, ColumnType};
-use springhouse_featurestore::encoding::{KeyCodec, RowHeader, RowLayout};
+use springhouse_featurestore::encoding::{KeyCodec, RowHeader, RowLayout, WriteOrder};
 use springhouse_featurestore::time::Timestamp;
 
 fn encoding(criterion: &mut Criterion) {
@@ -25,7 +25,7 @@ fn encoding(criterion: &mut Criterion) {
         .map(|i| Arc::new(Float64Array::from_iter_values((0..100).map(|j| f64::from(i * j)))) as ArrayRef)
         .collect();
     let time = Timestamp::from_micros(1);
-    let headers = vec![RowHeader { event_time: time, available_time: time, sequence: 1 }; 100];
+    let headers = vec![RowHeader { event_time: time, available_time: time, written: WriteOrder::of_commit(0, 1) }; 100];
     let packed = layout.encode(&headers, &values).expect("typed");
     let rows: Vec<Option<&Vec<u8>>> = packed.iter().map(Some).collect();
     criterion.bench_function("decode 100 rows of 10 features into Arrow", |bencher| {

@@ -9,7 +9,7 @@ mod value;
 
 pub use chunk::{ChunkId, ChunkLayout, ChunkReads, add_chunk, is_chunk, merge_values};
 pub use key::{EncodedKeys, KeyCodec};
-pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout};
+pub use row::{ROW_HEADER_BYTES, RowHeader, RowLayout, WriteOrder};
 pub use rows_by_key::RowsByKey;
 pub(crate) use value::write as write_values;
 

@@ -19,7 +19,7 @@ use arrow_flight::FlightData;
 use prost::Message;
 use springhouse_featurestore::catalog::{CatalogCommit, Change};
 use springhouse_featurestore::definition::{Column, ColumnType, DefinitionKind};
-use springhouse_featurestore::encoding::{KeyCodec, RowHeader, RowLayout, merge_values};
+use springhouse_featurestore::encoding::{KeyCodec, RowHeader, RowLayout, WriteOrder, merge_values};
 use springhouse_featurestore::push::{Push, PushHeader, PushLog};
 use springhouse_featurestore::time::{Clock, SystemClock, Timestamp};
 use springhouse_serving::flight::Command;
@@ -208,7 +208,7 @@ fn keys_and_rows_of_any_bytes_are_read_or_named_as_damaged() {
 
     let layout = RowLayout::new(&columns);
     let header =
-        RowHeader { event_time: Timestamp::from_micros(5), available_time: Timestamp::from_micros(6), sequence: 7 };
+        RowHeader { event_time: Timestamp::from_micros(5), available_time: Timestamp::from_micros(6), written: WriteOrder::of_commit(0, 7) };
     let rows = layout.encode(&[header, header], &[names, numbers, flags, lists, texts]).expect("typed");
     Inputs::of("rows", 10, rows.clone()).try_all(|bytes| {
         if let Ok(decoded) = layout.decode(&[Some(bytes)]) {

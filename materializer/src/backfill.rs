@@ -18,6 +18,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
     Backfill, BackfillAsked, BackfillLog, BackfillPlan, DataFile, HistoryFiles, Progress, ViewCommit, ViewCommitKind,
@@ -249,11 +250,13 @@ impl Jobs {
         let all = EventRange { from: *from, until: *until, known: plan.known, pushed: Timestamp::MAX };
         let seeing = |session: Session| self.seeing(session, sources.catalog, view, &plan.history);
         let events = count_events(&seeing(self.session()?)?, sources, view, all).await?.0;
+        // Of rows with the same times those win that were committed since it began.
+        let written = WriteOrder::of_commit(plan.pushed, plan.base);
         let mut split: Vec<Option<RangeRows>> = ranges.iter().map(|_| None).collect();
         if ranges.len() > 1 && !view.reaches_back() {
             progress.begin(&format!("reading the events of {}", view.name), events);
             let times: Vec<EventTimes> = ranges.iter().map(|(_, times)| *times).collect();
-            let rows = split_rows(&seeing(self.session()?)?, sources, view, &times, plan.known, progress).await?;
+            let rows = split_rows(&seeing(self.session()?)?.writing(written), sources, view, &times, plan.known, progress).await?;
             split = rows.into_iter().map(Some).collect();
             progress.end();
         }
@@ -262,7 +265,7 @@ impl Jobs {
         let ranges = futures::stream::iter(ranges.iter().zip(split)).map(|((index, times), rows)| {
             let name = format!("backfill-{number:06}-{index:06}-{}", self.mark());
             async move {
-                let session = seeing(self.session_of(at_once)?)?;
+                let session = seeing(self.session_of(at_once)?)?.writing(written);
                 let rows = match &rows {
                     Some(rows) => rows.sorted(&session, view).await?,
                     None => rows_between(&session, sources, view, *times, plan.known).await?,

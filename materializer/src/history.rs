@@ -15,6 +15,7 @@ use futures::TryStreamExt;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView, Source, Table};
+use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
     DataFile, Fingerprint, HistoryFile, HistoryFiles, Restated, ViewLog, ViewLogState, data_schema,
@@ -133,10 +134,11 @@ impl Jobs {
     ) -> Result<Past> {
         let none = PushedEvents::default();
         let late = self.count_rejected(catalog, view, &none, files, (None, until)).await?;
-        let session = self.seeing(self.session()?, catalog, view, files)?;
+        let written = WriteOrder::of_commit(state.pushed, state.number + 1);
+        let session = self.seeing(self.session()?, catalog, view, files)?.writing(written);
         let sources = Sources { catalog, store: self.store(), pushed: &none };
         let rows = view_rows(&session, &sources, view, None, until).await?;
-        let file = format!("{:012}-{:x}-appeared", state.number + 1, self.writer());
+        let file = format!("{:012}-{}-appeared", state.number + 1, self.mark());
         Ok(Past { appeared: write_file(log, view, &file, rows, &()).await?, late, restated: None })
     }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
     DataFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
@@ -140,7 +141,8 @@ impl Jobs {
         // Rows that reach back do so to pushed events too; to commit such a row again changes nothing (rule T5).
         let pushed = if state.number == 0 || view.reaches_back() { history.events() } else { PushedEvents::default() };
         let sources = Sources { catalog, store: self.store(), pushed: &pushed };
-        let session = self.seeing(self.session()?, catalog, view, read)?;
+        let written = WriteOrder::of_commit(history.until.max(state.pushed), state.number + 1);
+        let session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
         let rows = view_rows(&session, &sources, view, state.read_until, now).await?;
         self.write_file(view, log, state, rows).await
     }

@@ -1,7 +1,7 @@
 //! The point-in-time join: for each row of a spine the feature row that was known at its time.
 //!
 //! Of an entity's rows with event time <= T and available time <= T the one with the greatest event time, then the
-//! greatest available time, then the greatest values (rules T3 and T5). One pass over both sides:
+//! greatest available time, then the one that was written last (rules T3 and T5). One pass over both sides:
 //!
 //! ```text
 //! spine rows -> by hash of key -> sorted by key, time ----------------------------+
@@ -41,7 +41,7 @@ use springhouse_featurestore::Result;
 use springhouse_featurestore::definition::{Column, ColumnType, FeatureView, RowTime};
 use springhouse_featurestore::freshness::ServingHistory;
 use springhouse_featurestore::lookup::{event_time_column, feature_column};
-use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, WRITE_POSITION, WRITE_WITHIN};
 
 pub use exec::PointInTimeExec;
 
@@ -146,6 +146,7 @@ pub async fn join(
         .copied()
         .chain(visible)
         .chain([event.as_str(), AVAILABLE_TIME])
+        .chain([WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.windowed.is_none()))
         .chain(values.iter().map(String::as_str).filter(|_| view.windowed.is_none()))
         .collect();
     let rows = arrange(rows, &keys, &row_order, partitions).map_err(query_error)?;
@@ -175,7 +176,8 @@ fn visible(rows: DataFrame, view: &FeatureView, as_of: &RowsAsOf) -> QueryResult
     let visible = visible.alias(VISIBLE_TIME);
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let features = view.row_columns().iter().map(|column| exact(&column.name).alias(value_column(view, column)));
-    let columns: Vec<_> = keys.chain(features).chain([event, exact(AVAILABLE_TIME), visible]).collect();
+    let written = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.windowed.is_none()).map(exact);
+    let columns: Vec<_> = keys.chain(features).chain([event, exact(AVAILABLE_TIME), visible]).chain(written).collect();
     rows.select(columns)
 }
 

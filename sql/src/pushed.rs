@@ -20,7 +20,7 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, EventTime, FeatureView};
 use springhouse_featurestore::push::PushedEvents;
 
-use crate::session::{Session, query_error};
+use crate::session::{Session, query_error, tells_order, with_order};
 use crate::view_rows::{RowStream, each_once, unique_order};
 
 /// Where a plan finds the events that it is run for.
@@ -88,7 +88,10 @@ impl PushedQuery {
             return Ok(None);
         }
         let session = session.ordered();
-        let schema = Column::to_schema(source.columns.iter());
+        let mut schema = Column::to_schema(source.columns.iter());
+        if tells_order(view) {
+            schema = with_order(&schema);
+        }
         let slot = Arc::new(Slot { schema: Arc::clone(&schema), events: Mutex::default() });
         let table = StreamingTable::try_new(schema, vec![Arc::clone(&slot) as Arc<dyn PartitionStream>]);
         let table = Arc::new(table.map_err(query_error)?);

@@ -7,6 +7,7 @@
 mod listing;
 mod local_time;
 mod sources;
+mod write_order;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionC
 use datafusion::sql::parser::{CreateExternalTable, DFParser, Statement};
 use futures::TryStreamExt;
 use springhouse_featurestore::definition::{Column, ColumnType, FeatureView, RowTime, Table};
+use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, ObjectStore};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
@@ -33,6 +35,8 @@ pub use local_time::utc_of_local_times;
 pub use sources::EventRange;
 
 use crate::nesting::check_text;
+use self::write_order::{carrying, order_columns};
+pub(crate) use self::write_order::{tells_order, with_order};
 use crate::windowed::{EventQuery, udaf};
 
 /// Where view data is found by DataFusion.
@@ -64,6 +68,8 @@ pub struct Session {
     context: SessionContext,
     project: PathBuf,
     memory_bytes: usize,
+    /// The place in the order of writes of rows that do not tell it themselves.
+    written: WriteOrder,
 }
 
 impl std::fmt::Debug for Session {
@@ -95,7 +101,14 @@ impl Session {
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         let context = SessionContext::new_with_state(state);
         udaf::register(&context);
-        Ok(Self { context, project: options.project.clone(), memory_bytes: options.memory_bytes })
+        Ok(Self { context, project: options.project.clone(), memory_bytes: options.memory_bytes, written: WriteOrder::default() })
+    }
+
+    /// The same, in which rows that do not tell their place in the order of writes have this one.
+    #[must_use]
+    pub fn writing(mut self, written: WriteOrder) -> Self {
+        self.written = written;
+        self
     }
 
     /// The same tables and memory, with one partition: rows keep their files' order.
@@ -246,8 +259,8 @@ impl Session {
         Ok(())
     }
 
-    /// A view's rows as data files hold them: keys, features (of a windowed view its events' arguments), `@event_time`, `@available_time`. Rows without a key or a
-    /// time are left out. Its sources must have been added.
+    /// A view's rows as data files hold them ([`springhouse_featurestore::tier::data_schema`]). Rows without a key or a time
+    /// are left out. Its sources must have been added.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] when the query no longer plans.
@@ -259,6 +272,8 @@ impl Session {
         if view.windowed.is_some() {
             let events = EventQuery::take_apart(frame.logical_plan()).map_err(failed)?;
             frame = events.frame(self, &view.row_time.columns()).map_err(failed)?;
+        } else if tells_order(view) {
+            frame = carrying(frame).map_err(failed)?;
         }
         let typed = |column: &Column| cast(ident(&column.name), column.column_type.to_arrow()).alias(&column.name);
         let moment = |column: &str| cast(ident(column), ColumnType::Timestamp.to_arrow());
@@ -278,6 +293,9 @@ impl Session {
         };
         let mut columns: Vec<Expr> = view.keys.iter().chain(view.row_columns()).map(typed).collect();
         columns.extend([event.alias(EVENT_TIME), available.alias(AVAILABLE_TIME)]);
+        if view.windowed.is_none() {
+            columns.extend(order_columns(&frame, self.written));
+        }
         let whole = view
             .keys
             .iter()

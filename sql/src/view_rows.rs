@@ -19,7 +19,7 @@ use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView, RowTime, Source};
 use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore, WRITE_POSITION, WRITE_WITHIN};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
@@ -35,8 +35,8 @@ pub type RowStream = BoxStream<'static, Result<RecordBatch>>;
 
 /// The rows of `view` that became visible after `since` (all, where it is `None`) and by `until`, with the columns of
 /// its data files, sorted by key, event time and available time. Of feature rows that are equal in all three, which one
-/// query over one state of the sources can yield, the one with the greatest values stands for all (rule T5); the events
-/// of a windowed view all count.
+/// query over one state of the sources can yield, the one that was written last stands for all, then the one with the
+/// greatest values (rule T5); the events of a windowed view all count.
 ///
 /// Sources are read no further back than the view's `LOOKBACK` asks.
 ///
@@ -144,7 +144,8 @@ pub async fn pushed_rows(
         for pinned in &view.sources {
             let source = sources.catalog.source(pinned)?;
             let alone = new.batches.contains_key(&source.name);
-            sources.add_one(session, source, None, !alone, if alone { new } else { sources.pushed }).await?;
+            let pushed = if alone { new } else { sources.pushed };
+            sources.add_one(session, (view, source), None, !alone, pushed).await?;
         }
         return in_order(session, session.view_frame(view).await?, view).await;
     }
@@ -192,7 +193,7 @@ impl Sources<'_> {
     pub async fn add(&self, session: &Session, view: &FeatureView, range: EventRange) -> Result<()> {
         for pinned in &view.sources {
             let source = self.catalog.source(pinned)?;
-            self.add_one(session, source, Some(range), true, self.pushed).await?;
+            self.add_one(session, (view, source), Some(range), true, self.pushed).await?;
         }
         Ok(())
     }
@@ -200,7 +201,7 @@ impl Sources<'_> {
     async fn add_one(
         &self,
         session: &Session,
-        source: &Source,
+        (view, source): (&FeatureView, &Source),
         range: Option<EventRange>,
         history: bool,
         pushed: &PushedEvents,
@@ -210,7 +211,7 @@ impl Sources<'_> {
                 session.add_table(self.catalog.table(table)?).await?;
             }
         }
-        session.add_events(source, range, history, pushed, self.store).await
+        session.add_events_of_view((view, source), range, history, pushed, self.store).await
     }
 }
 
@@ -266,12 +267,14 @@ pub(crate) fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataF
     frame.sort(row_order(view)).map_err(query_error)
 }
 
-/// The order of a view's rows in its data files: keys, times and values, nulls first.
+/// The order of a view's rows in its data files: keys, times, of feature rows their place in the order of writes, and
+/// values, nulls first.
 pub(crate) fn row_order(view: &FeatureView) -> Vec<SortExpr> {
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let times = [EVENT_TIME, AVAILABLE_TIME].map(exact);
+    let written = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.windowed.is_none()).map(exact);
     let values = view.row_columns().iter().map(|column| exact(&column.name));
-    keys.chain(times).chain(values).map(|column| column.sort(true, true)).collect()
+    keys.chain(times).chain(written).chain(values).map(|column| column.sort(true, true)).collect()
 }
 
 /// DataFusion's nullability and metadata differ from the data files'; the columns do not.
@@ -289,7 +292,7 @@ struct LastOfEqual {
 
 impl LastOfEqual {
     fn new(schema: &arrow::datatypes::SchemaRef, keys: usize) -> Result<Self> {
-        let times = schema.fields().len() - 2..schema.fields().len();
+        let times = [schema.index_of(EVENT_TIME)?, schema.index_of(AVAILABLE_TIME)?];
         let columns: Vec<usize> = (0..keys).chain(times).collect();
         let fields = columns.iter().map(|&index| SortField::new(schema.field(index).data_type().clone())).collect();
         Ok(Self { converter: RowConverter::new(fields)?, columns, held: None })

@@ -1,13 +1,13 @@
 //! Packed rows: an entity's features with their times, in bytes that compare as rule T5 orders rows.
 //!
 //! ```text
-//! event time | available time | sequence | schema id | null bits | fixed-width columns | ends of the rest | texts, lists
-//! 8          | 8              | 8        | 4         | n/8       | 1 to 8 each         | 4 each           |
+//! event time | available time | place in the order of writes | schema id | null bits | fixed-width columns | ends of the rest | texts, lists
+//! 8          | 8              | 16                           | 4         | n/8       | 1 to 8 each         | 4 each           |
 //! ```
 //!
-//! The three leading numbers are big-endian with the sign flipped: of two rows of one entity the one whose bytes are
-//! greater is the one that holds: later event time, then later available time, then later write (`sequence` is the
-//! number of the commit that wrote it), then, between rows that nothing else tells apart, the greater bytes.
+//! The four leading numbers are big-endian with the sign flipped: of two rows of one entity the one whose bytes are
+//! greater is the one that holds: later event time, then later available time, then later write ([`WriteOrder`]), then,
+//! between rows that nothing else tells apart, the greater bytes.
 
 use arrow::array::{Array, ArrayRef};
 use sha2::{Digest, Sha256};
@@ -18,7 +18,40 @@ use crate::time::Timestamp;
 use crate::{Error, Result};
 
 /// Bytes before the null bits.
-pub const ROW_HEADER_BYTES: usize = 28;
+pub const ROW_HEADER_BYTES: usize = 36;
+
+/// A row's place in the one order of all writes of its view (rule T5): of pushes by their positions, and in a push by its
+/// rows. What a commit read of history was written after the pushes that were committed before it, and before the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WriteOrder {
+    /// The position of the push that brought it; of history the position up to which pushes had been committed.
+    pub position: i64,
+    /// Its row in the push; of history [`Self::COMMITTED`] and the number of the commit.
+    pub within: i64,
+}
+
+impl Default for WriteOrder {
+    /// History of which no commit is known: before every push.
+    fn default() -> Self {
+        Self::of_commit(0, 0)
+    }
+}
+
+impl WriteOrder {
+    /// Greater than the row of any push.
+    pub const COMMITTED: i64 = 1 << 62;
+
+    /// That of the rows that a commit read of history, after the pushes up to a position.
+    pub fn of_commit(position: u64, number: u64) -> Self {
+        let number = i64::try_from(number).unwrap_or(i64::MAX).min(Self::COMMITTED - 1);
+        Self { position: i64::try_from(position).unwrap_or(i64::MAX), within: Self::COMMITTED + number }
+    }
+
+    /// That of rows that rest on several events, once those up to a position have come.
+    pub fn of_pushes(position: u64) -> Self {
+        Self { position: i64::try_from(position).unwrap_or(i64::MAX), within: Self::COMMITTED - 1 }
+    }
+}
 
 /// The times of a packed row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,8 +60,8 @@ pub struct RowHeader {
     pub event_time: Timestamp,
     /// When it could first be known.
     pub available_time: Timestamp,
-    /// The number of the commit that wrote it.
-    pub sequence: i64,
+    /// When it was written, among all writes.
+    pub written: WriteOrder,
 }
 
 impl RowHeader {
@@ -38,7 +71,7 @@ impl RowHeader {
         Some(Self {
             event_time: Timestamp::from_micros(number(0)?),
             available_time: Timestamp::from_micros(number(8)?),
-            sequence: number(16)?,
+            written: WriteOrder { position: number(16)?, within: number(24)? },
         })
     }
 }
@@ -114,7 +147,8 @@ impl RowLayout {
         let mut row = Vec::with_capacity(self.varying_start + 16);
         row.extend_from_slice(&super::ordered(header.event_time.micros()));
         row.extend_from_slice(&super::ordered(header.available_time.micros()));
-        row.extend_from_slice(&super::ordered(header.sequence));
+        row.extend_from_slice(&super::ordered(header.written.position));
+        row.extend_from_slice(&super::ordered(header.written.within));
         row.extend_from_slice(&self.schema_id);
         row.resize(self.varying_start, 0);
         row
@@ -145,7 +179,7 @@ impl RowLayout {
     pub fn decode<R: AsRef<[u8]>>(&self, rows: &[Option<R>]) -> Result<Vec<ArrayRef>> {
         for row in rows.iter().flatten() {
             let row = row.as_ref();
-            if row.len() < self.varying_start || row[24..ROW_HEADER_BYTES] != self.schema_id {
+            if row.len() < self.varying_start || row[ROW_HEADER_BYTES - 4..ROW_HEADER_BYTES] != self.schema_id {
                 return Err(Error::damaged("a stored row does not have its view's columns")
                     .with("bytes", row.len())
                     .remedy("delete the disk tier's folder; it is rebuilt from object storage"));
@@ -226,11 +260,11 @@ mod tests {
         ])
     }
 
-    fn header(event: i64, available: i64, sequence: i64) -> RowHeader {
+    fn header(event: i64, available: i64, position: i64, within: i64) -> RowHeader {
         RowHeader {
             event_time: Timestamp::from_micros(event),
             available_time: Timestamp::from_micros(available),
-            sequence,
+            written: WriteOrder { position, within },
         }
     }
 
@@ -261,18 +295,18 @@ mod tests {
         #[test]
         fn what_is_packed_unpacks_bit_for_bit(rows in proptest::collection::vec(any::<Values>(), 1..20)) {
             let columns = arrays(&rows);
-            let packed = layout().encode(&vec![header(1, 2, 3); rows.len()], &columns).expect("typed");
+            let packed = layout().encode(&vec![header(1, 2, 3, 4); rows.len()], &columns).expect("typed");
             let unpacked = layout().decode(&packed.iter().map(Some).collect::<Vec<_>>()).expect("own bytes");
             for (before, after) in columns.iter().zip(&unpacked) {
                 prop_assert_eq!(before.to_data(), after.to_data());
             }
-            prop_assert_eq!(RowHeader::read(&packed[0]), Some(header(1, 2, 3)));
+            prop_assert_eq!(RowHeader::read(&packed[0]), Some(header(1, 2, 3, 4)));
         }
 
         #[test]
-        fn rows_compare_as_rule_t5_orders_them(a in any::<(i64, i64, i64)>(), b in any::<(i64, i64, i64)>()) {
+        fn rows_compare_as_rule_t5_orders_them(a in any::<(i64, i64, i64, i64)>(), b in any::<(i64, i64, i64, i64)>()) {
             let columns = arrays(&[Values::default(), Values::default()]);
-            let rows = layout().encode(&[header(a.0, a.1, a.2), header(b.0, b.1, b.2)], &columns).expect("typed");
+            let rows = layout().encode(&[header(a.0, a.1, a.2, a.3), header(b.0, b.1, b.2, b.3)], &columns).expect("typed");
             prop_assert_eq!(rows[0].cmp(&rows[1]), a.cmp(&b));
         }
     }
@@ -289,7 +323,7 @@ mod tests {
     fn bytes_of_another_schema_are_named_as_damage() {
         let other = RowLayout::new(&[Column::nullable("x", ColumnType::Float64)]);
         let rows =
-            other.encode(&[header(0, 0, 0)], &[Arc::new(Float64Array::from(vec![1.0])) as ArrayRef]).expect("typed");
+            other.encode(&[header(0, 0, 0, 0)], &[Arc::new(Float64Array::from(vec![1.0])) as ArrayRef]).expect("typed");
         let error = layout().decode(&[Some(&rows[0])]).expect_err("another schema");
         assert_eq!(error.kind(), crate::ErrorKind::Damaged);
     }

@@ -53,7 +53,13 @@ impl std::fmt::Debug for Options2 {
 struct DiskView {
     generation: u64,
     mark: Mark,
+    /// How its rows are packed: what was packed otherwise is loaded anew.
+    #[serde(default)]
+    layout: u32,
 }
+
+/// Grows when rows or chunks are packed otherwise.
+const LAYOUT: u32 = 1;
 
 impl DiskTier {
     /// Opens the tier in a folder, and creates it where there is none.
@@ -97,7 +103,11 @@ impl DiskTier {
                     .with("key", String::from_utf8_lossy(&key))
                     .remedy(REBUILD)
             })?;
-            views.insert(view, Arc::new(RwLock::new(record)));
+            if record.layout == LAYOUT {
+                views.insert(view, Arc::new(RwLock::new(record)));
+            } else {
+                self.database.delete(&key).map_err(|error| self.failed(error))?;
+            }
         }
         let named: Vec<String> = views
             .iter()
@@ -223,7 +233,7 @@ impl OnlineTier for DiskTier {
         let slot = self.slot_or_new(view)?;
         let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
         let handle = self.family_handle(&family(view, state.generation))?;
-        let record = DiskView { generation: state.generation, mark };
+        let record = DiskView { generation: state.generation, mark, layout: LAYOUT };
         let mut batch = WriteBatch::default();
         let mut chunks = BTreeMap::new();
         let (given, rows): (Vec<KeyedRow>, Vec<KeyedRow>) = rows.into_iter().partition(|(_, row)| is_chunk(row));
@@ -390,7 +400,7 @@ impl Generation for DiskGeneration<'_> {
         let tier = self.tier;
         let old = {
             let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-            let record = DiskView { generation: self.generation, mark };
+            let record = DiskView { generation: self.generation, mark, layout: LAYOUT };
             let bytes = record_bytes(&record)?;
             tier.database.put(self.view.to_string(), bytes).map_err(|error| tier.failed(error))?;
             let old = family(&self.view, state.generation);

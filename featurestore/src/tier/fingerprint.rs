@@ -9,7 +9,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use twox_hash::XxHash64;
 
-use super::object::EVENT_TIME;
+use super::object::{EVENT_TIME, WRITE_POSITION};
 use crate::definition::ColumnType;
 use crate::encoding::write_values;
 use crate::time::Timestamp;
@@ -51,12 +51,13 @@ fn finished(row: u64) -> u64 {
 }
 
 impl Fingerprint {
-    /// Of no rows yet, with the columns of a view's data files.
+    /// Of no rows yet, with the columns of a view's data files. When a row was written does not count.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Invalid`] for columns that features cannot have.
     pub fn new(schema: &SchemaRef) -> Result<Self> {
-        let columns = schema.fields().iter().map(|field| ColumnType::from_arrow(field.data_type()));
+        let own = schema.fields().iter().take_while(|field| field.name() != WRITE_POSITION);
+        let columns = own.map(|field| ColumnType::from_arrow(field.data_type()));
         Ok(Self { columns: columns.collect::<Result<_>>()?, rows: 0, sum: 0, event_times: None })
     }
 

@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::object::{AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
+use super::object::{
+    AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, WRITE_POSITION, WRITE_WITHIN,
+};
 use super::{KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};
 use crate::definition::{Column, FeatureView, Windowed};
-use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout, RowsByKey};
+use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout, RowsByKey, WriteOrder};
 use crate::push::EventSink;
 use crate::time::Timestamp;
 use crate::{Error, Result};
@@ -273,7 +275,8 @@ impl Packer {
         Ok(())
     }
 
-    /// Packs a batch that the commit `number` wrote. Rows without a whole key are left out.
+    /// Packs a batch. Rows that do not tell their place in the order of writes have that of commit `number`; rows without a
+    /// whole key are left out.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when the batch does not have the view's columns.
@@ -289,11 +292,12 @@ impl Packer {
         let keys = self.keys.encode(&columns(self.keys.columns())?)?;
         let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
         let (event, available) = (times(&event)?, times(&available)?);
+        let written = written(batch, WriteOrder::of_commit(0, number));
         let headers: Vec<RowHeader> = (0..batch.num_rows())
             .map(|row| RowHeader {
                 event_time: Timestamp::from_micros(event.value(row)),
                 available_time: Timestamp::from_micros(available.value(row)),
-                sequence: i64::try_from(number).unwrap_or(i64::MAX),
+                written: written(row),
             })
             .collect();
         let columns = columns(&self.columns)?;
@@ -323,13 +327,12 @@ impl TilePacker {
         };
         let value_of = |argument, row: u32| arguments.value(argument, row as usize);
         let mut keyed = Vec::new();
-        let sequence = headers.first().map(|header| header.sequence).unwrap_or_default();
         for (key, rows) in RowsByKey::new(keys).iter() {
             let mut tiles = EntityTiles::default();
             tiles.add_finest(&self.layout, rows, event_of, value_of);
             tiles.roll_up(&self.layout);
             let Some((event_time, available_time)) = tiles.newest() else { continue };
-            let last = RowHeader { event_time, available_time, sequence };
+            let last = RowHeader { event_time, available_time, written: WriteOrder::default() };
             let entry = |id: ChunkId| {
                 let mut key = key.to_vec();
                 id.write(&mut key);
@@ -342,6 +345,18 @@ impl TilePacker {
             keyed.extend(chunks.into_iter().map(|(id, bytes)| (entry(id), Bytes::from(bytes))));
         }
         Ok(keyed)
+    }
+}
+
+/// The place of each row of a batch in the order of writes, where it tells.
+fn written(batch: &RecordBatch, otherwise: WriteOrder) -> impl Fn(usize) -> WriteOrder {
+    let [position, within] = [WRITE_POSITION, WRITE_WITHIN]
+        .map(|name| batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>()).cloned());
+    move |row| match (&position, &within) {
+        (Some(position), Some(within)) if position.is_valid(row) && within.is_valid(row) => {
+            WriteOrder { position: position.value(row), within: within.value(row) }
+        }
+        _ => otherwise,
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
@@ -392,11 +392,13 @@ impl ViewLog {
 }
 
 /// The columns of a view's data files: keys, features (or the arguments of a windowed view's events), event time,
-/// available time.
+/// available time; of feature rows also their place in the order of writes, which older files lack.
 pub fn data_schema(view: &FeatureView) -> SchemaRef {
     let columns = view.keys.iter().chain(view.row_columns()).map(Column::to_field);
     let times = [EVENT_TIME, AVAILABLE_TIME].map(|name| Field::new(name, timestamp_type(), false));
-    Arc::new(Schema::new(columns.chain(times).collect::<Vec<_>>()))
+    let order = [WRITE_POSITION, WRITE_WITHIN].map(|name| Field::new(name, DataType::Int64, true));
+    let order = order.into_iter().filter(|_| view.windowed.is_none());
+    Arc::new(Schema::new(columns.chain(times).chain(order).collect::<Vec<_>>()))
 }
 
 /// A data file being written; nothing reads it until a commit names it.

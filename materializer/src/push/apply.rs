@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView};
+use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{LogReach, PushEntry, PushedEvents};
 use springhouse_featurestore::tier::{KeyedRow, Mark, Packer, merge_rows};
 use springhouse_featurestore::time::Timestamp;
@@ -167,7 +168,10 @@ impl Shared {
             };
         }
         let sources = Sources { catalog, store: self.jobs.store(), pushed: &pushed };
-        pushed_rows(&self.jobs.session()?, &sources, view, &new).await
+        // What rests on several events has all of them up to the last.
+        let last = entries.last().map_or(0, |entry| entry.position);
+        let session = self.jobs.session()?.writing(WriteOrder::of_pushes(last));
+        pushed_rows(&session, &sources, view, &new).await
     }
 
     /// The same, in the order of data files.

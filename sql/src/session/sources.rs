@@ -6,13 +6,14 @@ use arrow::datatypes::DataType;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{Expr, LogicalPlan, cast, ident, lit};
 use datafusion::prelude::DataFrame;
-use springhouse_featurestore::definition::{Available, Column, ColumnType, EventTime, Rejects, Source};
+use springhouse_featurestore::definition::{Available, Column, ColumnType, EventTime, FeatureView, Rejects, Source};
 use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::ObjectStore;
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
 use super::local_time::utc_of_local_column;
+use super::write_order::{no_order, order_names, tells_order, with_order};
 use super::{Session, columns_of, query_error, timestamp};
 use crate::pushed::of_schema;
 
@@ -63,7 +64,23 @@ impl Session {
         pushed: &PushedEvents,
         store: &Arc<dyn ObjectStore>,
     ) -> Result<()> {
-        let events = self.events(source, range, history, pushed, store).await?;
+        let events = self.events(source, range, history, (pushed, false), store).await?;
+        self.register(source, events, None)
+    }
+
+    /// The same for a view; where each of its rows is one event, events tell their place in the order of writes.
+    ///
+    /// # Errors
+    /// As [`Self::add_source`].
+    pub(crate) async fn add_events_of_view(
+        &self,
+        (view, source): (&FeatureView, &Source),
+        range: Option<EventRange>,
+        history: bool,
+        pushed: &PushedEvents,
+        store: &Arc<dyn ObjectStore>,
+    ) -> Result<()> {
+        let events = self.events(source, range, history, (pushed, tells_order(view)), store).await?;
         self.register(source, events, None)
     }
 
@@ -86,25 +103,35 @@ impl Session {
         if let Some(since) = since {
             wanted = wanted.and(known().gt(lit(timestamp(since))));
         }
-        let events = self.events(source, None, true, pushed, store).await?;
+        let events = self.events(source, None, true, (pushed, false), store).await?;
         events.filter(wanted).map(Some).map_err(query_error)
     }
 
-    /// The events of a source within a range, those that it rejects included: its history's if it is wanted, and pushed ones.
+    /// The events of a source within a range, those that it rejects included: its history's if it is wanted, and pushed ones;
+    /// with their place in the order of writes if they are to tell it.
     async fn events(
         &self,
         source: &Source,
         range: Option<EventRange>,
         history: bool,
-        pushed: &PushedEvents,
+        (pushed, tell): (&PushedEvents, bool),
         store: &Arc<dyn ObjectStore>,
     ) -> Result<DataFrame> {
         let of_pushed = range.map(EventRange::of_pushed);
+        let mut columns: Vec<Expr> = source.columns.iter().map(|column| ident(&column.name)).collect();
+        let mut schema = Column::to_schema(source.columns.iter());
         let mut parts = Vec::new();
         if history && source.query.is_some() {
-            parts.push((self.history(source).await?, range));
+            let mut part = self.history(source).await?;
+            if tell {
+                part = part.select(columns.iter().cloned().chain(no_order()).collect::<Vec<_>>()).map_err(query_error)?;
+            }
+            parts.push((part, range));
         }
-        let schema = Column::to_schema(source.columns.iter());
+        if tell {
+            schema = with_order(&schema);
+            columns.extend(order_names());
+        }
         if let Some(files) = pushed.files.get(&source.name) {
             parts.push((self.data_files(store, files, &schema, &[]).await?, of_pushed));
         }
@@ -115,7 +142,6 @@ impl Session {
             let batches = if batches.is_empty() { vec![empty] } else { batches };
             parts.push((self.context.read_batches(batches).map_err(query_error)?, of_pushed));
         }
-        let columns: Vec<Expr> = source.columns.iter().map(|column| ident(&column.name)).collect();
         let mut whole: Option<DataFrame> = None;
         for (part, range) in parts {
             let mut part = part.select(columns.clone()).map_err(query_error)?;

@@ -102,6 +102,8 @@ mod tests {
             Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.4))),
             times(|row| row.2),
             times(|row| row.3),
+            Arc::new(Int64Array::from_value(0, rows.len())),
+            Arc::new(Int64Array::from_value(0, rows.len())),
         ];
         RecordBatch::try_new(data_schema(&view()), columns).expect("the view's columns")
     }

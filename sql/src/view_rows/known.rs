@@ -58,7 +58,7 @@ pub(super) async fn frame(
         let source = sources.catalog.source(pinned)?;
         session.forget(source)?;
         let is_static = source.event_time == EventTime::Static;
-        sources.add_one(session, source, Some(range), is_static, sources.pushed).await?;
+        sources.add_one(session, (view, source), Some(range), is_static, sources.pushed).await?;
     }
     history.union(session.view_frame(view).await?).map_err(query_error)
 }
