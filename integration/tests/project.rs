@@ -68,6 +68,11 @@ impl TestProject {
         Jobs::new(Arc::clone(store), self.options(), self.clock.clone(), WRITERS.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Jobs on another store, at another clock's time, by a writer of its own: those of another process.
+    pub fn jobs_of(&self, store: &Arc<dyn ObjectStore>, clock: &Arc<DrivenClock>, writer: u64) -> Jobs {
+        Jobs::new(Arc::clone(store), self.options(), Arc::clone(clock) as _, writer)
+    }
+
     /// Jobs whose queries have this much memory.
     pub fn jobs_within(&self, memory_bytes: usize) -> Jobs {
         self.jobs().with_memory(memory_bytes)

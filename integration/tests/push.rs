@@ -14,6 +14,7 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::push::{EventSink, PushHeader, PushLog};
 use springhouse_featurestore::tier::{DiskTier, ObjectStore};
 use springhouse_featurestore::time::Span;
+use springhouse_materializer::Jobs;
 use springhouse_materializer::push::Pushes;
 use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_serving::flight::RemoteFeatures;
@@ -37,16 +38,19 @@ impl Server {
 
     /// A server that sees the project's object storage through `store`.
     pub async fn start_on(project: &TestProject, store: &Arc<dyn ObjectStore>, cache_bytes: u64) -> Self {
-        let (disk, log) = (project.folder.path().join("disk"), project.folder.path().join("log"));
-        let disk = opened(&disk, DiskTier::open).await;
-        let log = opened(&log, PushLog::open).await;
-        let features =
-            Arc::new(FeatureServer::new(Arc::clone(store), disk, cache_bytes, Arc::clone(&project.clock) as _));
+        Self::start_in(project.folder.path(), project.jobs_on(store), cache_bytes).await
+    }
+
+    /// A server with its disk tier and its log in a folder, with the store and the clock of its jobs.
+    pub async fn start_in(folder: &Path, jobs: Jobs, cache_bytes: u64) -> Self {
+        let disk = opened(&folder.join("disk"), DiskTier::open).await;
+        let log = opened(&folder.join("log"), PushLog::open).await;
+        let (store, clock) = (Arc::clone(jobs.store()), Arc::clone(jobs.clock()));
+        let features = Arc::new(FeatureServer::new(store, disk, cache_bytes, clock));
         features.follow(&()).await.expect("follows");
         let (tier, changing) = features.tier();
-        let pushes = Pushes::start(project.jobs_on(store), log, tier, changing, Box::new(features.followed()))
-            .await
-            .expect("starts");
+        let pushes =
+            Pushes::start(jobs, log, tier, changing, Box::new(features.followed())).await.expect("starts");
         let pushes = Arc::new(pushes);
         features.push_to(Arc::clone(&pushes) as _);
         features.follow(&()).await.expect("replays");
@@ -298,10 +302,10 @@ async fn a_pushed_view_holds_what_another_system_computed() {
 }
 
 /// The time at which the killed server runs: all events happened before it.
-const KILLED_AT: i64 = 172_800;
+pub const KILLED_AT: i64 = 172_800;
 
 /// The events of a producer's batch: no two of one time.
-fn batch_of(producer: u64, sequence: u64) -> Vec<Event> {
+pub fn batch_of(producer: u64, sequence: u64) -> Vec<Event> {
     let mut random = Seeded::new(producer << 32 | sequence);
     (0..=random.below(4))
         .map(|index| {
@@ -313,7 +317,7 @@ fn batch_of(producer: u64, sequence: u64) -> Vec<Event> {
 }
 
 /// Sends all batches; what was not acknowledged when the server went away is sent again.
-async fn produce(address: String, producer: u64, batches: u64) {
+pub async fn produce(address: String, producer: u64, batches: u64) {
     let mut acked = 0;
     while acked < batches {
         let store = RemoteFeatures::new(&address).expect("an address");
@@ -356,6 +360,26 @@ fn serve(project: &TestProject, port: u16) -> std::process::Child {
         .expect("starts")
 }
 
+/// Every event is there once, in a store that was started with a clock: before what is in its log is flushed, and after.
+pub async fn all_are_there(address: &str, state: &CatalogState, events: &[Event], place: &str) {
+    let store = RemoteFeatures::new(address).expect("an address");
+    let contract = state.current_contract("limits").expect("defined").pinned();
+    let users: ArrayRef = Arc::new(StringArray::from(USERS.to_vec()));
+    let keys = RecordBatch::try_from_iter([("user_name", users)]).expect("keys");
+    for flushed in [false, true] {
+        if flushed {
+            store.act("flush", "").await.expect("flushes");
+        }
+        let now = KILLED_AT + 90;
+        store.act("clock", &at(now).to_string()).await.expect("set");
+        let answer = store.lookup(&contract, keys.clone()).await.expect("looks up");
+        for (row, user) in USERS.into_iter().enumerate() {
+            let place = format!("{user} {place}, flushed: {flushed}");
+            check(&answer, row, events, Some(user), now, now, &place);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_there_once_after_kills() {
     let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
@@ -389,29 +413,7 @@ async fn what_was_acknowledged_is_there_once_after_kills() {
     }
     let mut events: Vec<Event> = vec![("ann", 10, 10, Some(1.0))];
     events.extend((0..3).flat_map(|producer| (1..=batches).flat_map(move |sequence| batch_of(producer, sequence))));
-    let store = RemoteFeatures::new(&address).expect("an address");
-    let contract = state.current_contract("limits").expect("defined").pinned();
-    let users: ArrayRef = Arc::new(StringArray::from(USERS.to_vec()));
-    let keys = RecordBatch::try_from_iter([("user_name", users)]).expect("keys");
-    for flushed in [false, true] {
-        if flushed {
-            store.act("flush", "").await.expect("flushes");
-        }
-        let now = KILLED_AT + 90;
-        store.act("clock", &at(now).to_string()).await.expect("set");
-        let answer = store.lookup(&contract, keys.clone()).await.expect("looks up");
-        for (row, user) in USERS.into_iter().enumerate() {
-            check(
-                &answer,
-                row,
-                &events,
-                Some(user),
-                now,
-                now,
-                &format!("{user} after {kills} kills, flushed: {flushed}"),
-            );
-        }
-    }
+    all_are_there(&address, &state, &events, &format!("after {kills} kills")).await;
     child.kill().expect("running");
     child.wait().expect("ended");
     assert!(kills >= 3, "{kills} kills");

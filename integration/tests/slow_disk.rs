@@ -62,10 +62,12 @@ fn events(producer: u64, batch: u64) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns).expect("three columns")
 }
 
-/// Makes a library of the slow disk.
-fn slow_disk(folder: &Path) -> PathBuf {
-    let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/faults/slow_disk.c"), folder.join("slow_disk.so"));
-    let made = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).args([source, "-ldl"]).output();
+/// Makes a library of a fault: it is loaded before a program's C library.
+pub fn library(fault: &str, folder: &Path) -> PathBuf {
+    let source = format!("{}/faults/{fault}.c", env!("CARGO_MANIFEST_DIR"));
+    let library = folder.join(format!("{fault}.so"));
+    let made =
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).args([&source, "-ldl"]).output();
     let made = made.expect("a C compiler, which RocksDB needs too");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     library
@@ -87,7 +89,7 @@ fn serve(project: &TestProject, port: u16, slow: &Path) -> Store {
         .arg(project.folder.path())
         .args(["--clock", &at(whole(ALL_EVENTS)).to_string(), "serve", "--role", "store", "--listen"])
         .arg(format!("127.0.0.1:{port}"))
-        .env("LD_PRELOAD", slow_disk(project.folder.path()))
+        .env("LD_PRELOAD", library("slow_disk", project.folder.path()))
         .env("SLOW_DISK", slow)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
