@@ -49,8 +49,7 @@ impl Server {
         let features = Arc::new(FeatureServer::new(store, disk, cache_bytes, clock));
         features.follow(&()).await.expect("follows");
         let (tier, changing) = features.tier();
-        let pushes =
-            Pushes::start(jobs, log, tier, changing, Box::new(features.followed())).await.expect("starts");
+        let pushes = Pushes::start(jobs, log, tier, changing, Box::new(features.followed())).await.expect("starts");
         let pushes = Arc::new(pushes);
         features.push_to(Arc::clone(&pushes) as _);
         features.follow(&()).await.expect("replays");

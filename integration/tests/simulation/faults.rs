@@ -1,0 +1,102 @@
+//! The faults of a simulation. Each can be on by itself, so that one can see which fault finds what.
+
+use std::collections::BTreeSet;
+
+/// What may go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Object storage acts, and then answers an error.
+    Ambiguous,
+    /// Views are backfilled, also while there are pushes and flushes.
+    Backfill,
+    /// Clocks stand still, jump, differ between takers, and producers' are ahead.
+    Clock,
+    /// The process is killed, and sometimes loses its disk tier.
+    Crash,
+    /// Object storage dies in the middle of a flush or of a refresh.
+    Dying,
+    /// Views are defined after events were pushed, and refreshed first while there are pushes and flushes.
+    FirstRefresh,
+    /// There is a view that groups by hour: a row's event time lies before its events'.
+    Hours,
+    /// History has new files with old events.
+    LateFile,
+    /// Object storage answers an error, and acts later.
+    LatePut,
+    /// The power is cut: what was not synced is gone. It needs a process that was started on such a disk.
+    PowerCut,
+    /// Another process takes pushes for the same store, and the first one comes back.
+    Takers,
+    /// Events with equal times, of which the later write counts; and views whose rows are made of several events.
+    Ties,
+    /// Producers say that they have sent everything up to a time that lies far ahead.
+    Watermark,
+}
+
+const NAMES: [(&str, Fault); 13] = [
+    ("ambiguous", Fault::Ambiguous),
+    ("backfill", Fault::Backfill),
+    ("clock", Fault::Clock),
+    ("crash", Fault::Crash),
+    ("dying", Fault::Dying),
+    ("first_refresh", Fault::FirstRefresh),
+    ("hours", Fault::Hours),
+    ("late_file", Fault::LateFile),
+    ("late_put", Fault::LatePut),
+    ("power_cut", Fault::PowerCut),
+    ("takers", Fault::Takers),
+    ("ties", Fault::Ties),
+    ("watermark", Fault::Watermark),
+];
+
+/// A step of a simulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Push,
+    Flush,
+    Refresh,
+    Restart,
+    SentAgain,
+    Fault(Fault),
+}
+
+/// Those that are on.
+#[derive(Debug, Clone)]
+pub struct Faults(BTreeSet<Fault>);
+
+impl Faults {
+    /// Those that `SIMULATION_FAULTS` names; `none` for none of them. All, where it is not set, but power cuts.
+    pub fn wanted() -> Self {
+        let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| *fault != Fault::PowerCut);
+        let Ok(wanted) = std::env::var("SIMULATION_FAULTS") else { return Self(all().collect()) };
+        let named = wanted.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");
+        let fault = |name: &str| {
+            let found = NAMES.iter().find(|(known, _)| *known == name).map(|(_, fault)| *fault);
+            found.unwrap_or_else(|| {
+                panic!("no such fault: {name}; there are {}", NAMES.map(|(name, _)| name).join(", "))
+            })
+        };
+        Self(named.map(fault).collect())
+    }
+
+    pub fn has(&self, fault: Fault) -> bool {
+        self.0.contains(&fault)
+    }
+
+    /// The names of those that are on.
+    pub fn names(&self) -> String {
+        let on = NAMES.iter().filter(|(_, fault)| self.has(*fault)).map(|(name, _)| *name);
+        on.collect::<Vec<_>>().join(",")
+    }
+
+    /// The steps that there are, each as often as it is to come up.
+    pub fn steps(&self) -> Vec<Step> {
+        let usual = [(Step::Push, 10), (Step::Flush, 2), (Step::Refresh, 1), (Step::Restart, 1), (Step::SentAgain, 1)];
+        let mut steps: Vec<Step> = usual.iter().flat_map(|(step, times)| vec![*step; *times]).collect();
+        // Those that are there all the time have no step of their own.
+        let always = [Fault::Clock, Fault::Hours, Fault::Ties];
+        let own = self.0.iter().filter(|fault| !always.contains(fault));
+        steps.extend(own.flat_map(|fault| [Step::Fault(*fault); 2]));
+        steps
+    }
+}

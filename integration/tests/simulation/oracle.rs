@@ -1,0 +1,258 @@
+//! What a simulation's views should say: each question is answered from all events, in the order in which they were written.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+use springhouse_featurestore::parquet_file::ParquetFileWriter;
+
+use super::faults::{Fault, Faults};
+use crate::project::Event;
+use crate::windows;
+
+/// An event of the source `seen`: known when it happens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    pub user: &'static str,
+    /// The second at which it happened.
+    pub at: i64,
+    pub amount: Option<f64>,
+    /// A number by which it is told from others at its time.
+    pub mark: i64,
+}
+
+const HOUR: i64 = 3_600;
+
+/// The TTL of `last_payment`.
+const TTL: i64 = 3_600;
+
+/// A second source, which is known when it happens, with views that stand by themselves.
+const SEEN: &str = "
+CREATE EXTERNAL TABLE seen_before STORED AS PARQUET LOCATION 'seen/';
+CREATE SOURCE seen EVENT TIME seen_at AS SELECT user_name, seen_at, amount, mark FROM seen_before;
+CREATE FEATURE VIEW last_seen ENTITY user_account REFRESH EVERY '1 minute'
+  AS SELECT user_name, seen_at, amount, mark FROM seen;
+CREATE FEATURE VIEW visits ENTITY user_account WINDOWS ('10 minutes', '1 day') STEP '1 minute' REFRESH EVERY '1 minute'
+  AS SELECT user_name, count(*) AS n, sum(amount) AS total FROM seen GROUP BY user_name;
+";
+
+/// Views whose rows are made of several events: of one time, of an hour before it, and of a join.
+const TOGETHER: &str = "
+CREATE FEATURE VIEW at_once ENTITY user_account REFRESH EVERY '1 minute' LOOKBACK '1 minute'
+  AS SELECT user_name, seen_at, count(*) AS n, sum(amount) AS total FROM seen GROUP BY user_name, seen_at;
+CREATE FEATURE VIEW lately ENTITY user_account REFRESH EVERY '1 minute' LOOKBACK '1 hour'
+  AS SELECT user_name, seen_at,
+            count(*) OVER (PARTITION BY user_name ORDER BY seen_at RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW) AS n,
+            sum(amount) OVER (PARTITION BY user_name ORDER BY seen_at RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW) AS total
+     FROM seen;
+CREATE FEATURE VIEW at_branch ENTITY user_account REFRESH EVERY '1 minute' LOOKBACK '1 minute'
+  AS SELECT user_name, seen_at, branch, count(*) AS n FROM seen JOIN branches ON customer = user_name
+     GROUP BY user_name, seen_at, branch;
+";
+
+const HOURLY: &str = "
+CREATE FEATURE VIEW hourly ENTITY user_account EVENT TIME seen_hour REFRESH EVERY '1 minute' LOOKBACK '1 hour'
+  AS SELECT user_name, date_trunc('hour', seen_at) AS seen_hour, count(*) AS n, sum(amount) AS total
+     FROM seen GROUP BY user_name, date_trunc('hour', seen_at);
+";
+
+/// Views that come later, by name.
+const NEWCOMERS: [(&str, &str); 2] = [
+    (
+        "newcomer",
+        "CREATE FEATURE VIEW newcomer ENTITY user_account WINDOWS ('2 days') STEP '1 minute' REFRESH EVERY '1 minute'
+           AS SELECT user_name, count(*) AS n, sum(amount) AS total FROM seen GROUP BY user_name;",
+    ),
+    (
+        "newest",
+        "CREATE FEATURE VIEW newest ENTITY user_account REFRESH EVERY '1 minute'
+           AS SELECT user_name, seen_at, amount, mark FROM seen;",
+    ),
+];
+
+/// How many views may come later.
+pub const MOST_NEWCOMERS: usize = NEWCOMERS.len();
+
+/// The name of a view that came later.
+pub fn newcomer(index: usize) -> &'static str {
+    NEWCOMERS[index].0
+}
+
+/// The views over `seen`, some of those that come later among them.
+pub fn views_of_seen(faults: &Faults, newcomers: usize) -> Vec<&'static str> {
+    let mut views = vec!["last_seen", "visits"];
+    if faults.has(Fault::Ties) {
+        views.extend(["at_once", "lately", "at_branch"]);
+    }
+    if faults.has(Fault::Hours) {
+        views.push("hourly");
+    }
+    views.extend(NEWCOMERS[..newcomers].iter().map(|(name, _)| *name));
+    views
+}
+
+/// The views over `paid`.
+pub const VIEWS_OF_PAID: [&str; 2] = ["spending", "last_payment"];
+
+/// All definitions, and a contract over all views.
+pub fn definitions(faults: &Faults, newcomers: usize) -> String {
+    let together = if faults.has(Fault::Ties) { TOGETHER } else { "" };
+    let hourly = if faults.has(Fault::Hours) { HOURLY } else { "" };
+    let later: String = NEWCOMERS[..newcomers].iter().map(|(_, text)| *text).collect();
+    let views = VIEWS_OF_PAID.into_iter().chain(views_of_seen(faults, newcomers));
+    let rules = views.map(|view| format!("{view} FRESH WITHIN '2 minutes' ON STALE SERVE ON MISSING DEFAULT"));
+    let rules = rules.collect::<Vec<_>>().join(", ");
+    format!(
+        "{}{SEEN}{together}{hourly}{later}
+         CREATE CONTRACT everything TIER interactive REQUEST (user_name VARCHAR) FEATURES ({rules})
+           INPUTS (coalesce(visits.n_10m, -1) AS visits) OUTPUT (limit FLOAT);",
+        windows::definitions()
+    )
+}
+
+/// Events as they are pushed.
+pub fn seen_batch(events: &[Seen]) -> RecordBatch {
+    let times = events.iter().map(|event| event.at * 1_000_000);
+    let columns: [(&str, ArrayRef, bool); 4] = [
+        ("user_name", Arc::new(StringArray::from_iter_values(events.iter().map(|event| event.user))), true),
+        ("seen_at", Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC")), true),
+        ("amount", Arc::new(Float64Array::from_iter(events.iter().map(|event| event.amount))), true),
+        ("mark", Arc::new(Int64Array::from_iter_values(events.iter().map(|event| event.mark))), true),
+    ];
+    RecordBatch::try_from_iter_with_nullable(columns).expect("four columns")
+}
+
+/// Writes events as a file of the table `seen_before`, which appears as a whole.
+pub fn write_seen(project: &Path, name: &str, events: &[Seen]) {
+    let (batch, unseen) = (seen_batch(events), project.join("unseen.parquet"));
+    let mut file = ParquetFileWriter::create(&unseen, batch.schema(), &BTreeMap::new()).expect("writable");
+    file.write(&batch).expect("writable");
+    file.finish().expect("writable");
+    std::fs::create_dir_all(project.join("seen")).expect("writable");
+    std::fs::rename(unseen, project.join("seen").join(name)).expect("writable");
+}
+
+/// An expected value.
+#[derive(Debug, Clone, PartialEq)]
+enum Value {
+    Integer(i64),
+    Float(Option<f64>),
+    Text(&'static str),
+}
+
+/// A view's row: the second of its event time, and its features.
+type Row = (i64, Vec<(String, Value)>);
+
+fn total<'a>(events: impl IntoIterator<Item = &'a Seen>) -> Value {
+    let known: Vec<f64> = events.into_iter().filter_map(|event| event.amount).collect();
+    // Halves of small numbers: exact in any order.
+    Value::Float((!known.is_empty()).then(|| known.iter().sum::<f64>() + 0.0))
+}
+
+fn count_and_total(suffix: &str, events: &[&Seen]) -> Vec<(String, Value)> {
+    let count = i64::try_from(events.len()).expect("few");
+    let total = total(events.iter().copied());
+    vec![(format!("n{suffix}"), Value::Integer(count)), (format!("total{suffix}"), total)]
+}
+
+/// The row of a user in a view over `seen` as of a second, from the events in the order in which they were written.
+fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
+    let known: Vec<&Seen> = events.iter().filter(|event| event.user == user && event.at <= now).collect();
+    let newest = known.iter().map(|event| event.at).max()?;
+    let since = |first: i64| -> Vec<&Seen> { known.iter().copied().filter(|event| event.at >= first).collect() };
+    let over = |windows: &[(&str, i64)]| -> Vec<(String, Value)> {
+        let of = |(name, length): &(&str, i64)| {
+            let tail = (now - length).div_euclid(60) * 60;
+            count_and_total(&format!("_{name}"), &since(tail + 1))
+        };
+        windows.iter().flat_map(of).collect()
+    };
+    let features = match view {
+        "last_seen" | "newest" => {
+            // Of those at one time the one that was written last.
+            let last = known.iter().rev().find(|event| event.at == newest)?;
+            vec![("amount".to_owned(), Value::Float(last.amount)), ("mark".to_owned(), Value::Integer(last.mark))]
+        }
+        "visits" => over(&[("10m", 600), ("1d", 86_400)]),
+        "newcomer" => over(&[("2d", 172_800)]),
+        "at_once" => count_and_total("", &since(newest)),
+        "lately" => count_and_total("", &since(newest - HOUR)),
+        "at_branch" => {
+            let branch = if user == "bob" { "south" } else { "north" };
+            let mut features = count_and_total("", &since(newest));
+            features[1] = ("branch".to_owned(), Value::Text(branch));
+            features
+        }
+        "hourly" => return Some((hour_of(newest), count_and_total("", &since(hour_of(newest))))),
+        other => panic!("no such view: {other}"),
+    };
+    Some((newest, features))
+}
+
+fn hour_of(second: i64) -> i64 {
+    second.div_euclid(HOUR) * HOUR
+}
+
+/// Whether a view can tell what held then: of an hour that is not over, later events are in the row that is kept.
+fn can_tell(view: &str, events: &[Seen], user: &str, now: i64) -> bool {
+    let later = |event: &Seen| event.user == user && event.at > now && hour_of(event.at) == hour_of(now);
+    view != "hourly" || !events.iter().any(later)
+}
+
+fn found(column: &ArrayRef, row: usize, like: &Value) -> Value {
+    match like {
+        Value::Integer(_) => Value::Integer(column.as_primitive::<Int64Type>().value(row)),
+        Value::Float(_) => Value::Float(column.is_valid(row).then(|| column.as_primitive::<Float64Type>().value(row))),
+        Value::Text(expected) if column.as_string::<i32>().value(row) == *expected => like.clone(),
+        Value::Text(_) => Value::Text("another"),
+    }
+}
+
+fn time_of(answer: &RecordBatch, view: &str, row: usize) -> Option<i64> {
+    let times = answer[format!("{view}@event_time").as_str()].as_primitive::<TimestampMicrosecondType>();
+    times.is_valid(row).then(|| times.value(row))
+}
+
+/// Checks a user's features of views over `seen`, as of a second.
+pub fn check_seen(
+    answer: &RecordBatch,
+    row: usize,
+    views: &[&str],
+    events: &[Seen],
+    (user, now): (Option<&str>, i64),
+    place: &str,
+) {
+    for view in views {
+        if user.is_some_and(|user| !can_tell(view, events, user, now)) {
+            continue;
+        }
+        let expected = user.and_then(|user| row_of(view, events, user, now));
+        let of_user: Vec<&Seen> = events.iter().filter(|event| Some(event.user) == user).collect();
+        let place = format!("{view} of {user:?} as of {now}, {place}, of {of_user:?}");
+        let time = expected.as_ref().map(|(time, _)| time * 1_000_000);
+        assert_eq!(time_of(answer, view, row), time, "the event time of {place}");
+        for (name, value) in expected.iter().flat_map(|(_, features)| features) {
+            let column = &answer[format!("{view}.{name}").as_str()];
+            assert!(column.is_valid(row) || *value == Value::Float(None), "{name} of {place}");
+            assert_eq!(found(column, row, value), *value, "{name} of {place}");
+        }
+    }
+}
+
+/// Checks a user's features of views over `paid`, as of a second. The events are in the order in which they were written.
+pub fn check_paid(answer: &RecordBatch, row: usize, events: &[Event], (user, now): (Option<&str>, i64), place: &str) {
+    windows::check(answer, row, events, user, now, now, place);
+    let known = events.iter().filter(|event| Some(event.0) == user && event.1 <= now && event.2 <= now);
+    // Of equal ones the last is the greatest.
+    let last = known.max_by_key(|event| (event.1, event.2)).filter(|event| now - event.1 <= TTL);
+    let place = format!("last_payment of {user:?} as of {now}, {place}");
+    assert_eq!(time_of(answer, "last_payment", row), last.map(|event| event.1 * 1_000_000), "{place}");
+    let amounts = answer["last_payment.amount"].as_primitive::<Float64Type>();
+    let bits = |amount: f64| if amount.is_nan() { f64::NAN.to_bits() } else { amount.to_bits() };
+    let amount = amounts.is_valid(row).then(|| bits(amounts.value(row)));
+    assert_eq!(amount, last.and_then(|event| event.3).map(bits), "{place}");
+}

@@ -1,0 +1,104 @@
+//! Two takers of pushes for one store: who began last owns it.
+//!
+//! The other one may not know yet, and acknowledge events into its own log: until it flushes. From then on it refuses.
+//! What it acknowledged and had not flushed is not in the store; it is, once, when that taker is started again.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use springhouse_featurestore::push::EventSink;
+
+use super::world::{Sent, World};
+
+/// Calls of a flush within which another taker begins.
+const CALLS: u64 = 10;
+
+/// Clocks of takers differ by less than this many seconds.
+const APART: i64 = 10;
+
+impl World {
+    /// The other taker begins, maybe while the first one flushes; each then does what it did before.
+    pub async fn take_over(&mut self) {
+        let (older, newer) = (self.owner, 1 - self.owner);
+        self.push().await;
+        self.moves_on(APART);
+        self.say(format!("taker {newer} begins; taker {older} goes on"));
+        let older_pushes = Arc::clone(&self.server().pushes);
+        let store = Arc::clone(&self.takers[older].store);
+        let mut flush = pin!(async move { older_pushes.flush().await });
+        // Whether the older one is in the middle of a flush then.
+        let stopped = self.chance(2) && {
+            store.stops_at(self.random.below(CALLS));
+            let stopped = tokio::select! {
+                biased;
+                () = store.stopped() => true,
+                done = &mut flush => {
+                    done.expect("nobody has come between");
+                    false
+                }
+            };
+            store.is_whole();
+            stopped
+        };
+        self.settle().await;
+        let parked = self.pushed.split_off(self.flushed);
+        self.takers[older].parked = parked;
+        self.start(newer).await;
+        let own = std::mem::take(&mut self.takers[newer].parked);
+        self.say(format!("taker {newer} brings {:?}, taker {older} keeps {:?}", own, self.takers[older].parked));
+        self.pushed.extend(own);
+        self.last = None;
+        self.check();
+        if self.chance(2) {
+            self.push().await;
+            self.flush().await;
+        }
+        if stopped {
+            self.say(format!("the flush of taker {older} goes on"));
+            store.goes_on();
+            let flushed = flush.await;
+            let parked = &self.takers[older].parked;
+            assert!(parked.is_empty() || flushed.is_err(), "an older taker flushed {parked:?}");
+        }
+        // What both push at one time would have no order.
+        self.moves_on(APART);
+        self.outlives(older).await;
+        self.moves_on(APART);
+        self.follow().await;
+        self.check();
+        self.takers[older].server = None;
+        self.push().await;
+        self.flush().await;
+    }
+
+    /// What a taker does that does not own the store any more.
+    async fn outlives(&mut self, older: usize) {
+        let pushes = Arc::clone(&self.takers[older].server.as_ref().expect("running").pushes);
+        let Sent { source, batch, header, events } = self.next_batch(older);
+        if pushes.push(source, batch, header).await.is_ok() {
+            self.say(format!("taker {older} acknowledges {events:?}"));
+            self.takers[older].parked.extend(events);
+        }
+        let (flushed, parked) = (pushes.flush().await, &self.takers[older].parked);
+        assert!(parked.is_empty() || flushed.is_err(), "an older taker flushed {parked:?}");
+        let Sent { source, batch, header, .. } = self.next_batch(older);
+        let refused = pushes.push(source, batch, header).await;
+        assert!(refused.is_err(), "an older taker acknowledges pushes: {refused:?}");
+    }
+
+    /// What a taker keeps that does not run comes to the store.
+    pub async fn bring_back(&mut self) {
+        let (owner, other) = (self.owner, 1 - self.owner);
+        if self.takers[other].parked.is_empty() {
+            return;
+        }
+        self.say(format!("taker {other} comes back, and taker {owner} ends"));
+        self.flush().await;
+        self.takers[owner].server = None;
+        self.moves_on(APART);
+        self.start(other).await;
+        let own = std::mem::take(&mut self.takers[other].parked);
+        self.pushed.extend(own);
+        self.last = None;
+    }
+}
