@@ -8,7 +8,7 @@ mod span;
 mod window;
 
 pub use clock::{Clock, DrivenClock, SystemClock};
-pub use instant::Timestamp;
-pub use local::utc_of_local;
+pub use instant::{Timestamp, Written};
+pub use local::{utc_of_local, utc_of_local_until};
 pub use span::Span;
 pub use window::{Cover, Tile, Tiles, Window, floor};
