@@ -4,6 +4,7 @@
 //! tables (files) -> sources (normalised: our types, UTC, optionally a range of events) -> views (keys, features, times)
 //! ```
 
+mod extremes;
 mod listing;
 mod local_time;
 mod sources;
@@ -101,7 +102,9 @@ impl Session {
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         let context = SessionContext::new_with_state(state);
         udaf::register(&context);
-        Ok(Self { context, project: options.project.clone(), memory_bytes: options.memory_bytes, written: WriteOrder::default() })
+        extremes::register(&context);
+        let (project, memory_bytes) = (options.project.clone(), options.memory_bytes);
+        Ok(Self { context, project, memory_bytes, written: WriteOrder::default() })
     }
 
     /// The same, in which rows that do not tell their place in the order of writes have this one.
