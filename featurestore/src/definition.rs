@@ -6,6 +6,7 @@
 
 mod column;
 mod contract;
+mod dated;
 mod entity;
 mod feature_view;
 mod source;
@@ -20,9 +21,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) use column::timestamp_type;
 pub use column::{Column, ColumnType};
 pub use contract::{Availability, Contract, FeatureRule, Input, Latency, RuleAction};
+pub use dated::check_dated;
 pub use entity::Entity;
 pub use feature_view::{FeatureView, RowTime};
-pub use source::{Available, EventTime, Rejects, Source, Table, TableColumn};
+pub use source::{Available, EventTime, Rejects, Source, Table, TableColumn, zones_of};
 pub use strict_cast::{strict_cast, strict_cast_of_rows, values_of_texts};
 pub(crate) use version::hex;
 pub use version::{Pinned, Version};

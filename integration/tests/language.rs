@@ -77,7 +77,8 @@ fn source(random: &mut Seeded) -> String {
         1 => format!("EVENT TIME {} AT TIME ZONE 'America/New_York' DELAY {}", name(random), span(random)),
         _ => {
             let lateness = format!("LATENESS {}", span(random));
-            format!("EVENT TIME {} AVAILABLE AT {} {}", name(random), name(random), optional(random, lateness))
+            let zone = optional(random, "AT TIME ZONE 'Europe/Berlin'".to_owned());
+            format!("EVENT TIME {} AVAILABLE AT {} {zone} {}", name(random), name(random), optional(random, lateness))
         }
     };
     let events = if random.below(3) == 0 { pushed(random) } else { query(random) };

@@ -83,7 +83,12 @@ fn print_source(source: &SourceStatement) -> String {
     }
     match &source.available.value {
         Available::AtEventTime => {}
-        Available::Column(column) => put(&mut text, format_args!(" AVAILABLE AT {}", quoted(column))),
+        Available::Column(column) => {
+            put(&mut text, format_args!(" AVAILABLE AT {}", quoted(column)));
+            if let Some(zone) = &source.available_zone {
+                put(&mut text, format_args!(" AT TIME ZONE '{}'", zone.value.replace('\'', "''")));
+            }
+        }
         Available::Delay(span) => put(&mut text, format_args!(" DELAY '{span}'")),
     }
     if let Some(span) = &source.lateness {

@@ -4,8 +4,10 @@
 //! tables (files) -> sources (normalised: our types, UTC, optionally a range of events) -> views (keys, features, times)
 //! ```
 
+mod checked;
 mod extremes;
 mod listing;
+mod local_casts;
 mod local_time;
 mod sources;
 mod write_order;
@@ -32,12 +34,13 @@ use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, Histo
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
-pub use local_time::utc_of_local_times;
+pub(crate) use checked::{Rule, ruled};
+pub use local_time::{utc_of_local_times, utc_of_local_times_until};
 pub use sources::EventRange;
 
-use crate::nesting::check_text;
 use self::write_order::{carrying, order_columns};
 pub(crate) use self::write_order::{tells_order, with_order};
+use crate::nesting::check_text;
 use crate::windowed::{EventQuery, udaf};
 
 /// Where view data is found by DataFusion.
@@ -98,8 +101,8 @@ impl Session {
             .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
             .set_bool("datafusion.execution.parquet.pushdown_filters", true)
             .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
-        let state =
-            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
+        let state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
+        let state = state.with_analyzer_rule(Arc::new(local_casts::LocalCasts)).build();
         let context = SessionContext::new_with_state(state);
         udaf::register(&context);
         extremes::register(&context);

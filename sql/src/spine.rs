@@ -14,7 +14,7 @@ use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{Expr, cast, lit};
 use datafusion::prelude::{CsvReadOptions, DataFrame, ParquetReadOptions};
 use datafusion::scalar::ScalarValue;
-use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView};
+use springhouse_featurestore::definition::{Column, ColumnType, Contract, FeatureView, Source};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::training_set::SpinePart;
 use springhouse_featurestore::{Error, Result};
@@ -22,7 +22,7 @@ use springhouse_featurestore::{Error, Result};
 pub use features::SpineFeatures;
 
 use crate::point_in_time::RowsAsOf;
-use crate::session::{Session, exact, query_error};
+use crate::session::{Rule, Session, exact, query_error, ruled};
 
 /// The position of a row in the spine, counted from 1.
 pub const ROW: &str = "@row";
@@ -85,7 +85,7 @@ impl Spine {
     /// cannot be used.
     pub async fn open(session: &Session, source: &SpineSource, contract: &Contract) -> Result<Self> {
         let ordered = session.ordered();
-        let frame = read(&ordered, &source.from).await?;
+        let frame = read_as(&ordered, &source.from, &contract.request).await?;
         let has = |name: &str| frame.schema().has_column_with_unqualified_name(name);
         let missing: Vec<&str> = contract
             .request
@@ -171,11 +171,44 @@ impl Spine {
     }
 }
 
-/// Reads a Parquet or CSV file, or a query over the session's tables.
+/// Events before they are read.
+pub type EventFrame = DataFrame;
+
+/// Reads events to push to a source: a Parquet or CSV file, or a query over the session's tables. A CSV file is read by the
+/// source's columns where there is one; its times without a zone are of the zones that the source names, and of an hour that comes twice the
+/// first is meant while the second lies after `latest`.
 ///
 /// # Errors
-/// [`springhouse_featurestore::ErrorKind::Invalid`] for a file that is not there or a query that does not plan.
-pub async fn read(session: &Session, from: &str) -> Result<DataFrame> {
+/// As [`read_as`].
+pub async fn read_events(
+    session: &Session,
+    from: &str,
+    source: Option<&Source>,
+    latest: Timestamp,
+) -> Result<EventFrame> {
+    let Some(source) = source else { return read_as(session, from, &[]).await };
+    let frame = read_as(session, from, &source.columns).await?;
+    let zones = source.zones();
+    let column = |field: &FieldRef| {
+        let name = field.name();
+        let is_time = |column: &Column| column.name == *name && column.column_type == ColumnType::Timestamp;
+        if !is_text(field.data_type()) || !source.columns.iter().any(is_time) {
+            return exact(name);
+        }
+        let zone = zones.iter().find(|(column, _)| column == name).map(|(_, zone)| (*zone).to_owned());
+        ruled(exact(name), ("source", &source.name), name, Rule::Times { zone, latest }).alias(name)
+    };
+    let columns: Vec<Expr> = frame.schema().fields().iter().map(column).collect();
+    frame.select(columns).map_err(query_error)
+}
+
+/// Reads a Parquet or CSV file, or a query over the session's tables. The columns that are `declared` of a CSV file are read
+/// as what they are, so that `00123` stays text where text is wanted; their times stay text. Others are what they look like.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] for a file that is not there, or not of these kinds, or a query that does
+/// not plan.
+async fn read_as(session: &Session, from: &str, declared: &[Column]) -> Result<DataFrame> {
     let context = session.context();
     let trimmed = from.trim_start().to_lowercase();
     if trimmed.starts_with("select") || trimmed.starts_with("with") || trimmed.starts_with('(') {
@@ -188,54 +221,75 @@ pub async fn read(session: &Session, from: &str) -> Result<DataFrame> {
             .with("file", place)
             .remedy("give a Parquet or CSV file, or a SELECT"));
     }
-    let csv = Path::new(&place).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    let frame = if csv {
-        read_csv(session, &place).await
+    let is = |kind: &str| Path::new(&place).extension().is_some_and(|extension| extension.eq_ignore_ascii_case(kind));
+    if is("json") || is("ndjson") || is("jsonl") {
+        return Err(Error::invalid("JSON files are not read here")
+            .with("file", place)
+            .remedy("give a Parquet or CSV file, or CREATE EXTERNAL TABLE name STORED AS JSON and a SELECT over it"));
+    }
+    let frame = if is("csv") {
+        read_csv(session, &place, declared).await
     } else {
         context.read_parquet(place.as_str(), ParquetReadOptions::default().file_extension("")).await
     };
     frame.map_err(|error| query_error(error).with("file", place))
 }
 
-/// Times in CSV stay text until they are cast: read as times they would lose the zone that they are written with. Those
-/// written without one are UTC.
-async fn read_csv(session: &Session, place: &str) -> Result<DataFrame, DataFusionError> {
+/// Times in CSV stay text until they are made times by [`Rule::Times`]: read as times they would lose the zone that they
+/// are written with.
+async fn read_csv(session: &Session, place: &str, declared: &[Column]) -> Result<DataFrame, DataFusionError> {
     let context = session.context();
     let inferred = context.read_csv(place, CsvReadOptions::default()).await?;
-    let text = |field: &FieldRef| match field.data_type() {
-        DataType::Timestamp(_, None) => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
-        _ => Arc::clone(field),
+    let read = |field: &FieldRef| {
+        let declared = declared.iter().find(|column| column.name == *field.name());
+        let data_type = match declared.map_or_else(|| field.data_type().clone(), |column| column.column_type.to_arrow())
+        {
+            DataType::Timestamp(..) => DataType::Utf8,
+            // What no value of one column can be: its type is named when it is used.
+            DataType::List(_) => field.data_type().clone(),
+            other => other,
+        };
+        Arc::new(field.as_ref().clone().with_data_type(data_type))
     };
-    let schema = Schema::new(inferred.schema().fields().iter().map(text).collect::<Vec<_>>());
+    let schema = Schema::new(inferred.schema().fields().iter().map(read).collect::<Vec<_>>());
     context.read_csv(place, CsvReadOptions::default().schema(&schema)).await
+}
+
+/// Whether values are text.
+fn is_text(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
 /// A spine column in the type that the contract's request, or the time, wants; others as they are.
 fn typed(name: &str, data_type: &DataType, wanted: Option<&Column>, time: &str) -> Result<Expr> {
-    let zoned = |error: Error| error.with("spine column", name);
-    let target = match wanted {
-        Some(column) => column.column_type.to_arrow(),
-        None if name == time => ColumnType::Timestamp.to_arrow(),
-        None => match ColumnType::from_arrow(data_type) {
-            Ok(known) => known.to_arrow(),
-            Err(_) => data_type.clone(),
-        },
+    let expression = exact(name);
+    let declared = match wanted {
+        Some(column) => column.clone(),
+        None if name == time => Column::nullable(name, ColumnType::Timestamp),
+        None => {
+            return Ok(match ColumnType::from_arrow(data_type).map(ColumnType::to_arrow) {
+                Ok(known) if known != *data_type => cast(expression, known).alias(name),
+                _ => expression,
+            });
+        }
     };
-    let is_time = name == time || matches!(target, DataType::Timestamp(..));
-    if is_time && matches!(data_type, DataType::Timestamp(_, None)) {
+    let zoned = |error: Error| error.with("spine column", name);
+    if declared.column_type != ColumnType::Timestamp {
+        let same = *data_type == declared.column_type.to_arrow();
+        return Ok(if same { expression } else { strict::strict_cast(&declared, expression, exact(ROW)).alias(name) });
+    }
+    if matches!(data_type, DataType::Timestamp(_, None)) {
         ColumnType::from_arrow(data_type).map_err(zoned)?;
     }
-    if is_time && (data_type.is_numeric() || *data_type == DataType::Boolean) {
+    if data_type.is_numeric() || *data_type == DataType::Boolean {
         return Err(zoned(Error::invalid("a time is not a TIMESTAMP"))
             .with("given", data_type)
             .remedy("make it one: to_timestamp_micros(column) AT TIME ZONE 'UTC', or another unit or zone"));
     }
-    let expression = exact(name);
-    if *data_type == target {
-        return Ok(expression);
-    }
-    Ok(match wanted {
-        Some(column) if !is_time => strict::strict_cast(column, expression, exact(ROW)).alias(name),
-        _ => cast(expression, target).alias(name),
-    })
+    let rule = if is_text(data_type) {
+        Rule::Times { zone: None, latest: Timestamp::MAX }
+    } else {
+        Rule::Typed(ColumnType::Timestamp)
+    };
+    Ok(ruled(expression, ("of", "the spine"), name, rule).alias(name))
 }

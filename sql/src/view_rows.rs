@@ -17,7 +17,7 @@ use datafusion::logical_expr::{SortExpr, ident, lit};
 use datafusion::prelude::DataFrame;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{EventTime, FeatureView, RowTime, Source};
+use springhouse_featurestore::definition::{EventTime, FeatureView, RowTime, Source, check_dated};
 use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore, WRITE_POSITION, WRITE_WITHIN};
 use springhouse_featurestore::time::Timestamp;
@@ -221,22 +221,47 @@ async fn in_order(session: &Session, frame: DataFrame, view: &FeatureView) -> Re
     each_once(batches.map_err(query_error).boxed(), view)
 }
 
-/// Of sorted feature rows with equal keys and times the last; the events of a windowed view all.
+/// Of sorted feature rows with equal keys and times the last; the events of a windowed view all. A time that none may have
+/// ends them: what is written must read back.
 pub(crate) fn each_once(batches: RowStream, view: &FeatureView) -> Result<RowStream> {
     let schema = springhouse_featurestore::tier::data_schema(view);
     if view.windowed.is_some() {
-        return Ok(batches.map(move |batch| conform(&batch?, &schema)).boxed());
+        let rows = DatedRows::of(view);
+        return Ok(batches.map(move |batch| rows.checked(conform(&batch?, &schema)?)).boxed());
     }
-    let mut last = LastOfEqual::new(&schema, view.keys.len())?;
+    let (mut last, dated) = (LastOfEqual::new(&schema, view.keys.len())?, DatedRows::of(view));
     let rows = batches.map(Some).chain(futures::stream::once(async { None })).filter_map(move |batch| {
         let kept = match batch {
-            Some(Ok(batch)) => last.next(conform(&batch, &schema)),
+            Some(Ok(batch)) => last.next(conform(&batch, &schema).and_then(|batch| dated.checked(batch))),
             Some(Err(error)) => Err(error),
             None => Ok(last.end()),
         };
         std::future::ready(kept.transpose())
     });
     Ok(rows.boxed())
+}
+
+/// Checks that the times of a view's rows are ones that events may have.
+struct DatedRows {
+    view: String,
+    /// The rows of a static view hold at every time, which is before all of these.
+    is_static: bool,
+}
+
+impl DatedRows {
+    fn of(view: &FeatureView) -> Self {
+        Self { view: view.name.clone(), is_static: view.is_static() }
+    }
+
+    fn checked(&self, batch: RecordBatch) -> Result<RecordBatch> {
+        for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+            if self.is_static && [EVENT_TIME, AVAILABLE_TIME].contains(&field.name().as_str()) {
+                continue;
+            }
+            check_dated(column).map_err(|error| error.with("view", &self.view).with("column", field.name()))?;
+        }
+        Ok(batch)
+    }
 }
 
 /// The least event time that the rows visible after `since` can depend on.

@@ -7,7 +7,7 @@ use springhouse_featurestore::push::{PushAck, PushHeader};
 use springhouse_featurestore::tier::Progress;
 use springhouse_featurestore::time::Timestamp;
 use springhouse_serving::flight::RemoteFeatures;
-use springhouse_sql::spine::read;
+use springhouse_sql::spine::read_events;
 
 use super::lookup::store_address;
 use super::parse_time;
@@ -38,7 +38,7 @@ impl Push {
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let (_, catalog) = project.catalog().await?;
         let session = project.jobs()?.full_session(&catalog).await?.ordered();
-        let frame = read(&session, &self.from).await?;
+        let frame = read_events(&session, &self.from, None, Timestamp::MAX).await?;
         let schema = std::sync::Arc::clone(frame.schema().inner());
         let mut batches = frame.execute_stream().await.map_err(springhouse_sql::session::query_error)?;
         let store = RemoteFeatures::new(&store_address(project, self.store.as_ref()))?;

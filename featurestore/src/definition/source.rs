@@ -76,6 +76,10 @@ pub struct Source {
     pub event_time: EventTime,
     /// When they could first be known.
     pub available: Available,
+    /// The zone of the clock by which the available-time column was written, where the column itself names none: an IANA
+    /// zone name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_zone: Option<String>,
     /// How long after it happened an event may become known and still count; later ones are rejects. Told from the
     /// event's own two times, so every path rejects the same events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,6 +98,11 @@ impl Source {
         Pinned::new(&self.name, self.version.clone())
     }
 
+    /// The zones of its time columns' clocks, by column, where the columns themselves name none.
+    pub fn zones(&self) -> Vec<(&str, &str)> {
+        zones_of(&self.event_time, &self.available, self.available_zone.as_deref())
+    }
+
     /// Its two time columns and how far apart they may be, where it rejects events that became known too late.
     pub fn rejects(&self) -> Option<Rejects<'_>> {
         match (&self.event_time, &self.available, self.lateness) {
@@ -103,4 +112,20 @@ impl Source {
             _ => None,
         }
     }
+}
+
+/// The zones that a source declares, by time column.
+pub fn zones_of<'a>(
+    event_time: &'a EventTime,
+    available: &'a Available,
+    available_zone: Option<&'a str>,
+) -> Vec<(&'a str, &'a str)> {
+    let mut zones = Vec::new();
+    if let EventTime::Column { column, zone: Some(zone) } = event_time {
+        zones.push((column.as_str(), zone.as_str()));
+    }
+    if let (Available::Column(column), Some(zone)) = (available, available_zone) {
+        zones.push((column.as_str(), zone));
+    }
+    zones
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use springhouse_featurestore::definition::{
-    Available, Column, ColumnType, Definition, Entity, EventTime, Source, Table, Version,
+    Available, Column, ColumnType, Definition, Entity, EventTime, Source, Table, Version, zones_of,
 };
 use springhouse_featurestore::{ErrorKind, Result};
 
 use super::Checker;
-use crate::diagnostic::{SourceFile, suggest};
+use crate::diagnostic::{Position, SourceFile, suggest};
 use crate::parse::{EntityStatement, Events, Located, PushedColumn, SourceStatement, Statement, TableStatement};
 use crate::print::print;
 use crate::session::columns_of;
@@ -68,6 +68,7 @@ impl Checker<'_> {
             text,
             event_time: source.event_time.value.clone(),
             available: source.available.value.clone(),
+            available_zone: source.available_zone.as_ref().map(|zone| zone.value.clone()),
             lateness: source.lateness.as_ref().map(|span| span.value),
             query,
             tables,
@@ -93,7 +94,9 @@ impl Checker<'_> {
             self.query_fault(file, at, &error);
             return Ok(None);
         }
-        match self.session.source_frame(&text, &source.event_time.value).await {
+        let zone = source.available_zone.as_ref().map(|zone| zone.value.as_str());
+        let zones = zones_of(&source.event_time.value, &source.available.value, zone);
+        match self.session.source_frame(&text, &zones).await {
             Ok(frame) => Ok(Some((Some(text), tables, columns_of(&frame)?))),
             Err(error) => {
                 self.error_fault(file, at, &error);
@@ -129,13 +132,16 @@ impl Checker<'_> {
     /// Whether the source's time columns are there and are times.
     fn check_times(&mut self, file: &SourceFile, source: &SourceStatement, columns: &[Column]) -> bool {
         let mut wanted = Vec::new();
+        let mut zones: Vec<(&str, Position)> = Vec::new();
         if let EventTime::Column { column, zone } = &source.event_time.value {
             wanted.push((column, source.event_time.at, "event-time"));
-            if let Some(zone) = zone.as_ref().filter(|zone| zone.parse::<chrono_tz::Tz>().is_err()) {
-                let help = Some("name it as the IANA does: 'America/New_York'".to_owned());
-                self.fault(file, source.event_time.at, format!("there is no time zone '{zone}'"), help);
-                return false;
-            }
+            zones.extend(zone.as_deref().map(|zone| (zone, source.event_time.at)));
+        }
+        zones.extend(source.available_zone.as_ref().map(|zone| (zone.value.as_str(), zone.at)));
+        if let Some((zone, at)) = zones.into_iter().find(|(zone, _)| zone.parse::<chrono_tz::Tz>().is_err()) {
+            let help = Some("name it as the IANA does: 'America/New_York'".to_owned());
+            self.fault(file, at, format!("there is no time zone '{zone}'"), help);
+            return false;
         }
         if let Available::Column(column) = &source.available.value {
             wanted.push((column, source.available.at, "available-time"));

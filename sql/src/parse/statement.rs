@@ -63,6 +63,8 @@ pub struct SourceStatement {
     pub event_time: Located<EventTime>,
     /// When they could be known.
     pub available: Located<Available>,
+    /// The zone of the clock by which the available-time column was written.
+    pub available_zone: Option<Located<String>>,
     /// How much later than they happened they may become known and still count.
     pub lateness: Option<Located<Span>>,
     /// Where they come from.
@@ -243,16 +245,18 @@ pub(super) fn parse_source(cursor: &mut Cursor<'_>) -> Parse<SourceStatement> {
         EventTime::Static
     } else if cursor.take_words(&["EVENT", "TIME"]) {
         let column = cursor.name("the event-time column")?.value;
-        let zone = cursor.take_words(&["AT", "TIME", "ZONE"]).then(|| cursor.text("a zone's name in quotes"));
-        EventTime::Column { column, zone: zone.transpose()?.map(|zone| zone.value) }
+        EventTime::Column { column, zone: zone(cursor)?.map(|zone| zone.value) }
     } else {
         return Err(cursor
             .unexpected("EVENT TIME or STATIC")
             .help_boxed("say which column tells when an event happened, or that the rows hold at every time"));
     };
     let available_at = cursor.position();
+    let mut available_zone = None;
     let available = if cursor.take_words(&["AVAILABLE", "AT"]) {
-        Available::Column(cursor.name("the available-time column")?.value)
+        let column = cursor.name("the available-time column")?.value;
+        available_zone = zone(cursor)?;
+        Available::Column(column)
     } else if cursor.take_word("DELAY") {
         Available::Delay(cursor.interval()?.value)
     } else {
@@ -277,9 +281,15 @@ pub(super) fn parse_source(cursor: &mut Cursor<'_>) -> Parse<SourceStatement> {
         name,
         event_time: Located { value: event_time, at },
         available: Located { value: available, at: available_at },
+        available_zone,
         lateness,
         events,
     })
+}
+
+/// `AT TIME ZONE 'zone'` after a time column, if it is there.
+pub(super) fn zone(cursor: &mut Cursor<'_>) -> Parse<Option<Located<String>>> {
+    if cursor.take_words(&["AT", "TIME", "ZONE"]) { cursor.text("a zone's name in quotes").map(Some) } else { Ok(None) }
 }
 
 /// `(column type, ...)` after `AS PUSHED`.

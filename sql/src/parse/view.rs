@@ -9,7 +9,7 @@ use springhouse_featurestore::definition::{Available, EventTime, WindowLength};
 use springhouse_featurestore::time::Span;
 
 use super::cursor::Cursor;
-use super::statement::pushed_columns;
+use super::statement::{pushed_columns, zone};
 use super::{
     Events, HelpBoxed, Located, Parse, PushedColumn, SourceStatement, ViewStatement, WindowsClause, WrittenWindow,
 };
@@ -27,6 +27,8 @@ struct Clauses {
     ttl: Option<Located<Span>>,
     lookback: Option<Located<Span>>,
     available: Option<Located<String>>,
+    event_zone: Option<Located<String>>,
+    available_zone: Option<Located<String>>,
     lateness: Option<Located<Span>>,
 }
 
@@ -59,6 +61,11 @@ pub(super) fn parse_view(cursor: &mut Cursor<'_>) -> Parse<(Option<SourceStateme
             return Err(cursor
                 .fault(at, "AVAILABLE AT and LATENESS belong to the source of a view's events")
                 .help_boxed("a view has them only where it is AS PUSHED (column type, ...)"));
+        }
+        if let Some(zone) = &clauses.event_zone {
+            return Err(cursor
+                .fault(zone.at, "the zone of a view's event time is that of its source")
+                .help_boxed("name it in the source: EVENT TIME column AT TIME ZONE 'zone'"));
         }
         (None, cursor.query()?)
     };
@@ -107,13 +114,15 @@ fn pushed_source(
     if let (None, Some(lateness)) = (&available, &lateness) {
         return Err(cursor.fault(lateness.at, "LATENESS needs AVAILABLE AT column"));
     }
+    let zone = clauses.event_zone.take().map(|zone| zone.value);
     Ok(SourceStatement {
         name: name.clone(),
-        event_time: Located { value: EventTime::Column { column: event_time.value, zone: None }, at: event_time.at },
+        event_time: Located { value: EventTime::Column { column: event_time.value, zone }, at: event_time.at },
         available: available.map_or(Located { value: Available::AtEventTime, at }, |column| Located {
             value: Available::Column(column.value),
             at: column.at,
         }),
+        available_zone: clauses.available_zone.take(),
         lateness,
         events: Events::Pushed(columns),
     })
@@ -126,7 +135,9 @@ fn parse_clause(cursor: &mut Cursor<'_>, clauses: &mut Clauses) -> Parse<()> {
         once(cursor, "ENTITY", &mut clauses.entity, entity)
     } else if cursor.take_words(&["EVENT", "TIME"]) {
         let column = cursor.name("the event-time column")?;
-        once(cursor, "EVENT TIME", &mut clauses.event_time, column)
+        once(cursor, "EVENT TIME", &mut clauses.event_time, column)?;
+        clauses.event_zone = zone(cursor)?;
+        Ok(())
     } else if cursor.take_words(&["REFRESH", "EVERY"]) {
         let span = cursor.interval()?;
         once(cursor, "REFRESH EVERY", &mut clauses.refresh_every, span)
@@ -138,7 +149,9 @@ fn parse_clause(cursor: &mut Cursor<'_>, clauses: &mut Clauses) -> Parse<()> {
         once(cursor, "LOOKBACK", &mut clauses.lookback, span)
     } else if cursor.take_words(&["AVAILABLE", "AT"]) {
         let column = cursor.name("the available-time column")?;
-        once(cursor, "AVAILABLE AT", &mut clauses.available, column)
+        once(cursor, "AVAILABLE AT", &mut clauses.available, column)?;
+        clauses.available_zone = zone(cursor)?;
+        Ok(())
     } else if cursor.take_word("LATENESS") {
         let span = cursor.interval()?;
         once(cursor, "LATENESS", &mut clauses.lateness, span)

@@ -10,19 +10,27 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 use springhouse_featurestore::definition::ColumnType;
-use springhouse_featurestore::time::utc_of_local;
+use springhouse_featurestore::time::{Timestamp, utc_of_local_until};
 use springhouse_featurestore::{Error, Result};
 
-/// Timestamps without a zone as times in UTC, by the rule of [`utc_of_local`].
+/// Timestamps without a zone as times in UTC, by the rule of [`utc_of_local`](springhouse_featurestore::time::utc_of_local).
 ///
 /// # Errors
 /// [`springhouse_featurestore::ErrorKind::Invalid`] names the zone that there is not, or the value that no calendar has.
 pub fn utc_of_local_times(local: &ArrayRef, zone: &str) -> Result<ArrayRef> {
+    utc_of_local_times_until(local, zone, Timestamp::MAX)
+}
+
+/// The same of what was shown by `latest`: of an hour that comes twice the first is meant while the second is yet to come.
+///
+/// # Errors
+/// As [`utc_of_local_times`].
+pub fn utc_of_local_times_until(local: &ArrayRef, zone: &str, latest: Timestamp) -> Result<ArrayRef> {
     let known = zone.parse().map_err(|_| Error::invalid("there is no such time zone").with("zone", zone))?;
     let local = cast(local, &DataType::Timestamp(TimeUnit::Microsecond, None))?;
     let times = local.as_primitive::<TimestampMicrosecondType>().iter().map(|shown| {
         let Some(shown) = shown else { return Ok(None) };
-        let utc = utc_of_local(known, shown).ok_or_else(|| {
+        let utc = utc_of_local_until(known, shown, latest).ok_or_else(|| {
             Error::invalid("a time that no calendar has").with("microseconds since 1970", shown).with("zone", zone)
         })?;
         Ok(Some(utc.micros()))

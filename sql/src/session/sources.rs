@@ -14,7 +14,7 @@ use springhouse_featurestore::{Error, Result};
 
 use super::local_time::utc_of_local_column;
 use super::write_order::{no_order, order_names, tells_order, with_order};
-use super::{Session, columns_of, query_error, timestamp};
+use super::{Rule, Session, columns_of, query_error, ruled, timestamp};
 use crate::pushed::of_schema;
 
 /// The events of sources that a query is to see.
@@ -205,7 +205,7 @@ impl Session {
             let none = arrow::array::RecordBatch::new_empty(Column::to_schema(source.columns.iter()));
             return self.context.read_batch(none).map_err(query_error);
         };
-        let frame = self.source_frame(query, &source.event_time).await.map_err(|error| {
+        let frame = self.source_frame(query, &source.zones()).await.map_err(|error| {
             Error::invalid("a source's query no longer fits its tables").with("source", &source.name).source(error)
         })?;
         let now = columns_of(&frame)?;
@@ -221,18 +221,18 @@ impl Session {
         Ok(frame)
     }
 
-    /// A source's query with every column in one of our types, and the event time in UTC.
+    /// A source's query with every column in one of our types, and its times in UTC: `zones` are those of the clocks by
+    /// which columns without a zone were written, by column.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan, and for types that cannot be carried.
-    pub async fn source_frame(&self, query: &str, event_time: &EventTime) -> Result<DataFrame> {
+    pub async fn source_frame(&self, query: &str, zones: &[(&str, &str)]) -> Result<DataFrame> {
         let frame = self.plan(query).await.map_err(query_error)?;
         let mut columns = Vec::new();
         for field in frame.schema().fields() {
             let mut expression = ident(field.name());
             let mut data_type = field.data_type().clone();
-            if let EventTime::Column { column, zone: Some(zone) } = event_time
-                && column == field.name()
+            if let Some((_, zone)) = zones.iter().find(|(column, _)| column == field.name())
                 && matches!(data_type, DataType::Timestamp(_, None))
             {
                 data_type = ColumnType::Timestamp.to_arrow();
@@ -247,7 +247,8 @@ impl Session {
     }
 }
 
-/// Keeps the events of a range. Rows without an event time never happened.
+/// Keeps the events of a range. Rows without an event time never happened. Where the range has no beginning, a time before
+/// all that events may have ends the query: a value of many events would hide it.
 fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFrame> {
     let EventTime::Column { column, .. } = &source.event_time else { return Ok(frame) };
     let event_until = match &source.available {
@@ -257,6 +258,8 @@ fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFra
     let mut wanted = ident(column).lt_eq(lit(timestamp(event_until)));
     if range.from > Timestamp::MIN {
         wanted = wanted.and(ident(column).gt_eq(lit(timestamp(range.from))));
+    } else {
+        wanted = wanted.and(ruled(ident(column), ("source", &source.name), column, Rule::Dated));
     }
     if let Available::Column(available) = &source.available {
         wanted = wanted.and(ident(available).lt_eq(lit(timestamp(range.known))));
