@@ -8,6 +8,7 @@ mod deploy;
 mod freshness_curve;
 mod lookup;
 mod predict;
+mod producers;
 mod push;
 mod query;
 mod refresh;
@@ -103,6 +104,8 @@ enum Command {
     Serve(serve::Serve),
     /// Push events to a source of the running store
     Push(push::Push),
+    /// Show who pushes to a source and how far each has got, retire one, or set a watermark back
+    Producers(producers::Producers),
     /// Look features up from the running store
     Lookup(lookup::Lookup),
     /// Ask the running worker for a prediction
@@ -151,6 +154,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Deploy(command) => command.run(&project, json).await?,
         Command::Serve(command) => command.run(&project).await?,
         Command::Push(command) => command.run(&project, json).await?,
+        Command::Producers(command) => command.run(&project, json).await?,
         Command::Lookup(command) => command.run(&project, json).await?,
         Command::Predict(command) => command.run(&project, json).await?,
         Command::Status(command) => command.run(&project, json).await?,

@@ -47,6 +47,11 @@ impl Project {
         Self { clock: Arc::clone(&driven) as Arc<dyn Clock>, driven: Some(driven), ..self.clone() }
     }
 
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Its settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -105,7 +110,9 @@ impl Project {
     pub async fn pushes(&self, features: &Arc<FeatureServer>) -> Result<Arc<dyn EventSink>> {
         let log = PushLog::open(&self.folder.join(&self.settings.log))?;
         let (tier, changing) = features.tier();
-        Ok(Arc::new(Pushes::start(self.jobs()?, log, tier, changing, Box::new(features.followed())).await?))
+        let pushes = Pushes::start(self.jobs()?, log, tier, changing, Box::new(features.followed())).await?;
+        let Settings { clock_tolerance, producer_silence, .. } = self.settings;
+        Ok(Arc::new(pushes.tolerating(clock_tolerance).leaving_out_after(producer_silence)))
     }
 
     /// All `*.sql` files of the folder, in order of name.

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use serde::Deserialize;
+use springhouse_featurestore::time::Span;
 use springhouse_featurestore::{Error, Result};
+use springhouse_materializer::push::CLOCK_TOLERANCE;
 
 /// All settings; `docs/settings.md` documents them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -30,6 +32,11 @@ pub struct Settings {
     pub store_http_listen: SocketAddr,
     /// Where a process with a worker alone listens for HTTP.
     pub worker_http_listen: SocketAddr,
+    /// How far ahead of this machine's clock a producer's clock may be.
+    pub clock_tolerance: Span,
+    /// How long a producer may be silent while others of its source speak, before the source's watermark waits for it no
+    /// more; for ever where it is not given.
+    pub producer_silence: Option<Span>,
     /// The most rows of one request, and of one batch.
     pub batch_rows: usize,
     /// The most rows that wait for one contract.
@@ -52,6 +59,8 @@ impl Default for Settings {
             worker_listen: local(7602),
             store_http_listen: local(7603),
             worker_http_listen: local(7604),
+            clock_tolerance: CLOCK_TOLERANCE,
+            producer_silence: None,
             batch_rows: 4096,
             queue_rows: 16_384,
             lookup_millis: 2_000,

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-pub use history::{Flush, ProducerState, PushCommit, PushHistory, PushHistoryState, SaidByProducer, Taken, Taker};
+pub use history::{Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, SaidByProducer, Taken, Taker};
 pub use log::{LogReach, Push, PushEntry, PushLog, PushOrigin};
 
 use crate::Result;
@@ -44,6 +44,35 @@ pub struct PushHeader {
     /// The producer has sent every event up to this time. A batch without rows that says so is a heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watermark: Option<Timestamp>,
+}
+
+/// What is known of a producer of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProducerState {
+    /// The source's name.
+    pub source: String,
+    /// The producer's; empty for all that name none.
+    pub producer: String,
+    /// The sequence of its last batch; its next batch must have a greater one.
+    pub sequence: Option<u64>,
+    /// Up to which time it has sent every event, as it said.
+    pub watermark: Option<Timestamp>,
+    /// When it was last heard of.
+    pub heard: Option<Timestamp>,
+    /// When it was retired, if it has not said how far it is since.
+    pub retired: Option<Timestamp>,
+    /// Whether it is left out of the source's watermark because it says nothing any more.
+    pub silent: bool,
+}
+
+/// What a person changes about a producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProducerChange {
+    /// The source's watermark does not wait for it any more, until it says again how far it is.
+    Retire,
+    /// It has got only so far, whatever it said.
+    Watermark(Timestamp),
 }
 
 /// The answer to a batch, once it is durable and every view shows it.
@@ -107,6 +136,23 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Those of the store; what was pushed stays in the log.
     async fn flush(&self) -> Result<u64>;
+
+    /// The producers of a source that are known, in order of name.
+    ///
+    /// # Errors
+    /// As [`Self::schema`].
+    async fn producers(&self, source: &str) -> Result<Vec<ProducerState>>;
+
+    /// Retires a producer, or corrects its watermark to an earlier one, and with it those of the source and its views; durable
+    /// and committed when it returns.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] for a producer that is not known, [`crate::ErrorKind::Invalid`] for a watermark that is not
+    /// earlier, and those of the log and the store.
+    async fn change_producer(&self, source: &str, producer: &str, change: ProducerChange) -> Result<ProducerState>;
+
+    /// The producers of all sources that are left out of watermarks because they say nothing any more.
+    fn silent_producers(&self) -> Vec<ProducerState>;
 
     /// The rows of a view that a tier at this mark lacks of the log, and the mark with them: a view that is loaded anew
     /// has them from the start.

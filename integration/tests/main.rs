@@ -5,6 +5,7 @@ mod backfill;
 mod bad_definitions;
 mod bounds;
 mod crash;
+mod edges;
 mod faulty_store;
 mod flights;
 mod fuzz;

@@ -240,9 +240,9 @@ async fn a_wrong_push_is_named_and_nothing_of_it_is_taken() {
         ),
         ("paid", more, "column: tip"),
         ("paid", replaced("amount", &text), "expected: DOUBLE"),
-        ("paid", replaced("paid_at", &naive), "event times have no zone"),
+        ("paid", replaced("paid_at", &naive), "times have no zone"),
         ("paid", replaced("paid_at", &without), "an event has no event time"),
-        ("paid", batch(&[("ann", 101, 0, None)]), "an event lies in the future"),
+        ("paid", batch(&[("ann", 106, 0, None)]), "an event lies in the future"),
         ("spent", good.clone(), "no such source"),
         ("branches", good.clone(), "a STATIC source takes no pushes"),
     ] {

@@ -9,8 +9,10 @@
 
 mod accept;
 mod apply;
+mod due;
 mod fence;
 mod flush;
+mod producers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,14 +25,16 @@ use async_trait::async_trait;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{
-    EventSink, LogReach, PendingAck, Push, PushAck, PushEntry, PushHeader, PushHistoryState, PushLog, late_events,
+    EventSink, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
+    PushHistoryState, PushLog, late_events,
 };
 use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer};
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
+use self::accept::Now;
 use self::fence::Fence;
 use crate::Jobs;
 
@@ -46,6 +50,10 @@ const FLUSH_BYTES: u64 = 32 << 20;
 /// A log of more bytes than this takes no more: object storage has been out of reach for long.
 const FULL_BYTES: u64 = 1 << 30;
 
+/// How far ahead of the clock a producer's clock may be, where nothing else is set: clocks that are kept by NTP differ by
+/// far less, and nobody waits longer for an answer.
+pub const CLOCK_TOLERANCE: Span = Span::from_secs(5);
+
 /// How long a push stays in the log alone.
 const FLUSH_EVERY: Duration = Duration::from_secs(60);
 
@@ -57,6 +65,7 @@ pub type FollowedCatalog = dyn Fn() -> Arc<CatalogState> + Send + Sync;
 pub struct Pushes {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Waiting>,
+    clock_tolerance: Span,
 }
 
 /// Whom to tell of a push.
@@ -152,7 +161,36 @@ impl Pushes {
         tokio::spawn(Arc::clone(&shared).ingest(waiting));
         tokio::spawn(flush_by_time(Arc::downgrade(&shared), Arc::clone(&shared.full)));
         tokio::spawn(fence::watch(Arc::downgrade(&shared)));
-        Ok(Self { shared, queue })
+        Ok(Self { shared, queue, clock_tolerance: CLOCK_TOLERANCE })
+    }
+
+    /// The same, with another tolerance of producers' clocks that are ahead of this one.
+    #[must_use]
+    pub fn tolerating(self, clock_tolerance: Span) -> Self {
+        Self { clock_tolerance, ..self }
+    }
+
+    /// The same, with producers left out of watermarks that say nothing for longer than this while others do.
+    #[must_use]
+    pub fn leaving_out_after(self, silence: Option<Span>) -> Self {
+        self.shared.log.leave_out_after(silence);
+        self
+    }
+
+    /// What is taken of a push: checked, and not before its greatest event time and its watermark.
+    async fn accepted(&self, source: &Source, events: &RecordBatch, header: &PushHeader) -> Result<RecordBatch> {
+        let clock = self.shared.jobs.clock();
+        let now = |at| Now { at, tolerance: self.clock_tolerance };
+        let mut at = clock.now();
+        loop {
+            accept::check_watermark(source, header, now(at))?;
+            let (accepted, greatest) = accept::accept(source, events, now(at))?;
+            match greatest.max(header.watermark).filter(|due| *due > at) {
+                None => return Ok(accepted),
+                // Once it is due they are known from that time on.
+                Some(due) => at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?,
+            }
+        }
     }
 }
 
@@ -179,8 +217,8 @@ impl EventSink for Pushes {
 
     async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck> {
         self.shared.fence.hold()?;
-        let (catalog, at) = ((self.shared.catalog)(), self.shared.jobs.clock().now());
-        let events = accept::accept(accept::source_of(&catalog, source)?, &events, at)?;
+        let catalog = (self.shared.catalog)();
+        let events = self.accepted(accept::source_of(&catalog, source)?, &events, &header).await?;
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())
@@ -188,6 +226,7 @@ impl EventSink for Pushes {
         }
         let (answer, told) = oneshot::channel();
         let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
+        let at = self.shared.jobs.clock().now();
         let waiting = Waiting { push: Push { source: source.to_owned(), events, header, at }, answer };
         self.queue.send(waiting).await.map_err(|_| stopped())?;
         Ok(Box::pin(async move { told.await.map_err(|_| stopped())? }))
@@ -195,6 +234,22 @@ impl EventSink for Pushes {
 
     async fn flush(&self) -> Result<u64> {
         self.shared.flush().await
+    }
+
+    async fn producers(&self, source: &str) -> Result<Vec<ProducerState>> {
+        let catalog = (self.shared.catalog)();
+        accept::source_of(&catalog, source)?;
+        Ok(self.shared.log.producers(Some(source)))
+    }
+
+    async fn change_producer(&self, source: &str, producer: &str, change: ProducerChange) -> Result<ProducerState> {
+        let catalog = (self.shared.catalog)();
+        accept::source_of(&catalog, source)?;
+        self.change(source, producer, change).await
+    }
+
+    fn silent_producers(&self) -> Vec<ProducerState> {
+        self.shared.log.producers(None).into_iter().filter(|producer| producer.silent).collect()
     }
 
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)> {

@@ -93,6 +93,9 @@ pub struct FeatureStatus {
     pub memory_hits: u64,
     /// Keys asked for since the start.
     pub memory_reads: u64,
+    /// Producers that are left out of their sources' watermarks, `source: producer`: they say nothing any more.
+    #[serde(default)]
+    pub silent_producers: Vec<String>,
 }
 
 /// The store opened for online reads by this process.
@@ -285,6 +288,7 @@ impl FeatureServer {
         drop(restated);
         let (memory_hits, memory_reads) = self.tier.hits_of_reads();
         let deployments = state.deployments().keys().filter_map(|name| deployed(&state, name));
+        let silent = self.sink.get().map(|sink| sink.silent_producers()).unwrap_or_default();
         Ok(FeatureStatus {
             now,
             catalog_commit: state.number(),
@@ -295,6 +299,7 @@ impl FeatureServer {
             views,
             memory_hits,
             memory_reads,
+            silent_producers: silent.into_iter().map(|of| format!("{}: {}", of.source, of.producer)).collect(),
         })
     }
 }

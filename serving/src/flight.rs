@@ -7,7 +7,7 @@
 //! | `DoExchange` | `{"lookup": {"contract": "arrival_delay"}}` | for each batch of keys a batch of features, in order |
 //! | `DoGet` | `{"package": "sha256:..."}` | the package's files: `name`, `bytes` |
 //! | `DoGet` | `{"training_set": {"contract": "...", "spine": "...", "time": "..."}}` | the training set |
-//! | `DoAction` | `contracts`, `status`, `follow`, `clock` | JSON |
+//! | `DoAction` | `contracts`, `status`, `follow`, `flush`, `producers`, `change_producer`, `clock` | JSON |
 //! | `GetFlightInfo`, `ListFlights` | a command, or nothing | schemas and tickets; a ticket is its command |
 
 mod bounds;
@@ -20,7 +20,7 @@ mod reconnection;
 mod server;
 
 pub use client::RemoteFeatures;
-pub use command::Command;
+pub use command::{Command, ProducersCommand};
 pub use pusher::Pusher;
 pub use server::FlightServer;
 

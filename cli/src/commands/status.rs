@@ -101,6 +101,7 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
         views,
         memory_hits: 0,
         memory_reads: 0,
+        silent_producers: Vec::new(),
     })
 }
 
@@ -157,6 +158,10 @@ pub fn shown(report: &Report) -> String {
         if let Some(restated) = &view.restated {
             text += &format!("\n{}\n", told(&view.view, restated));
         }
+    }
+    if !features.silent_producers.is_empty() {
+        let silent = features.silent_producers.join(", ");
+        text += &format!("\n\nsilent producers, left out of watermarks: {silent}");
     }
     text
 }

@@ -72,7 +72,7 @@ pub struct Taken {
 
 /// What is known of a producer of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProducerState {
+pub struct KnownProducer {
     /// The greatest sequence that it has sent.
     pub last: Option<u64>,
     /// It has sent every event up to this time.
@@ -81,7 +81,7 @@ pub struct ProducerState {
     pub taken: Vec<Taken>,
 }
 
-impl ProducerState {
+impl KnownProducer {
     fn hear(&mut self, log: u64, said: SaidByProducer) {
         self.last = self.last.max(said.last);
         self.watermark = said.watermark.or(self.watermark);
@@ -148,7 +148,7 @@ pub struct PushHistoryState {
     pub watermarks: BTreeMap<String, Timestamp>,
     /// What is known of producers, by source and producer.
     #[serde(default)]
-    pub producers: BTreeMap<String, BTreeMap<String, ProducerState>>,
+    pub producers: BTreeMap<String, BTreeMap<String, KnownProducer>>,
     /// All pushed events by source.
     pub files: BTreeMap<String, Vec<DataFile>>,
 }

@@ -7,6 +7,8 @@
 //! | `e`, position (8) | source's length (2), source, what is known of the push, events as an Arrow IPC stream |
 //! | `p`, source, `00`, producer | the producer's last sequence (8) |
 //! | `w`, source, `00`, producer | the producer's watermark (8) |
+//! | `h`, source, `00`, producer | when the producer was last heard of (8) |
+//! | `r`, source, `00`, producer | when the producer was retired (8) |
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
 //!
@@ -25,9 +27,9 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
-use super::{PushHeader, SaidByProducer};
+use super::{ProducerChange, ProducerState, PushHeader, SaidByProducer};
 use crate::tier::{WRITE_POSITION, WRITE_WITHIN};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
 
 /// What is held in memory before a file is made of it: several flushes of pushes, so that most of it is let go of before.
@@ -126,6 +128,14 @@ struct State {
     sources: BTreeSet<String>,
     sequences: Producers<u64>,
     watermarks: Producers<Timestamp>,
+    /// When each was last heard of.
+    heard: Producers<Timestamp>,
+    /// When those were retired that are not counted any more.
+    retired: Producers<Timestamp>,
+    /// When anybody was last heard of.
+    latest: Option<Timestamp>,
+    /// How long a producer may be silent while others speak and still count; `None` for ever.
+    silence: Option<Span>,
     /// The entries that are held.
     held: VecDeque<Held>,
     /// Bytes of all of them.
@@ -198,10 +208,31 @@ impl State {
 
     fn reach(&self) -> LogReach {
         let mut least: BTreeMap<String, Timestamp> = BTreeMap::new();
-        for ((source, _), watermark) in &self.watermarks {
+        for (of, watermark) in self.watermarks.iter().filter(|(of, _)| !self.is_silent(of)) {
+            let source = &of.0;
             least.entry(source.clone()).and_modify(|held| *held = (*held).min(*watermark)).or_insert(*watermark);
         }
         LogReach { last: self.last, watermarks: least }
+    }
+
+    /// Whether a producer says nothing any more while others do.
+    fn is_silent(&self, of: &(String, String)) -> bool {
+        let (Some(silence), Some(latest), Some(heard)) = (self.silence, self.latest, self.heard.get(of)) else {
+            return false;
+        };
+        latest.since(*heard) > silence
+    }
+
+    fn producer(&self, of: &(String, String)) -> ProducerState {
+        ProducerState {
+            source: of.0.clone(),
+            producer: of.1.clone(),
+            sequence: self.sequences.get(of).copied(),
+            watermark: self.watermarks.get(of).copied(),
+            heard: self.heard.get(of).copied(),
+            retired: self.retired.get(of).copied(),
+            silent: self.watermarks.contains_key(of) && self.is_silent(of),
+        }
     }
 }
 
@@ -280,6 +311,16 @@ impl PushLog {
                     let of = producer().ok_or_else(wrong)?;
                     state.sources.insert(of.0.clone());
                     state.watermarks.insert(of, Timestamp::from_micros(micros));
+                }
+                b'h' | b'r' => {
+                    let at = Timestamp::from_micros(number(&value).ok_or_else(wrong)?.cast_signed());
+                    let of = producer().ok_or_else(wrong)?;
+                    if *kind == b'h' {
+                        state.latest = state.latest.max(Some(at));
+                        state.heard.insert(of, at);
+                    } else {
+                        state.retired.insert(of, at);
+                    }
                 }
                 _ => return Err(wrong()),
             }
@@ -448,9 +489,15 @@ impl PushLog {
         let (mut batch, mut entries) = (WriteBatch::with_capacity_bytes(bytes), Vec::with_capacity(pushes.len()));
         let (mut last, mut held) = (self.last(), Vec::new());
         let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
+        let (mut heard_of, mut latest) = (Producers::new(), None);
         for Push { source, events, header, at } in pushes {
+            latest = Some(at);
+            let named = header.producer.is_some();
             let producer = (source.clone(), header.producer.unwrap_or_default());
             let origin = PushOrigin { at: Some(at), producer: producer.1.clone(), sequence: header.sequence };
+            if named || header.watermark.is_some() {
+                heard_of.insert(producer.clone(), at);
+            }
             if let Some(sequence) = header.sequence {
                 let before =
                     sequences.get(&producer).copied().or_else(|| self.state().sequences.get(&producer).copied());
@@ -469,6 +516,7 @@ impl PushLog {
                     producer_key(b'w', &producer.0, &producer.1),
                     watermark.micros().cast_unsigned().to_be_bytes(),
                 );
+                batch.delete(producer_key(b'r', &producer.0, &producer.1));
                 watermarks.insert(producer, watermark);
             }
             if events.num_rows() > 0 {
@@ -481,6 +529,9 @@ impl PushLog {
             }
             entries.push(Some(PushEntry { position: last, source, events, origin }));
         }
+        for ((source, producer), heard) in &heard_of {
+            batch.put(producer_key(b'h', source, producer), heard.micros().cast_unsigned().to_be_bytes());
+        }
         batch.put(b"n", last.to_be_bytes());
         self.write(batch)?;
         let mut state = self.state();
@@ -490,8 +541,74 @@ impl PushLog {
         }
         state.sources.extend(entries.iter().flatten().map(|entry| entry.source.clone()));
         state.sequences.extend(sequences);
+        state.retired.retain(|of, _| !watermarks.contains_key(of));
         state.watermarks.extend(watermarks);
+        state.heard.extend(heard_of);
+        state.latest = latest.or(state.latest);
         Ok((entries, state.reach()))
+    }
+
+    /// Leaves those producers out of their sources' watermarks that say nothing for longer than this while others do.
+    pub fn leave_out_after(&self, silence: Option<Span>) {
+        self.state().silence = silence;
+    }
+
+    /// The producers of a source, or of all, in order of name.
+    pub fn producers(&self, source: Option<&str>) -> Vec<ProducerState> {
+        let state = self.state();
+        let known = state.sequences.keys().chain(state.watermarks.keys()).chain(state.heard.keys());
+        let known: BTreeSet<_> = known.filter(|of| source.is_none_or(|source| of.0 == source)).collect();
+        known.into_iter().map(|of| state.producer(of)).collect()
+    }
+
+    /// Changes what counts of a producer, by the will of a person; synced.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] with the producers that there are, [`crate::ErrorKind::Invalid`] for a watermark that is
+    /// not earlier than what the producer said, [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn change(&self, source: &str, producer: &str, change: ProducerChange, at: Timestamp) -> Result<ProducerState> {
+        let _appending = self.appending();
+        let of = (source.to_owned(), producer.to_owned());
+        let known = self.producers(Some(source));
+        let Some(before) = known.iter().find(|state| state.producer == producer) else {
+            let names: Vec<&str> = known.iter().map(|state| state.producer.as_str()).collect();
+            return Err(Error::not_found("no such producer has pushed to the source")
+                .with("source", source)
+                .with("producer", producer)
+                .with("producers", names.join(", ")));
+        };
+        let mut batch = WriteBatch::default();
+        let bytes = |time: Timestamp| time.micros().cast_unsigned().to_be_bytes();
+        match change {
+            ProducerChange::Retire => {
+                batch.delete(producer_key(b'w', source, producer));
+                batch.put(producer_key(b'r', source, producer), bytes(at));
+            }
+            ProducerChange::Watermark(watermark) => {
+                if before.watermark.is_none_or(|said| said <= watermark) {
+                    return Err(Error::invalid("a watermark is corrected to an earlier one")
+                        .with("producer", producer)
+                        .with("value", watermark)
+                        .with("said", before.watermark.map_or_else(|| "nothing".to_owned(), |said| said.to_string()))
+                        .remedy("the producer itself moves it forward; to count it no more, retire it"));
+                }
+                batch.put(producer_key(b'w', source, producer), bytes(watermark.dated()?));
+            }
+        }
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
+        let mut state = self.state();
+        match change {
+            ProducerChange::Retire => {
+                state.watermarks.remove(&of);
+                state.retired.insert(of.clone(), at);
+            }
+            ProducerChange::Watermark(watermark) => {
+                state.watermarks.insert(of.clone(), watermark);
+            }
+        }
+        Ok(state.producer(&of))
     }
 
     /// The entries after a position, oldest first.
@@ -692,5 +809,49 @@ mod tests {
         drop(log);
         let log = PushLog::open(folder.path()).expect("reopened");
         assert_eq!((log.last(), log.bytes(), log.reach().watermarks.len()), (3, 0, 1));
+    }
+
+    fn mark(log: &PushLog) -> Option<i64> {
+        log.reach().watermarks.get("paid").map(|mark| mark.micros())
+    }
+
+    #[test]
+    fn a_producer_is_retired_and_a_watermark_corrected_and_both_last() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(4_000))]).expect("writable");
+        let at = Timestamp::from_micros;
+        assert_eq!(
+            log.change("paid", "c", ProducerChange::Retire, at(9)).expect_err("unknown").kind(),
+            crate::ErrorKind::NotFound
+        );
+        assert!(log.change("paid", "b", ProducerChange::Watermark(at(4_001)), at(9)).is_err(), "forward");
+        let retired = log.change("paid", "a", ProducerChange::Retire, at(9)).expect("known");
+        assert_eq!((retired.sequence, retired.watermark, retired.retired), (Some(1), None, Some(at(9))));
+        assert_eq!(mark(&log), Some(4_000));
+        log.change("paid", "b", ProducerChange::Watermark(at(7)), at(9)).expect("earlier");
+        assert_eq!(mark(&log), Some(7));
+        drop(log);
+        let log = PushLog::open(folder.path()).expect("reopened");
+        assert_eq!((mark(&log), log.producers(Some("paid"))[0].retired), (Some(7), Some(at(9))));
+        assert_eq!(log.producers(Some("paid"))[1].heard, Some(at(2)));
+        // What it sent is still known, and it counts again when it says how far it is.
+        assert!(log.append(vec![push("a", 1, &[10], None)]).expect("writable").0[0].is_none());
+        log.append(vec![push("a", 3, &[], Some(6))]).expect("writable");
+        assert_eq!((mark(&log), log.producers(Some("paid"))[0].retired), (Some(6), None));
+    }
+
+    #[test]
+    fn a_silent_producer_is_left_out_while_others_speak() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        log.leave_out_after(Some(Span::from_micros(10)));
+        log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(8))]).expect("writable");
+        log.append(vec![push("b", 11, &[20], Some(9))]).expect("writable");
+        assert_eq!(mark(&log), Some(5), "not yet");
+        log.append(vec![push("b", 12, &[20], Some(9))]).expect("writable");
+        assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(9), true));
+        log.append(vec![push("a", 13, &[10], Some(6))]).expect("writable");
+        assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(6), false));
     }
 }

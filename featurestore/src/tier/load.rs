@@ -137,7 +137,10 @@ impl Mark {
     fn after(self, number: u64, commit: &ViewCommit) -> Self {
         let reached = commit.pushed.filter(|range| range.until > self.pushed);
         let (pushed, log) = reached.map_or((self.pushed, self.log), |range| (range.until, range.log));
-        let watermark = Some(commit.watermark).max(self.watermark);
+        let watermark = match commit.kind {
+            ViewCommitKind::Correct => Some(commit.watermark),
+            _ => Some(commit.watermark).max(self.watermark),
+        };
         Self { commit: number, watermark, committed: Some(commit.watermark), pushed, log }
     }
 }

@@ -131,6 +131,8 @@ pub enum ViewCommitKind {
     Push,
     /// Replaced the rows of a stretch of event time: it names all files that count.
     Backfill,
+    /// Set the watermark back: a producer had said too much, and a person corrected it. It has no rows.
+    Correct,
 }
 
 impl ViewCommitKind {

@@ -213,8 +213,7 @@ mod tests {
             assert_eq!(text.parse::<Timestamp>().expect(text).micros(), micros, "{text}");
             assert!(Timestamp::parse(text).is_err(), "{text}");
         }
-        for (text, at) in
-            [("0001-01-01T00:00:00Z", Timestamp::FIRST), ("9999-12-31T23:59:59.999999Z", Timestamp::LAST)]
+        for (text, at) in [("0001-01-01T00:00:00Z", Timestamp::FIRST), ("9999-12-31T23:59:59.999999Z", Timestamp::LAST)]
         {
             assert_eq!((Timestamp::parse(text).expect(text), at.to_string().as_str()), (at, text));
         }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
-use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{Available, Column, ColumnType, Definition, EventTime, Source};
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::definition::{Available, Column, ColumnType, Definition, EventTime, Source, check_dated};
+use springhouse_featurestore::push::PushHeader;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use springhouse_sql::session::utc_of_local_times;
+use springhouse_sql::session::{strict_cast, utc_of_local_times_until};
 
 /// The source that takes the pushes of a name.
 ///
@@ -38,14 +38,31 @@ pub(super) fn source_of<'a>(catalog: &'a CatalogState, name: &str) -> Result<&'a
     }
 }
 
-/// The batch with the source's columns. Events are known no earlier than `now`.
+/// How far the clock's time is from what a producer may say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    /// The clock's time.
+    pub(super) at: Timestamp,
+    /// How far beyond it a producer's clock may be.
+    pub(super) tolerance: Span,
+}
+
+impl Now {
+    /// The latest time that a producer may speak of.
+    fn latest(self) -> Timestamp {
+        self.at + self.tolerance
+    }
+}
+
+/// The batch with the source's columns. Events are known no earlier than `now`. With it the greatest of their event times,
+/// which may lie as far ahead of the clock as it tolerates; the events are not to count before it.
 ///
 /// # Errors
 /// [`springhouse_featurestore::ErrorKind::Invalid`] names the column, the row and the value.
-pub(super) fn accept(source: &Source, events: &RecordBatch, now: Timestamp) -> Result<RecordBatch> {
+pub(super) fn accept(source: &Source, events: &RecordBatch, now: Now) -> Result<(RecordBatch, Option<Timestamp>)> {
     let schema = Column::to_schema(source.columns.iter());
     if events.num_rows() == 0 {
-        return Ok(RecordBatch::new_empty(schema));
+        return Ok((RecordBatch::new_empty(schema), None));
     }
     let expected = || source.columns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for field in events.schema_ref().fields() {
@@ -56,6 +73,7 @@ pub(super) fn accept(source: &Source, events: &RecordBatch, now: Timestamp) -> R
                 .remedy(format!("send the columns {}", expected())));
         }
     }
+    let mut greatest = None;
     let mut columns = Vec::with_capacity(source.columns.len());
     for column in &source.columns {
         let given = events.column_by_name(&column.name).ok_or_else(|| {
@@ -65,72 +83,98 @@ pub(super) fn accept(source: &Source, events: &RecordBatch, now: Timestamp) -> R
                 .remedy(format!("send the columns {}", expected()))
         });
         let array = match (&source.event_time, &source.available) {
-            (EventTime::Column { column: event, zone }, _) if *event == column.name => {
-                event_times(source, given?, zone.as_deref(), now)?
+            (EventTime::Column { column: event, .. }, _) if *event == column.name => {
+                let times = event_times(source, column, given?, now)?;
+                greatest = arrow::compute::max(times.as_primitive::<TimestampMicrosecondType>());
+                times
             }
             // The time at which it came is known better here.
-            (_, Available::Column(available)) if *available == column.name => stamped(source, given.ok(), events, now)?,
-            _ => typed(source, column, given?)?,
+            (_, Available::Column(available)) if *available == column.name => {
+                stamped(source, column, given.ok(), events, now)?
+            }
+            _ => typed(source, column, given?, now)?,
         };
         columns.push(array);
     }
-    Ok(RecordBatch::try_new(schema, columns)?)
+    Ok((RecordBatch::try_new(schema, columns)?, greatest.map(Timestamp::from_micros)))
 }
 
-/// A column in its type; a value that does not fit is an error.
-fn typed(source: &Source, column: &Column, given: &ArrayRef) -> Result<ArrayRef> {
-    let wanted = column.column_type.to_arrow();
-    let options = CastOptions { safe: false, ..CastOptions::default() };
-    cast_with_options(given, &wanted, &options).map_err(|error| {
-        Error::invalid("an event's column has the wrong type")
-            .with("source", &source.name)
-            .with("column", &column.name)
-            .with("expected", column.column_type)
-            .with("given", given.data_type())
-            .source(error)
-    })
+/// Refuses a producer's watermark that no event could have, or that lies beyond what is tolerated.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] with the value and the clock's time.
+pub(super) fn check_watermark(source: &Source, header: &PushHeader, now: Now) -> Result<()> {
+    let Some(watermark) = header.watermark else { return Ok(()) };
+    let of =
+        |error: Error| error.with("source", &source.name).with("producer", header.producer.as_deref().unwrap_or(""));
+    watermark.dated().map_err(of)?;
+    if watermark <= now.latest() {
+        return Ok(());
+    }
+    Err(of(Error::invalid("a watermark lies in the future"))
+        .with("value", watermark)
+        .with("now", now.at)
+        .remedy("say up to which time every event has been sent; check the producer's clock"))
 }
 
-fn event_times(source: &Source, given: &ArrayRef, zone: Option<&str>, now: Timestamp) -> Result<ArrayRef> {
-    let EventTime::Column { column, .. } = &source.event_time else {
-        return Err(Error::internal("a static source has no event times").with("source", &source.name));
-    };
-    let wrong = |what: &str| Error::invalid(what).with("source", &source.name).with("column", column);
-    let given = match (given.data_type(), zone) {
-        (DataType::Timestamp(_, None), None) => {
-            return Err(wrong("event times have no zone").remedy("send timestamps with a zone, such as UTC"));
+/// A column in its type; a value that is not of it is an error (rule T12).
+fn typed(source: &Source, column: &Column, given: &ArrayRef, now: Now) -> Result<ArrayRef> {
+    let of = |error: Error| error.with("source", &source.name).with("column", &column.name);
+    let local =
+        matches!(given.data_type(), DataType::Timestamp(_, None)) && column.column_type == ColumnType::Timestamp;
+    let zone = source.zones().into_iter().find(|(name, _)| *name == column.name).map(|(_, zone)| zone);
+    let array = match (local, zone) {
+        (true, None) => {
+            return Err(of(Error::invalid("times have no zone")).remedy(
+                "send timestamps with a zone, such as UTC, or let the source name it: column AT TIME ZONE 'Europe/Berlin'",
+            ));
         }
-        (DataType::Timestamp(_, None), Some(zone)) => utc_of_local_times(given, zone)
-            .map_err(|error| error.with("source", &source.name).with("column", column))?,
-        _ => typed(source, &Column::nullable(column, ColumnType::Timestamp), given)?,
+        (true, Some(zone)) => utc_of_local_times_until(given, zone, now.latest()),
+        (false, _) => strict_cast(column, given),
     };
+    let array = array.map_err(of)?;
+    check_dated(&array).map_err(of)?;
+    Ok(array)
+}
+
+fn event_times(source: &Source, column: &Column, given: &ArrayRef, now: Now) -> Result<ArrayRef> {
+    let wrong = |what: &str| Error::invalid(what).with("source", &source.name).with("column", &column.name);
+    let given = typed(source, column, given, now)?;
     let times = given.as_primitive::<TimestampMicrosecondType>();
     if let Some(row) = times.nulls().and_then(|nulls| nulls.iter().position(|valid| !valid)) {
         return Err(wrong("an event has no event time").with("row", row));
     }
-    if let Some(row) = times.values().iter().position(|time| *time > now.micros()) {
+    let latest = now.latest().micros();
+    if let Some(row) = times.values().iter().position(|time| *time > latest) {
         return Err(wrong("an event lies in the future")
             .with("row", row)
             .with("value", Timestamp::from_micros(times.value(row)))
-            .with("now", now)
+            .with("now", now.at)
             .remedy("send an event when it has happened; check the producer's clock"));
     }
     Ok(given)
 }
 
-/// Available times: what is given, but no earlier than now.
-fn stamped(source: &Source, given: Option<&ArrayRef>, events: &RecordBatch, now: Timestamp) -> Result<ArrayRef> {
-    if let (Some(given), Available::Column(column)) = (given, &source.available) {
-        let given = typed(source, &Column::nullable(column, ColumnType::Timestamp), given)?;
+/// Available times: that at which they came. What is given for them may lie ahead of the clock only as far as it tolerates.
+fn stamped(
+    source: &Source,
+    column: &Column,
+    given: Option<&ArrayRef>,
+    events: &RecordBatch,
+    now: Now,
+) -> Result<ArrayRef> {
+    if let Some(given) = given {
+        let given = typed(source, column, given, now)?;
         let times = given.as_primitive::<TimestampMicrosecondType>();
-        if let Some(row) = (0..times.len()).find(|row| times.is_valid(*row) && times.value(*row) > now.micros()) {
+        let latest = now.latest().micros();
+        if let Some(row) = (0..times.len()).find(|row| times.is_valid(*row) && times.value(*row) > latest) {
             return Err(Error::invalid("an event is said to be known in the future")
                 .with("source", &source.name)
-                .with("column", column)
+                .with("column", &column.name)
                 .with("row", row)
                 .with("value", Timestamp::from_micros(times.value(row)))
-                .with("now", now));
+                .with("now", now.at));
         }
     }
-    Ok(Arc::new(TimestampMicrosecondArray::from_value(now.micros(), events.num_rows()).with_timezone("UTC")))
+    Ok(Arc::new(TimestampMicrosecondArray::from_value(now.at.micros(), events.num_rows()).with_timezone("UTC")))
 }

@@ -1,6 +1,7 @@
 //! Flight commands: JSON in descriptors and tickets.
 
 use serde::{Deserialize, Serialize};
+use springhouse_featurestore::push::ProducerChange;
 use springhouse_featurestore::training_set::TrainingSetCommand;
 use springhouse_featurestore::{Error, Result};
 
@@ -24,6 +25,17 @@ pub enum Command {
 pub struct PushCommand {
     /// The source's name.
     pub source: String,
+}
+
+/// Which producers: the body of the actions `producers` and `change_producer`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProducersCommand {
+    /// The source's name.
+    pub source: String,
+    /// Which of them, and what is to be changed about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<(String, ProducerChange)>,
 }
 
 /// Which lookup.

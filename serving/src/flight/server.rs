@@ -19,7 +19,7 @@ use springhouse_featurestore::training_set::{Batches, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::command::Command;
+use super::command::{Command, ProducersCommand};
 use super::lookup::exchange;
 use super::push::{Room, put};
 use crate::features::{FeatureServer, FeatureSource};
@@ -38,11 +38,17 @@ pub struct FlightServer {
 }
 
 /// Actions and what they do.
-const ACTIONS: [(&str, &str); 5] = [
+const ACTIONS: [(&str, &str); 7] = [
     ("contracts", "the deployed contracts with their views and packages, as JSON"),
     ("status", "what exactly is served: versions, watermarks, lags, as JSON"),
     ("follow", "load now what was committed since"),
     ("flush", "move what was pushed to object storage now"),
+    ("producers", "the producers of a source and how far each has got, as JSON: {\"source\": \"name\"}"),
+    (
+        "change_producer",
+        "retire a producer, or set its watermark back: {\"source\": \"name\", \"change\": [\"producer\", \"retire\"]} or \
+         [\"producer\", {\"watermark\": \"2013-12-01T05:00:00Z\"}]",
+    ),
     ("clock", "set the clock of a server that was started with --clock: a time such as 2013-12-01T05:00:00Z"),
 ];
 
@@ -84,6 +90,14 @@ impl FlightServer {
                 let until = self.sink()?.flush().await?;
                 self.features.follow(&()).await?;
                 json(&until)
+            }
+            "producers" => json(&self.sink()?.producers(&producers(action)?.source).await?),
+            "change_producer" => {
+                let ProducersCommand { source, change } = producers(action)?;
+                let (producer, change) = change.ok_or_else(|| Error::invalid("no change to a producer is named"))?;
+                let changed = self.sink()?.change_producer(&source, &producer, change).await?;
+                self.features.follow(&()).await?;
+                json(&changed)
             }
             "clock" => {
                 let clock = self.driven.as_ref().ok_or_else(|| {
@@ -147,6 +161,16 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 fn package_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("name", DataType::Utf8, false), Field::new("bytes", DataType::Binary, false)]))
+}
+
+fn producers(action: &Action) -> Result<ProducersCommand> {
+    serde_json::from_slice(&action.body).map_err(|error| {
+        Error::invalid("the action's body names no source")
+            .with("action", &action.r#type)
+            .with("given", String::from_utf8_lossy(&action.body[..action.body.len().min(200)]))
+            .remedy(r#"send JSON such as {"source": "departures"}"#)
+            .source(error)
+    })
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {

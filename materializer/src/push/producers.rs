@@ -1,0 +1,68 @@
+//! Changes to producers by the will of a person (rule T10): one that is gone is retired, one that said too much is set back.
+//!
+//! The log has the change first; a batch without events that comes after it carries it through all steps, as a heartbeat would.
+//! Then it is flushed, and views that had got further than their producers now say are set back by a commit that says so.
+
+use arrow::array::RecordBatch;
+use springhouse_featurestore::Result;
+use springhouse_featurestore::push::{EventSink, ProducerChange, ProducerState, PushHeader, PushHistoryState};
+use springhouse_featurestore::tier::{ViewCommit, ViewCommitKind};
+
+use super::{Pushes, Shared};
+use crate::jobs::until_first;
+
+impl Pushes {
+    /// Changes a producer, in the log, in what is flushed and in the views.
+    pub(super) async fn change(&self, source: &str, producer: &str, change: ProducerChange) -> Result<ProducerState> {
+        let shared = &self.shared;
+        let changed = shared.log.change(source, producer, change, shared.jobs.clock().now())?;
+        tracing::warn!(source, producer, ?change, "a producer was changed");
+        let nothing = RecordBatch::new_empty(self.schema(source).await?);
+        self.push(source, nothing, PushHeader::default()).await?;
+        shared.flush().await?;
+        if matches!(change, ProducerChange::Watermark(_)) {
+            shared.set_back(source).await?;
+        }
+        Ok(changed)
+    }
+}
+
+impl Shared {
+    /// Sets the watermarks of a source's views back to what its producers say, where they are further.
+    async fn set_back(&self, source: &str) -> Result<()> {
+        let _one = self.flushing.lock().await;
+        let (catalog, history) = ((self.catalog)(), self.history());
+        for (view, sources) in self.pushed_views(&catalog) {
+            if sources.contains(source) {
+                until_first(view, || self.set_view_back(&catalog, view, &history)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_view_back(
+        &self,
+        catalog: &springhouse_featurestore::catalog::CatalogState,
+        view: &springhouse_featurestore::definition::FeatureView,
+        history: &PushHistoryState,
+    ) -> Result<()> {
+        let log = self.jobs.log(view);
+        let mut state = log.state().await?;
+        let told = self.watermark_of(catalog, view, state.watermark, &history.watermarks)?;
+        let Some(watermark) = told.filter(|told| Some(*told) < state.watermark) else { return Ok(()) };
+        let commit = ViewCommit {
+            at: self.jobs.clock().now(),
+            kind: ViewCommitKind::Correct,
+            watermark,
+            read_until: state.read_until,
+            pushed: None,
+            late: 0,
+            history: None,
+            restated: None,
+            files: Vec::new(),
+        };
+        log.commit(&mut state, commit).await?;
+        tracing::warn!(view = %view.name, watermark = %watermark, "the view's watermark was set back");
+        Ok(())
+    }
+}
