@@ -4,6 +4,7 @@ mod commands;
 mod plot;
 mod project;
 mod render;
+mod sent;
 mod settings;
 
 use std::process::ExitCode;

@@ -248,6 +248,13 @@ fn serves(project: &Project) {
     assert_eq!(pushed["watermark"], "2013-01-15T05:00:01Z", "{pushed}");
     let again = project.json(&push);
     assert!(again["rows"] == 0 && again["duplicates"].as_u64().is_some_and(|batches| batches > 0), "{again}");
+    // Others of the same producer are numbered on, and taken.
+    let others = project.json(&push.replace("flight_id < 4", "flight_id >= 4 AND flight_id < 7"));
+    assert_eq!((&others["rows"], &others["duplicates"]), (&3.into(), &0.into()), "{others}");
+    let producers = project.json(&format!("producers departures --store http://{taken}"));
+    assert_eq!((&producers[0]["producer"], &producers[0]["sequence"]), (&"gates".into(), &2.into()), "{producers}");
+    assert_eq!(producers[0]["watermark"], "2013-01-15T05:00:01Z", "{producers}");
+    project.fails(&format!("producers departures --retire doors --store http://{taken}"), &["no such producer", "gates"]);
     project
         .fails(&format!("push departurs --from 'SELECT 1' --store http://{taken}"), &["no such source", "departures"]);
     let other = Project::flights();
