@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use springhouse_featurestore::object_storage::path::Path;
-use springhouse_featurestore::object_storage::{
+use springhouse_featurestore::object_storage::api::path::Path;
+use springhouse_featurestore::object_storage::api::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
@@ -205,8 +205,8 @@ impl ObjectStore for FaultyStore {
 
 #[tokio::test]
 async fn a_faulty_store_does_what_it_is_asked_for_and_nothing_else() {
-    use springhouse_featurestore::object_storage::ObjectStoreExt;
-    use springhouse_featurestore::object_storage::memory::InMemory;
+    use springhouse_featurestore::object_storage::api::ObjectStoreExt;
+    use springhouse_featurestore::object_storage::api::memory::InMemory;
 
     let store = FaultyStore::new(Arc::new(InMemory::new()));
     let path = Path::from("here");

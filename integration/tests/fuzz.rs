@@ -207,8 +207,11 @@ fn keys_and_rows_of_any_bytes_are_read_or_named_as_damaged() {
     Inputs::of("keys", 5, keys).try_all(|bytes| assert!(!codec.describe(bytes).is_empty() || bytes.is_empty()));
 
     let layout = RowLayout::new(&columns);
-    let header =
-        RowHeader { event_time: Timestamp::from_micros(5), available_time: Timestamp::from_micros(6), written: WriteOrder::of_commit(0, 7) };
+    let header = RowHeader {
+        event_time: Timestamp::from_micros(5),
+        available_time: Timestamp::from_micros(6),
+        written: WriteOrder::of_commit(0, 7),
+    };
     let rows = layout.encode(&[header, header], &[names, numbers, flags, lists, texts]).expect("typed");
     Inputs::of("rows", 10, rows.clone()).try_all(|bytes| {
         if let Ok(decoded) = layout.decode(&[Some(bytes)]) {

@@ -256,7 +256,9 @@ impl Jobs {
         if ranges.len() > 1 && !view.reaches_back() {
             progress.begin(&format!("reading the events of {}", view.name), events);
             let times: Vec<EventTimes> = ranges.iter().map(|(_, times)| *times).collect();
-            let rows = split_rows(&seeing(self.session()?)?.writing(written), sources, view, &times, plan.known, progress).await?;
+            let rows =
+                split_rows(&seeing(self.session()?)?.writing(written), sources, view, &times, plan.known, progress)
+                    .await?;
             split = rows.into_iter().map(Some).collect();
             progress.end();
         }

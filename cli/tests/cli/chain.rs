@@ -254,7 +254,8 @@ fn serves(project: &Project) {
     let producers = project.json(&format!("producers departures --store http://{taken}"));
     assert_eq!((&producers[0]["producer"], &producers[0]["sequence"]), (&"gates".into(), &2.into()), "{producers}");
     assert_eq!(producers[0]["watermark"], "2013-01-15T05:00:01Z", "{producers}");
-    project.fails(&format!("producers departures --retire doors --store http://{taken}"), &["no such producer", "gates"]);
+    project
+        .fails(&format!("producers departures --retire doors --store http://{taken}"), &["no such producer", "gates"]);
     project
         .fails(&format!("push departurs --from 'SELECT 1' --store http://{taken}"), &["no such source", "departures"]);
     let other = Project::flights();

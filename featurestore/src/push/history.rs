@@ -213,7 +213,9 @@ impl PushHistoryState {
         for ((source, producer), said) in &flush.said {
             let known = self.producers.get(source).and_then(|of| of.get(producer));
             let first = first.get(&(source.as_str(), producer.as_str())).copied();
-            let same = known.is_some_and(|known| known.last == said.last && known.watermark == said.watermark);
+            let same = known.is_some_and(|known| {
+                known.last == said.last && said.watermark.is_none_or(|watermark| known.watermark == Some(watermark))
+            });
             if first.is_some() || !same {
                 let said = SaidByProducer { first, ..*said };
                 news.entry(source.clone()).or_default().insert(producer.clone(), said);

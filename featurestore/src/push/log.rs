@@ -404,6 +404,7 @@ impl PushLog {
                 sequences.insert(of.clone(), last);
             }
             if let Some(watermark) = watermark
+                && !state.retired.contains_key(&of)
                 && state.watermarks.get(&of).is_none_or(|known| *known < watermark)
             {
                 batch.put(producer_key(b'w', source, producer), watermark.micros().cast_unsigned().to_be_bytes());

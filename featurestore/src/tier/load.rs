@@ -10,7 +10,8 @@ use futures::StreamExt;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, WRITE_POSITION, WRITE_WITHIN,
+    AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, WRITE_POSITION,
+    WRITE_WITHIN,
 };
 use super::{KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{Available, Column, ColumnType, Definition, EventTime, Source, check_dated};
+use springhouse_featurestore::definition::{
+    Available, Column, ColumnType, Definition, EventTime, Source, check_dated, strict_cast,
+};
 use springhouse_featurestore::push::PushHeader;
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use springhouse_sql::session::{strict_cast, utc_of_local_times_until};
+use springhouse_sql::session::utc_of_local_times_until;
 
 /// The source that takes the pushes of a name.
 ///

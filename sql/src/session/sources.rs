@@ -124,7 +124,8 @@ impl Session {
         if history && source.query.is_some() {
             let mut part = self.history(source).await?;
             if tell {
-                part = part.select(columns.iter().cloned().chain(no_order()).collect::<Vec<_>>()).map_err(query_error)?;
+                part =
+                    part.select(columns.iter().cloned().chain(no_order()).collect::<Vec<_>>()).map_err(query_error)?;
             }
             parts.push((part, range));
         }
