@@ -104,7 +104,7 @@ enum Command {
     Serve(serve::Serve),
     /// Push events to a source of the running store
     Push(push::Push),
-    /// Show who pushes to a source and how far each has got, retire one, or set a watermark back
+    /// Show who pushes to a source, retire a producer, or set a watermark back
     Producers(producers::Producers),
     /// Look features up from the running store
     Lookup(lookup::Lookup),

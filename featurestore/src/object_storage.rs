@@ -11,7 +11,7 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-pub use folder::DurableFolder;
+pub use folder::{DurableFolder, create_folder};
 
 use crate::Error;
 

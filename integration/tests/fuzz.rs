@@ -218,7 +218,7 @@ fn keys_and_rows_of_any_bytes_are_read_or_named_as_damaged() {
             assert_eq!(decoded.len(), columns.len());
         }
         let times = RowHeader::read(bytes);
-        assert!(times.is_some() || bytes.len() < 24);
+        assert!(times.is_some() || bytes.len() < 32);
         // A chunk that is damaged is an error; of rows the greater is an answer.
         drop(merge_values(&rows[0], bytes));
         drop(merge_values(bytes, bytes));

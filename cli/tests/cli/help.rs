@@ -27,6 +27,7 @@ fn help_names_every_command_with_a_line() {
         "deploy",
         "serve",
         "push",
+        "producers",
         "lookup",
         "predict",
         "status",

@@ -58,24 +58,30 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 /// Makes the names in a folder last.
-fn sync_folder(folder: &FilePath) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed(folder, error))
+fn sync_folder(folder: &FilePath) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
-/// Makes a folder and those above it, and their names last.
-fn create_folder(folder: &FilePath) -> Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    if let Some(above) = folder.parent() {
-        create_folder(above)?;
-        match std::fs::create_dir(folder) {
-            Ok(()) => sync_folder(above)?,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed(folder, error)),
+/// Makes a folder and those above it that are not there, and their names last. A folder that is there may have been made
+/// just now by another: its name is made to last all the same.
+///
+/// # Errors
+/// Those of the disk.
+pub fn create_folder(folder: &FilePath) -> io::Result<()> {
+    let above = match folder.parent() {
+        Some(above) if above.as_os_str().is_empty() => FilePath::new("."),
+        Some(above) => above,
+        None => return Ok(()),
+    };
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            create_folder(above)?;
+            return create_folder(folder);
         }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+        made => made?,
     }
-    Ok(())
+    sync_folder(above)
 }
 
 /// A file under a name that listing passes over (`#` and digits), until all of it is on the disk.
@@ -97,7 +103,7 @@ impl Staged {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     if let Some(folder) = target.parent() {
-                        create_folder(folder)?;
+                        create_folder(folder).map_err(|error| failed(folder, error))?;
                     }
                 }
                 Err(error) => return Err(failed(&path, error)),
@@ -130,7 +136,7 @@ impl Staged {
             std::fs::rename(&self.path, &self.target).map_err(|error| failed(&self.target, error))?;
         }
         if let Some(folder) = self.target.parent() {
-            sync_folder(folder)?;
+            sync_folder(folder).map_err(|error| failed(folder, error))?;
         }
         Ok(PutResult { e_tag: None, version: None })
     }
@@ -194,7 +200,7 @@ impl ObjectStore for DurableFolder {
         let target = self.files.path_to_filesystem(to)?;
         blocking(move || {
             File::open(&target).and_then(|file| file.sync_all()).map_err(|error| failed(&target, error))?;
-            target.parent().map_or(Ok(()), sync_folder)
+            target.parent().map_or(Ok(()), sync_folder).map_err(|error| failed(&target, error))
         })
         .await
     }

@@ -28,6 +28,7 @@ use arrow::ipc::writer::StreamWriter;
 use rocksdb::{DB, DBCompressionType, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use super::{ProducerChange, ProducerState, PushHeader, SaidByProducer};
+use crate::object_storage::create_folder;
 use crate::tier::{WRITE_POSITION, WRITE_WITHIN};
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
@@ -256,7 +257,7 @@ impl PushLog {
     /// # Errors
     /// [`crate::ErrorKind::Busy`] when another process has it open, [`crate::ErrorKind::Damaged`] when it cannot be read.
     pub fn open(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(|error| {
+        create_folder(folder).map_err(|error| {
             Error::unavailable("the push log's folder cannot be made").with("folder", folder.display()).source(error)
         })?;
         let mut options = Options::default();
@@ -752,7 +753,7 @@ mod tests {
                 sequence: Some(sequence),
                 watermark: watermark.map(Timestamp::from_micros),
             },
-            at: Timestamp::from_micros(1),
+            at: Timestamp::from_micros(sequence.cast_signed()),
         }
     }
 

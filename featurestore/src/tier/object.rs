@@ -32,7 +32,7 @@ use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
 use crate::catalog::{Checkpoints, CommitLog};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
-use crate::object_storage::DurableFolder;
+use crate::object_storage::{DurableFolder, create_folder};
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -115,7 +115,7 @@ fn open_folder(folder: &FilePath) -> Result<Arc<dyn ObjectStore>> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::unavailable("the store's folder cannot be made or opened").with("folder", folder.display()).source(error)
     };
-    std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
+    create_folder(folder).map_err(|error| failed(error.into()))?;
     Ok(Arc::new(DurableFolder::new(folder).map_err(|error| failed(error.into()))?))
 }
 

@@ -65,9 +65,11 @@ pub enum Step {
 pub struct Faults(BTreeSet<Fault>);
 
 impl Faults {
-    /// Those that `SIMULATION_FAULTS` names; `none` for none of them. All, where it is not set, but power cuts.
+    /// Those that `SIMULATION_FAULTS` names; `none` for none of them. All, where it is not set, but power cuts, which need a
+    /// disk of their own, and hours, whose rows break rule T3 by their own definition: they hold events after their time.
     pub fn wanted() -> Self {
-        let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| *fault != Fault::PowerCut);
+        let asked = [Fault::PowerCut, Fault::Hours];
+        let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| !asked.contains(fault));
         let Ok(wanted) = std::env::var("SIMULATION_FAULTS") else { return Self(all().collect()) };
         let named = wanted.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");
         let fault = |name: &str| {
