@@ -85,6 +85,10 @@ pub struct PushAck {
     pub late: u64,
     /// Whether it was sent before.
     pub duplicate: bool,
+    /// Views of the source that cannot show it now, though it is durable: they have it later, and say in their status why
+    /// they lag.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<String>,
     /// The position of the newest push in the log.
     pub position: u64,
     /// Every event of the source up to this time has been pushed: the least of its producers' watermarks.
@@ -161,10 +165,11 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// Those of the log and of the view's query.
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)>;
 
-    /// Applies what the tiers lack of the log. The caller holds the lock that keeps others from changing the tiers.
+    /// Applies what the tiers lack of the log, each view by itself. The caller holds the lock that keeps others from changing
+    /// the tiers.
     ///
     /// # Errors
-    /// Those of the log, of the views' queries and of the tiers.
+    /// Those of the log.
     async fn replay(&self) -> Result<()>;
 }
 

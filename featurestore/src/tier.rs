@@ -34,9 +34,9 @@ pub use fingerprint::Fingerprint;
 pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with};
 pub use memory::MemoryTier;
 pub use object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind,
-    ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema, get_object, list_objects, open_store,
-    put_object,
+    AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, Restated, SetAside, ViewCommit,
+    ViewCommitKind, ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema, get_object,
+    list_objects, open_store, put_object,
 };
 pub(crate) use object_reader::ObjectReader;
 pub use object_store::ObjectStore;

@@ -150,6 +150,7 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
             history: None,
             restated: None,
             files: vec![file],
+            set_aside: Vec::new(),
         };
         log.commit(&mut whole, commit).await.expect("nobody else commits");
         counting.calls_left.store(100, Ordering::SeqCst);

@@ -366,6 +366,7 @@ impl Jobs {
             history: Some(history),
             restated: None,
             files,
+            set_aside: Vec::new(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! Push: events that producers send live.
 //!
-//! One push's way: checked against its source ([`accept`]); written to the log with all others that wait, in one synced
+//! One push's way: checked against its source ([`accept`]), and tried against the queries of its views ([`set_aside`]); written to the log with all others that wait, in one synced
 //! write; applied to every view of its source ([`apply`]), while the next are written; acknowledged. By size or time the
 //! log is flushed to object storage ([`flush`]), as events beside the history and as a commit of each view's rows.
 //!
@@ -13,10 +13,10 @@ mod due;
 mod fence;
 mod flush;
 mod producers;
+mod set_aside;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -115,10 +115,10 @@ struct Shared {
     /// What has been flushed.
     history: RwLock<Arc<PushHistoryState>>,
     prepared: std::sync::Mutex<HashMap<Pinned, Arc<Prepared>>>,
-    /// What of the log the tiers have, unless they are behind.
-    applied: std::sync::Mutex<LogReach>,
-    /// Whether they lack something that should have been applied.
-    behind: AtomicBool,
+    /// What of the log has been applied to the tiers since the start; none before the first time.
+    applied: std::sync::Mutex<Option<LogReach>>,
+    /// The views that lack some of it, and why: each is brought up by itself.
+    behind: std::sync::Mutex<BTreeMap<Pinned, String>>,
     /// Wakes the flush before its time.
     full: Arc<Notify>,
 }
@@ -154,7 +154,7 @@ impl Pushes {
             history: RwLock::new(Arc::new(history)),
             prepared: std::sync::Mutex::default(),
             applied: std::sync::Mutex::default(),
-            behind: AtomicBool::new(true),
+            behind: std::sync::Mutex::default(),
             full: Arc::default(),
         });
         let (queue, waiting) = mpsc::channel(QUEUE_PUSHES);
@@ -219,6 +219,7 @@ impl EventSink for Pushes {
         self.shared.fence.hold()?;
         let catalog = (self.shared.catalog)();
         let events = self.accepted(accept::source_of(&catalog, source)?, &events, &header).await?;
+        self.shared.try_events(&catalog, source, &events).await?;
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())
@@ -309,6 +310,7 @@ impl Shared {
                 current_source(&catalog, source).map_or(0, |source| late_events(source, &entry.events))
             }),
             duplicate: entry.is_none(),
+            behind: Vec::new(),
             position: reach.last,
             watermark: self.watermark(source, &reach.watermarks),
         });
@@ -319,9 +321,10 @@ impl Shared {
     async fn apply_in_turn(self: Arc<Self>, mut appended: mpsc::Receiver<Appended>) {
         while let Some(Appended { acks, entries, reach, answers }) = appended.recv().await {
             let visible = self.make_visible(&entries, reach).await;
-            match visible.and_then(|()| self.fence.hold()) {
-                Ok(()) => {
+            match visible.and_then(|behind| self.fence.hold().map(|()| behind)) {
+                Ok(behind) => {
                     for (answer, ack) in answers.into_iter().zip(acks) {
+                        let ack = PushAck { behind: behind.clone(), ..ack };
                         // A producer that went away does not hear it.
                         drop(answer.send(Ok(ack)));
                     }
@@ -331,33 +334,53 @@ impl Shared {
         }
     }
 
-    async fn make_visible(&self, entries: &[PushEntry], reach: LogReach) -> Result<()> {
+    /// Makes entries visible in every view that can have them; gives the names of those that cannot have them now. They are
+    /// durable: those views have them later.
+    async fn make_visible(&self, entries: &[PushEntry], reach: LogReach) -> Result<Vec<String>> {
         self.fence.hold()?;
         let _changing = self.changing.lock().await;
         let catalog = (self.catalog)();
-        if self.behind.load(Ordering::Acquire) {
+        if self.applied().is_none() || !self.behind().is_empty() {
             self.apply_missing(&catalog).await?;
         }
-        // They are durable: if they cannot be applied now, they are before those after them.
-        self.behind.store(true, Ordering::Release);
         self.apply(&catalog, entries, &reach).await?;
-        self.applied_until(reach);
-        Ok(())
+        *self.applied() = Some(reach);
+        let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
+        let behind = self.behind();
+        let lacking = self.pushed_views(&catalog).into_iter();
+        let lacking =
+            lacking.filter(|(view, sources)| !sources.is_disjoint(&touched) && behind.contains_key(&view.pinned()));
+        Ok(lacking.map(|(view, _)| view.name.clone()).collect())
     }
 
-    /// Notes that the tiers have everything up to here. The caller holds the lock of those who change them.
-    fn applied_until(&self, reach: LogReach) {
-        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = reach;
-        self.behind.store(false, Ordering::Release);
+    fn applied(&self) -> MutexGuard<'_, Option<LogReach>> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What of the log is to be flushed: what the tiers have; where they cannot have it, everything.
+    fn behind(&self) -> MutexGuard<'_, BTreeMap<Pinned, String>> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whether a view has what was applied to it.
+    fn note(&self, view: &FeatureView, applied: Result<()>) {
+        match applied {
+            Ok(()) => {
+                if self.behind().remove(&view.pinned()).is_some() {
+                    tracing::info!(view = %view.name, "the view has all pushes again");
+                }
+            }
+            Err(error) => {
+                if self.behind().insert(view.pinned(), error.chain()).is_none() {
+                    tracing::error!(view = %view.name, error = %error.chain(), "a view cannot have pushes now; others go on");
+                }
+            }
+        }
+    }
+
+    /// What of the log is to be flushed: what has been applied; before anything was, everything.
     async fn flushable(&self) -> LogReach {
         let _changing = self.changing.lock().await;
-        if self.behind.load(Ordering::Acquire) {
-            return self.log.reach();
-        }
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.applied().clone().unwrap_or_else(|| self.log.reach())
     }
 
     fn history(&self) -> Arc<PushHistoryState> {

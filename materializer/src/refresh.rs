@@ -102,6 +102,7 @@ impl Jobs {
             history: (read != state.history).then_some(read),
             restated: past.restated,
             files,
+            set_aside: Vec::new(),
         };
         log.commit(&mut state, commit).await?;
         done.committed = true;

@@ -9,7 +9,11 @@ use arrow::array::{RecordBatch, new_null_array};
 use arrow::compute::cast;
 use arrow::datatypes::{FieldRef, SchemaRef};
 use datafusion::catalog::streaming::StreamingTable;
+use datafusion::common::DFSchema;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::error::Result as QueryResult;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Operator};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::memory::MemoryStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -72,6 +76,8 @@ pub struct PushedQuery {
     slot: Arc<Slot>,
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
+    /// Whether it may fail on some events.
+    may_fail: bool,
     /// One run fills the slot at a time.
     running: Mutex<()>,
 }
@@ -101,6 +107,7 @@ impl PushedQuery {
         if view.windowed.is_none() {
             frame = unique_order(frame, view)?;
         }
+        let may_fail = may_fail(frame.logical_plan()).map_err(query_error)?;
         let context = Arc::new(frame.task_ctx());
         let plan = frame.create_physical_plan().await.map_err(query_error)?;
         Ok(Some(Self {
@@ -109,8 +116,14 @@ impl PushedQuery {
             slot,
             plan,
             context,
+            may_fail,
             running: Mutex::default(),
         }))
+    }
+
+    /// Whether the query may fail on some events.
+    pub fn may_fail(&self) -> bool {
+        self.may_fail
     }
 
     /// The view's rows of new events, as [`crate::view_rows::pushed_rows`] gives them, though a windowed view's in no order.
@@ -124,5 +137,53 @@ impl PushedQuery {
         *self.slot.events.lock().unwrap_or_else(PoisonError::into_inner) = events;
         let batches = self.plan.execute(0, Arc::clone(&self.context)).map_err(query_error)?;
         each_once(Box::pin(batches.map_err(query_error)), &self.view)
+    }
+}
+
+/// Whether some node of a plan computes what not every event has a value for.
+fn may_fail(plan: &LogicalPlan) -> QueryResult<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        let mut schema = DFSchema::empty();
+        for input in node.inputs() {
+            schema.merge(input.schema());
+        }
+        node.apply_expressions(|expression| {
+            expression.apply(|part| {
+                found |= !is_total(part, &schema);
+                Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+            })
+        })
+    })?;
+    Ok(found)
+}
+
+/// Whether an expression has a value, or null, for whatever its parts are.
+fn is_total(expression: &Expr, schema: &DFSchema) -> bool {
+    let floats = |one: &Expr| one.get_type(schema).is_ok_and(|kind| kind.is_floating());
+    match expression {
+        Expr::Column(_)
+        | Expr::Literal(..)
+        | Expr::Alias(_)
+        | Expr::IsNull(_)
+        | Expr::IsNotNull(_)
+        | Expr::IsTrue(_)
+        | Expr::IsFalse(_)
+        | Expr::IsNotTrue(_)
+        | Expr::IsNotFalse(_)
+        | Expr::Not(_)
+        | Expr::Between(_)
+        | Expr::InList(_)
+        | Expr::Case(_)
+        | Expr::TryCast(_) => true,
+        Expr::BinaryExpr(binary) => {
+            binary.op.supports_propagation()
+                || matches!(binary.op, Operator::And | Operator::Or)
+                || floats(&binary.left) && floats(&binary.right)
+        }
+        // The view's own: a column in the type that it has.
+        Expr::Cast(cast) => cast.expr.get_type(schema).is_ok_and(|kind| kind == *cast.field.data_type()),
+        Expr::ScalarFunction(call) => matches!(call.name(), "coalesce" | "nullif"),
+        _ => false,
     }
 }

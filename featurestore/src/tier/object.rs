@@ -222,6 +222,21 @@ impl Restated {
     }
 }
 
+/// A push on which a view's query failed: the view does without its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAside {
+    /// When it was, by the writer's clock.
+    pub at: Timestamp,
+    /// The source that was pushed to.
+    pub source: String,
+    /// The push's position.
+    pub position: u64,
+    /// Its events.
+    pub rows: u64,
+    /// What the query failed with.
+    pub reason: String,
+}
+
 /// One commit of a view's data: files and watermark together (rule T6).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewCommit {
@@ -248,6 +263,9 @@ pub struct ViewCommit {
     pub restated: Option<Restated>,
     /// The files that it adds, or replaces all others with.
     pub files: Vec<DataFile>,
+    /// The pushes that it leaves out, since the view's query fails on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set_aside: Vec<SetAside>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
@@ -275,6 +293,9 @@ pub struct ViewLogState {
     pub history: HistoryFiles,
     /// The last finding that history is not what it was, until a backfill.
     pub restated: Option<Restated>,
+    /// Pushes left out because the view's query fails on them, until a backfill.
+    #[serde(default)]
+    pub set_aside: Vec<SetAside>,
     /// The newest commit that replaced files.
     pub replaced: u64,
     /// The files that count, each with the number of the commit that added it.
@@ -286,6 +307,7 @@ impl ViewLogState {
         if commit.kind.replaces() {
             self.files.clear();
             self.restated = None;
+            self.set_aside.clear();
             self.replaced = number;
         }
         self.number = number;
@@ -295,6 +317,7 @@ impl ViewLogState {
             (self.pushed, self.pushed_log) = (range.until, range.log);
         }
         self.late += commit.late;
+        self.set_aside.extend(commit.set_aside);
         self.history = commit.history.unwrap_or_else(|| std::mem::take(&mut self.history));
         self.restated = commit.restated.or_else(|| self.restated.take());
         self.files.extend(commit.files.into_iter().map(|file| (file.commit.unwrap_or(number), file)));

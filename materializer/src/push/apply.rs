@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use arrow::array::RecordBatch;
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView};
@@ -11,11 +12,11 @@ use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{LogReach, PushEntry, PushedEvents};
 use springhouse_featurestore::tier::{KeyedRow, Mark, Packer, merge_rows};
 use springhouse_featurestore::time::Timestamp;
-use springhouse_featurestore::{Error, Result};
+use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows, sorted_in_memory};
 
-use super::{Prepared, Shared};
+use super::{Prepared, Shared, set_aside};
 
 /// The most events of a flush that are sorted in memory: several times what is usually flushed.
 const SORTED_IN_MEMORY: usize = 8 << 20;
@@ -65,21 +66,34 @@ impl Shared {
         }
         let reach = self.log.reach();
         for (view, sources) in self.pushed_views(catalog) {
-            let mark = self.tier.mark(&view.pinned())?;
-            let entries = self.missing(&sources, mark, &reach).await?;
-            self.apply_to(catalog, view, &sources, mark, (&entries, &reach)).await?;
+            let applied = self.apply_missing_to(catalog, view, &sources, &reach).await;
+            self.note(view, applied);
         }
-        self.applied_until(reach);
+        *self.applied() = Some(reach);
         Ok(())
+    }
+
+    async fn apply_missing_to(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+        reach: &LogReach,
+    ) -> Result<()> {
+        let mark = self.tier.mark(&view.pinned())?;
+        let entries = self.missing(sources, mark, reach).await?;
+        self.apply_to(catalog, view, sources, mark, (&entries, reach)).await
     }
 
     /// Applies entries that follow those that the tiers have.
     pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry], reach: &LogReach) -> Result<()> {
         let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
         for (view, sources) in self.pushed_views(catalog) {
-            if !sources.is_disjoint(&touched) {
+            // What a view that is behind lacks lies before these.
+            if !sources.is_disjoint(&touched) && !self.behind().contains_key(&view.pinned()) {
                 let mark = self.tier.mark(&view.pinned())?;
-                self.apply_to(catalog, view, &sources, mark, (entries, reach)).await?;
+                let applied = self.apply_to(catalog, view, &sources, mark, (entries, reach)).await;
+                self.note(view, applied);
             }
         }
         Ok(())
@@ -119,26 +133,56 @@ impl Shared {
             .filter(|entry| entry.events.num_rows() > 0)
             .cloned()
             .collect();
-        // Many events may be of one key.
-        let mut rows = BTreeMap::new();
-        if !new.is_empty() {
-            let prepared = self.prepared(catalog, view).await?;
-            let mut batches = match &prepared.query {
-                Some(query) => query.run(&PushedEvents::of_entries(&new)?)?,
-                None => self.rows_of(catalog, view, &new).await?,
-            };
-            while let Some(batch) = batches.try_next().await? {
-                merge_rows(&mut rows, prepared.packer.pack(&batch, mark.commit + 1)?)?;
+        let rows = match self.packed_rows(catalog, view, &new, mark).await {
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                let (good, aside) = self.separated(catalog, view, new).await?;
+                set_aside::tell(view, &aside);
+                self.packed_rows(catalog, view, &good, mark).await?
             }
-        }
+            packed => packed?,
+        };
         let reached = entries.last().map(|entry| entry.position).filter(|position| *position > mark.pushed);
         let (pushed, log) = reached.map_or((mark.pushed, mark.log), |position| (position, self.log.incarnation()));
         let watermark = self.watermark_of(catalog, view, mark.committed, &reach.watermarks)?.max(mark.watermark);
         Ok((rows.into_iter().collect(), Mark { watermark, pushed, log, ..mark }))
     }
 
+    /// The rows that entries bring to a view, packed.
+    async fn packed_rows(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        entries: &[PushEntry],
+        mark: Mark,
+    ) -> Result<BTreeMap<Bytes, Bytes>> {
+        // Many events may be of one key.
+        let mut rows = BTreeMap::new();
+        if !entries.is_empty() {
+            let prepared = self.prepared(catalog, view).await?;
+            let mut batches = self.rows_by(&prepared, catalog, view, entries).await?;
+            while let Some(batch) = batches.try_next().await? {
+                merge_rows(&mut rows, prepared.packer.pack(&batch, mark.commit + 1)?)?;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The rows that entries bring to a view: by its planned query where it has one.
+    pub(super) async fn rows_by(
+        &self,
+        prepared: &Prepared,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        entries: &[PushEntry],
+    ) -> Result<RowStream> {
+        match &prepared.query {
+            Some(query) => query.run(&PushedEvents::of_entries(entries)?),
+            None => self.rows_of(catalog, view, entries).await,
+        }
+    }
+
     /// What applying pushes to a view needs, made once.
-    async fn prepared(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Arc<Prepared>> {
+    pub(super) async fn prepared(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Arc<Prepared>> {
         let pinned = view.pinned();
         let known = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(&pinned).cloned();
         if let Some(known) = known {

@@ -10,11 +10,11 @@ use std::sync::{Arc, PoisonError};
 
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{Flush, LogReach, PushHistoryState, late_events};
-use springhouse_featurestore::tier::{PushedRange, ViewCommit, ViewCommitKind};
+use springhouse_featurestore::push::{Flush, LogReach, PushEntry, PushHistoryState, late_events};
+use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::{ErrorKind, Result};
 
-use super::Shared;
+use super::{Shared, set_aside};
 use crate::jobs::until_first;
 
 /// How often a flush looks again at a history that it does not know.
@@ -28,14 +28,20 @@ impl Shared {
         self.flush_events(&reach).await?;
         let history = self.history();
         let catalog = (self.catalog)();
-        let mut committed = history.until;
+        let mut failed = None;
         for (view, sources) in self.pushed_views(&catalog) {
             let attempt = || self.commit_rows(&catalog, view, &sources, &history);
-            committed = committed.min(until_first(view, attempt).await?);
+            if let Err(error) = until_first(view, attempt).await {
+                tracing::error!(view = %view.name, error = %error.chain(), "a view's pushes cannot be committed; others go on");
+                failed.get_or_insert(error.with("view", &view.name));
+            }
         }
-        let _changing = self.changing.lock().await;
-        self.log.trim(committed)?;
-        Ok(committed)
+        {
+            let _changing = self.changing.lock().await;
+            // What a view has not committed is found on object storage.
+            self.log.trim(history.until)?;
+        }
+        failed.map_or(Ok(history.until), Err)
     }
 
     /// Moves events up to a position to object storage. Of a flush before, of which nobody knows what came, it is found out
@@ -77,39 +83,41 @@ impl Shared {
         *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history);
     }
 
-    /// Commits a view's rows of what has been flushed, of the log's entries. Returns the position up to which it needs no
-    /// more of the log.
+    /// Commits a view's rows of what has been flushed.
     async fn commit_rows(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         sources: &BTreeSet<&str>,
         history: &PushHistoryState,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let log = self.jobs.log(view);
         let mut state = log.state().await?;
         if state.number == 0 {
             // Its first refresh reads what has been flushed from object storage.
-            return Ok(history.until);
+            return Ok(());
         }
         let mut entries = self.entries_of(sources, (state.pushed, history.until)).await?;
         entries.retain(|entry| sources.contains(entry.source.as_str()));
         let since = state.watermark;
         let told = self.watermark_of(catalog, view, since, &history.watermarks)?;
-        let Some(watermark) = told.max(since) else { return Ok(history.until) };
+        let Some(watermark) = told.max(since) else { return Ok(()) };
         if entries.is_empty() && Some(watermark) == since {
-            return Ok(history.until);
+            return Ok(());
         }
         let pushed = entries.last().map(|last| PushedRange {
             after: state.pushed,
             until: last.position,
             log: self.log.incarnation(),
         });
-        let files = if entries.is_empty() {
-            Vec::new()
-        } else {
-            let rows = self.sorted_rows_of(catalog, view, &entries).await?;
-            self.jobs.write_file(view, &log, &state, rows).await?
+        let mut aside = Vec::new();
+        let files = match self.write_rows_of(catalog, view, (&log, &state), &entries).await {
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                (entries, aside) = self.separated(catalog, view, entries).await?;
+                set_aside::tell(view, &aside);
+                self.write_rows_of(catalog, view, (&log, &state), &entries).await?
+            }
+            files => files?,
         };
         let mut late = 0;
         for entry in &entries {
@@ -127,8 +135,23 @@ impl Shared {
             history: None,
             restated: None,
             files,
+            set_aside: aside,
         };
-        log.commit(&mut state, commit).await?;
-        Ok(history.until)
+        log.commit(&mut state, commit).await
+    }
+
+    /// Writes the rows of entries as a file of the next commit; without any there is none.
+    async fn write_rows_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        (log, state): (&ViewLog, &ViewLogState),
+        entries: &[PushEntry],
+    ) -> Result<Vec<DataFile>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self.sorted_rows_of(catalog, view, entries).await?;
+        self.jobs.write_file(view, log, state, rows).await
     }
 }

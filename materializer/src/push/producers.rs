@@ -60,6 +60,7 @@ impl Shared {
             history: None,
             restated: None,
             files: Vec::new(),
+            set_aside: Vec::new(),
         };
         log.commit(&mut state, commit).await?;
         tracing::warn!(view = %view.name, watermark = %watermark, "the view's watermark was set back");
