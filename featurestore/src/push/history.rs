@@ -33,8 +33,9 @@ use crate::tier::{DataFile, ObjectReader, PushedRange, WRITE_POSITION, WRITE_WIT
 use crate::time::Timestamp;
 use crate::{Error, ErrorKind, Result};
 
-/// How many logs' sequences are remembered of a producer, to tell what was taken twice.
-const LOGS_REMEMBERED: usize = 16;
+/// How many runs of sequences are remembered of a producer, to tell what was taken twice. What is forgotten is taken again
+/// rather than lost.
+const RUNS_REMEMBERED: usize = 4_096;
 
 /// Who takes pushes for a store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,20 +47,21 @@ pub struct Taker {
 }
 
 /// What a producer said in the pushes of a flush.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SaidByProducer {
-    /// The least sequence among them,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first: Option<u64>,
-    /// and the greatest that it has sent.
+    /// The greatest sequence that it has sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<u64>,
     /// It has sent every event up to this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watermark: Option<Timestamp>,
+    /// The sequences of the pushes among them, as runs of numbers that follow each other; kept where more than one log has
+    /// ever taken pushes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<(u64, u64)>,
 }
 
-/// Sequences of a producer that a log has taken, from one to another.
+/// Sequences of a producer that a log has taken: from one to another, all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
     /// The log.
@@ -85,14 +87,14 @@ impl KnownProducer {
     fn hear(&mut self, log: u64, said: SaidByProducer) {
         self.last = self.last.max(said.last);
         self.watermark = said.watermark.or(self.watermark);
-        let (Some(first), Some(last)) = (said.first, said.last) else { return };
-        match self.taken.last_mut().filter(|taken| taken.log == log) {
-            Some(taken) => taken.last = taken.last.max(last),
-            None => self.taken.push(Taken { log, first, last }),
+        for (first, last) in said.taken {
+            match self.taken.last_mut().filter(|taken| taken.log == log && taken.last.checked_add(1) == Some(first)) {
+                Some(taken) => taken.last = last,
+                None => self.taken.push(Taken { log, first, last }),
+            }
         }
-        if self.taken.len() > LOGS_REMEMBERED {
-            self.taken.remove(0);
-        }
+        let forgotten = self.taken.len().saturating_sub(RUNS_REMEMBERED);
+        self.taken.drain(..forgotten);
     }
 }
 
@@ -159,9 +161,10 @@ impl PushHistoryState {
         let positions = PushedRange { after: self.until, until: commit.until, log };
         self.number = number;
         self.taker = commit.taker;
+        // A log that has begun to take pushes is known by a position of 0.
+        let flushed = self.flushed.entry(log).or_default();
         if commit.until > self.until {
-            self.flushed.insert(log, commit.until);
-            self.until = commit.until;
+            (*flushed, self.until) = (commit.until, commit.until);
         }
         self.watermarks.extend(commit.watermarks);
         for (source, producers) in commit.producers {
@@ -200,24 +203,28 @@ impl PushHistoryState {
         taken.iter().any(|taken| taken.log != log && taken.first <= sequence && sequence <= taken.last)
     }
 
-    /// What producers have said that is new here, with the least sequences of some entries.
+    /// What producers have said that is new here, with the sequences of some entries.
     fn news(&self, flush: &Flush<'_>) -> Said {
-        let mut first: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-        for entry in flush.entries {
-            if let Some(sequence) = entry.origin.sequence {
-                let least = first.entry((&entry.source, &entry.origin.producer)).or_insert(sequence);
-                *least = sequence.min(*least);
+        let mut taken: BTreeMap<(&str, &str), Vec<(u64, u64)>> = BTreeMap::new();
+        let of_entries = flush.entries.iter().filter(|_| self.flushed.len() > 1);
+        for PushEntry { source, origin, .. } in of_entries {
+            let Some(sequence) = origin.sequence else { continue };
+            let runs = taken.entry((source, &origin.producer)).or_default();
+            match runs.last_mut().filter(|(_, last)| last.checked_add(1) == Some(sequence)) {
+                Some((_, last)) => *last = sequence,
+                None => runs.push((sequence, sequence)),
             }
         }
         let mut news = Said::new();
         for ((source, producer), said) in &flush.said {
             let known = self.producers.get(source).and_then(|of| of.get(producer));
-            let first = first.get(&(source.as_str(), producer.as_str())).copied();
+            let mut taken = taken.remove(&(source.as_str(), producer.as_str())).unwrap_or_default();
+            taken.drain(..taken.len().saturating_sub(RUNS_REMEMBERED));
             let same = known.is_some_and(|known| {
                 known.last == said.last && said.watermark.is_none_or(|watermark| known.watermark == Some(watermark))
             });
-            if first.is_some() || !same {
-                let said = SaidByProducer { first, ..*said };
+            if !taken.is_empty() || !same {
+                let said = SaidByProducer { taken, ..said.clone() };
                 news.entry(source.clone()).or_default().insert(producer.clone(), said);
             }
         }
@@ -421,7 +428,7 @@ mod tests {
 
     fn flush(entries: &[PushEntry]) -> Flush<'_> {
         let last = entries.last().and_then(|entry| entry.origin.sequence);
-        let said = SaidByProducer { first: None, last, watermark: None };
+        let said = SaidByProducer { last, ..SaidByProducer::default() };
         let said = [(("paid".to_owned(), "till".to_owned()), said)].into();
         Flush { at: Timestamp::from_micros(1), entries, watermarks: BTreeMap::new(), said }
     }
@@ -440,7 +447,11 @@ mod tests {
         assert_eq!((held.len(), held[0].events.clone()), (1, entry(1, 5, &[10, 11]).events));
         assert_eq!((state.flushed_of(7), state.flushed_of(8)), (0, 1));
         let origin = |sequence| PushOrigin { producer: "till".to_owned(), sequence: Some(sequence), at: None };
-        assert_eq!([4, 5, 6].map(|of| state.taken_elsewhere(7, "paid", &origin(of))), [false, true, false]);
+        history.commit(&mut new, flush(&[entry(2, 7, &[12])])).await.expect("flushed");
+        let state = history.state().await.expect("readable");
+        // Of what a producer sent to two takers by turns each keeps its own.
+        let elsewhere = [4, 5, 6, 7, 8].map(|of| state.taken_elsewhere(7, "paid", &origin(of)));
+        assert_eq!(elsewhere, [false, true, false, true, false]);
     }
 
     #[tokio::test]

@@ -52,6 +52,19 @@ impl Pushed {
         self.seen.extend(more.seen);
     }
 
+    /// The latest second of an event; of none the least there is.
+    fn latest(&self) -> i64 {
+        let paid = self.paid.iter().map(|event| event.1);
+        paid.chain(self.seen.iter().map(|event| event.at)).max().unwrap_or(i64::MIN / 2)
+    }
+
+    /// Lets events that have an available time be known at a second.
+    fn known_at(&mut self, second: i64) {
+        for event in &mut self.paid {
+            event.2 = second;
+        }
+    }
+
     /// Takes away all but the first.
     pub fn split_off(&mut self, (paid, seen): (usize, usize)) -> Self {
         Self { paid: self.paid.split_off(paid), seen: self.seen.split_off(seen) }
@@ -267,11 +280,11 @@ impl World {
     }
 
     /// Events of `seen` for a taker: each has odd seconds of its own.
-    fn seen_events(&mut self, taker: usize, now: i64) -> Vec<Seen> {
+    fn seen_events(&mut self, taker: usize, now: i64, may_be_ahead: bool) -> Vec<Seen> {
         let own = 1 + 2 * number(taker as u64);
         let mut events: Vec<Seen> = Vec::new();
         for _ in 0..self.random.below(6) {
-            let ahead = if self.faults.has(Fault::Clock) && self.chance(6) { AHEAD + 1 } else { 0 };
+            let ahead = if may_be_ahead && self.chance(6) { AHEAD + 1 } else { 0 };
             let back = self.random.pick(&[30_u64, 4_000, 100_000]);
             let second = now + ahead - number(self.random.below(back));
             let mut event = self.seen_at(second - second.rem_euclid(4) - 4 + own);
@@ -291,9 +304,9 @@ impl World {
     }
 
     /// Events of `paid`.
-    fn paid_events(&mut self, now: i64) -> Vec<Event> {
+    fn paid_events(&mut self, now: i64, may_be_ahead: bool) -> Vec<Event> {
         let mut events = events_before(&mut self.random, now, 6);
-        if self.faults.has(Fault::Clock) && self.chance(6) {
+        if may_be_ahead && self.chance(6) {
             for event in events.iter_mut().take(1) {
                 event.1 = now + AHEAD - 1;
             }
@@ -313,6 +326,11 @@ impl World {
 
     /// A batch for a taker, which nobody has sent yet.
     pub fn next_batch(&mut self, taker: usize) -> Sent {
+        self.batch_of(taker, false)
+    }
+
+    /// The same; its events may be ahead of the taker's clock.
+    fn batch_of(&mut self, taker: usize, may_be_ahead: bool) -> Sent {
         self.sequence += 1;
         let now = self.now + self.takers[taker].skew;
         let of_seen = self.chance(2);
@@ -325,31 +343,59 @@ impl World {
         let header = |producer: &str| PushHeader { producer: Some(producer.to_owned()), sequence, watermark };
         if of_seen {
             let header = header("gate");
-            let events = self.seen_events(taker, now);
+            let events = self.seen_events(taker, now, may_be_ahead);
             let batch = seen_batch(&events);
             return Sent { source: "seen", batch, header, events: Pushed { paid: Vec::new(), seen: events } };
         }
         let header = header("till");
-        let events = self.paid_events(now);
+        let events = self.paid_events(now, may_be_ahead);
         Sent { source: "paid", batch: batch(&events), header, events: Pushed { paid: events, seen: Vec::new() } }
     }
 
     /// Pushes some batches, one behind the other, before the first is acknowledged.
     pub async fn push(&mut self) {
-        let mut sent = Vec::new();
+        let (mut sent, may_be_ahead) = (Vec::new(), self.faults.has(Fault::Clock));
+        let before = self.pushed.counts();
         for _ in 0..=self.random.below(3) {
-            let next = self.next_batch(self.owner);
+            let next = self.batch_of(self.owner, may_be_ahead);
             self.pushed.extend(next.events.clone());
             sent.push(next);
+        }
+        let now = self.at();
+        let ahead = sent.iter().map(|sent| sent.events.latest() - now).max().unwrap_or_default().max(0);
+        self.pushed.split_off(before);
+        let mut waits = false;
+        for sent in &mut sent {
+            // It waits until the clock has come to its events, those behind it with it, and they are known from then on.
+            waits |= sent.events.latest() > now;
+            if waits {
+                sent.events.known_at(now + ahead);
+            }
+            self.pushed.extend(sent.events.clone());
         }
         let events: Vec<String> = sent.iter().map(|sent| format!("{:?}", sent.events)).collect();
         self.say(format!("pushes {}", events.join(", ")));
         self.last = sent.last().cloned();
         let pushes = &self.server().pushes;
-        let acks = sent.into_iter().map(|sent| pushes.push(sent.source, sent.batch, sent.header));
-        for ack in futures::future::join_all(acks).await {
+        let taken = async {
+            let mut acks = Vec::new();
+            for Sent { source, batch, header, .. } in sent {
+                acks.push(pushes.submit(source, batch, header).await.expect("taken"));
+            }
+            futures::future::join_all(acks).await
+        };
+        let clocks = self.takers.iter().map(|taker| (&taker.clock, taker.skew)).chain([(&self.project.clock, 0)]);
+        let time = async {
+            if ahead > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                clocks.for_each(|(clock, skew)| clock.set(at(self.now + ahead + skew)));
+            }
+        };
+        let (acks, ()) = tokio::join!(taken, time);
+        for ack in acks {
             assert!(!ack.expect("taken").duplicate, "it was not sent before");
         }
+        self.moves_on(ahead);
     }
 
     pub async fn send_again(&mut self) {

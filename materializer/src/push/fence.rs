@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use springhouse_featurestore::push::{PushHistoryState, PushLog, Taker};
+use springhouse_featurestore::push::{PushHistoryState, PushLog, SaidByProducer, Taker};
 use springhouse_featurestore::tier::OnlineTier;
 use springhouse_featurestore::{Error, Result};
 
@@ -89,11 +89,7 @@ pub(super) async fn take_over(
     }
     let said = history.producers.iter().flat_map(|(source, producers)| {
         producers.iter().map(move |(producer, known)| {
-            let said = springhouse_featurestore::push::SaidByProducer {
-                first: None,
-                last: known.last,
-                watermark: known.watermark,
-            };
+            let said = SaidByProducer { last: known.last, watermark: known.watermark, ..SaidByProducer::default() };
             (source.as_str(), producer.as_str(), said)
         })
     });
