@@ -17,11 +17,13 @@ use springhouse_featurestore::{Error, Result};
 use springhouse_materializer::Jobs;
 use springhouse_materializer::push::Pushes;
 use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
+use springhouse_materializer::wire_queries::WireQueries;
 use springhouse_serving::FeatureServer;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
 use springhouse_serving::flight::FlightServer;
 use springhouse_serving::model::neural::{TrainOptions, train};
 use springhouse_serving::package::{Package, Training};
+use springhouse_serving::security::Security;
 use springhouse_serving::worker::{Contracts, WorkerOptions};
 use springhouse_sql::change_plan::changes;
 use springhouse_sql::check::check;
@@ -103,12 +105,14 @@ impl House {
         let (tier, changing) = features.tier();
         let pushes = Arc::new(Pushes::start(self.jobs(), log, tier, changing, Box::new(features.followed())).await?);
         features.push_to(Arc::clone(&pushes) as _);
-        let flight = FlightServer::new(Arc::clone(&features), Arc::new(self.jobs()), None).with_sink(pushes);
+        let queries = Arc::new(WireQueries::start(self.jobs())?);
+        let flight = FlightServer::new(Arc::clone(&features), queries, None).with_sink(pushes);
         let app = App {
             listeners: vec![listener],
             store: Some(StorePart { features, flight, socket: None }),
             worker: Some(WorkerPart { contracts, clock: self.clock.clone() }),
             http: None,
+            security: Security::open(),
         };
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(async move {

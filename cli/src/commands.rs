@@ -15,6 +15,7 @@ mod refresh;
 mod run;
 mod serve;
 mod status;
+mod token;
 mod train;
 mod training_set;
 
@@ -24,8 +25,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use springhouse_featurestore::Result;
 use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::{Error, Result};
+use springhouse_serving::security::{Access, Waived};
 use springhouse_sql::spine::SpineSource;
 
 use crate::project::Project;
@@ -43,8 +45,63 @@ pub struct Cli {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(subcommand)]
     command: Command,
+}
+
+/// What this process shows to servers, and which it believes.
+#[derive(Debug, Args)]
+struct AccessArgs {
+    /// A file with the token to show to servers; `SPRINGHOUSE_TOKEN_FILE` names it too
+    #[arg(long, global = true)]
+    token_file: Option<PathBuf>,
+    /// The authorities of servers' certificates, in PEM, else the system's; `SPRINGHOUSE_CA` names it too
+    #[arg(long, global = true)]
+    ca: Option<PathBuf>,
+    /// A certificate to show to servers, in PEM; `SPRINGHOUSE_CERTIFICATE` names it too
+    #[arg(long, global = true)]
+    certificate: Option<PathBuf>,
+    /// That certificate's private key, in PEM; `SPRINGHOUSE_KEY` names it too
+    #[arg(long, global = true)]
+    key: Option<PathBuf>,
+}
+
+impl AccessArgs {
+    fn chosen(self) -> Result<Access> {
+        let or_named = |given: Option<PathBuf>, variable: &str| {
+            given.or_else(|| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from))
+        };
+        let certificate = or_named(self.certificate, "SPRINGHOUSE_CERTIFICATE");
+        let certificate = match (certificate, or_named(self.key, "SPRINGHOUSE_KEY")) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                return Err(Error::invalid("a certificate and its key belong together")
+                    .remedy("give both --certificate and --key, or neither"));
+            }
+        };
+        let token_file = or_named(self.token_file, "SPRINGHOUSE_TOKEN_FILE");
+        Ok(Access { token_file, ca: or_named(self.ca, "SPRINGHOUSE_CA"), certificate })
+    }
+}
+
+/// What a server may lack off loopback, by name alone.
+#[derive(Debug, Clone, Copy, Args)]
+struct WaivedArgs {
+    /// Listen where others reach it although nobody is asked who they are: everybody may do everything
+    #[arg(long)]
+    without_authentication: bool,
+    /// Listen where others reach it although connections are not encrypted: tokens can be read on their way
+    #[arg(long)]
+    without_encryption: bool,
+}
+
+impl From<WaivedArgs> for Waived {
+    fn from(given: WaivedArgs) -> Self {
+        Self { authentication: given.without_authentication, encryption: given.without_encryption }
+    }
 }
 
 fn parse_time(text: &str) -> Result<Timestamp, String> {
@@ -112,6 +169,9 @@ enum Command {
     Predict(predict::Predict),
     /// What exactly is running
     Status(status::StatusCommand),
+    /// Make, list and revoke the tokens that callers show
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// What staleness costs: a package's quality on features as of some time earlier
     FreshnessCurve(freshness_curve::FreshnessCurve),
     /// The whole chain on the flights example
@@ -137,7 +197,7 @@ impl SpineArgs {
 
 /// Runs a command.
 pub async fn run(cli: Cli) -> Result<ExitCode> {
-    let project = Project::open(&cli.project, cli.clock)?;
+    let project = Project::open(&cli.project, cli.clock)?.with_access(cli.access.chosen()?);
     let json = cli.json;
     match cli.command {
         Command::Plan => apply::plan(&project, json).await?,
@@ -158,6 +218,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lookup(command) => command.run(&project, json).await?,
         Command::Predict(command) => command.run(&project, json).await?,
         Command::Status(command) => command.run(&project, json).await?,
+        Command::Token(command) => command.run(&project, json)?,
         Command::FreshnessCurve(command) => command.run(&project, json).await?,
         Command::Demo(command) => command.run(&project).await?,
     }

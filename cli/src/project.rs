@@ -1,5 +1,6 @@
 //! A project folder: its definition files, its settings, its store and the clock that a command runs at.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,9 @@ use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::Jobs;
 use springhouse_materializer::push::Pushes;
 use springhouse_serving::FeatureServer;
+use springhouse_serving::flight::RemoteFeatures;
+use springhouse_serving::predict::PredictClient;
+use springhouse_serving::security::{Access, Security, SecurityFiles, TlsFiles};
 use springhouse_sql::diagnostic::SourceFile;
 use springhouse_sql::session::SessionOptions;
 
@@ -26,6 +30,7 @@ pub struct Project {
     settings: Settings,
     clock: Arc<dyn Clock>,
     driven: Option<Arc<DrivenClock>>,
+    access: Access,
 }
 
 impl Project {
@@ -39,7 +44,13 @@ impl Project {
         let clock = driven
             .as_ref()
             .map_or_else(|| Arc::new(SystemClock) as Arc<dyn Clock>, |driven| Arc::clone(driven) as Arc<dyn Clock>);
-        Ok(Self { folder, settings, clock, driven })
+        Ok(Self { folder, settings, clock, driven, access: Access::default() })
+    }
+
+    /// The same project, with what its clients show to servers.
+    #[must_use]
+    pub fn with_access(self, access: Access) -> Self {
+        Self { access, ..self }
     }
 
     /// The same project at a clock that somebody drives.
@@ -98,6 +109,51 @@ impl Project {
         let catalog = Catalog::new(self.store()?);
         let state = catalog.state().await?;
         Ok((catalog, state))
+    }
+
+    /// The running store; the settings' address when none is given.
+    pub fn remote_store(&self, given: Option<&String>) -> Result<RemoteFeatures> {
+        let address = given.cloned().unwrap_or_else(|| self.address(self.settings.store_listen));
+        RemoteFeatures::with_access(&address, self.access.clone())
+    }
+
+    /// The running worker; the settings' address when none is given.
+    pub fn remote_worker(&self, given: Option<&String>) -> Result<PredictClient> {
+        let address = given.cloned().unwrap_or_else(|| self.address(self.settings.worker_listen));
+        PredictClient::with_access(&address, self.access.clone())
+    }
+
+    fn address(&self, listens: SocketAddr) -> String {
+        let scheme = if self.settings.tls_certificate.is_some() { "https" } else { "http" };
+        format!("{scheme}://{listens}")
+    }
+
+    /// The file of those who may call.
+    pub fn callers_file(&self) -> Result<PathBuf> {
+        let callers = self.settings.callers.as_ref().ok_or_else(|| {
+            Error::invalid("the settings name no file of those who may call")
+                .remedy("add to springhouse.toml: callers = \"callers.toml\"")
+        })?;
+        Ok(self.folder.join(callers))
+    }
+
+    /// Who may call this host's servers, and how their connections are protected.
+    pub fn security(&self) -> Result<Security> {
+        let place = |file: &String| self.folder.join(file);
+        let Settings { tls_certificate, tls_key, tls_client_ca, callers, .. } = &self.settings;
+        let tls = match (tls_certificate, tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles {
+                certificate: place(certificate),
+                key: place(key),
+                client_ca: tls_client_ca.as_ref().map(place),
+            }),
+            (None, None) if tls_client_ca.is_none() => None,
+            _ => {
+                return Err(Error::invalid("the settings name some files of TLS and lack others")
+                    .remedy("set tls_certificate and tls_key; tls_client_ca only beside them"));
+            }
+        };
+        Security::read(SecurityFiles { callers: callers.as_ref().map(place), tls })
     }
 
     /// The store opened for online reads by this process alone.

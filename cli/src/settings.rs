@@ -37,6 +37,15 @@ pub struct Settings {
     /// How long a producer may be silent while others of its source speak, before the source's watermark waits for it no
     /// more; for ever where it is not given.
     pub producer_silence: Option<Span>,
+    /// The file of those who may call, relative to the project: tokens and certificates. Without it everybody may do
+    /// everything, and only this host is listened to.
+    pub callers: Option<String>,
+    /// The certificate of this host's servers, in PEM, relative to the project; with it connections are encrypted.
+    pub tls_certificate: Option<String>,
+    /// That certificate's private key, in PEM.
+    pub tls_key: Option<String>,
+    /// The authorities of clients' certificates, in PEM; without it clients show none.
+    pub tls_client_ca: Option<String>,
     /// The most rows of one request, and of one batch.
     pub batch_rows: usize,
     /// The most rows that wait for one contract.
@@ -61,6 +70,10 @@ impl Default for Settings {
             worker_http_listen: local(7604),
             clock_tolerance: CLOCK_TOLERANCE,
             producer_silence: None,
+            callers: None,
+            tls_certificate: None,
+            tls_key: None,
+            tls_client_ca: None,
             batch_rows: 4096,
             queue_rows: 16_384,
             lookup_millis: 2_000,

@@ -19,6 +19,10 @@ pub enum ErrorKind {
     Refused,
     /// The caller's deadline has passed.
     Expired,
+    /// Who calls is not known: show a token or a certificate.
+    Unauthenticated,
+    /// The caller lacks a scope for this.
+    Forbidden,
     /// Storage or the network failed: a retry may succeed.
     Unavailable,
     /// A fault of this program: please report it.
@@ -67,6 +71,8 @@ impl Error {
         busy => Busy,
         refused => Refused,
         expired => Expired,
+        unauthenticated => Unauthenticated,
+        forbidden => Forbidden,
         unavailable => Unavailable,
         internal => Internal,
     }

@@ -18,8 +18,10 @@ pub type Batches = (SchemaRef, BoxStream<'static, Result<RecordBatch>>);
 pub struct TrainingSetCommand {
     /// The contract's name.
     pub contract: String,
-    /// A SQL query over the project's tables and sources, or a file of the project.
-    pub spine: String,
+    /// A SQL query over the project's tables and sources, or a file of the project: for engineers alone. Without it the
+    /// spine comes as batches, in the exchange that the command opens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spine: Option<String>,
     /// The spine's time column.
     pub time: String,
     /// In how many parts it is wanted: `GetFlightInfo` answers with an endpoint for each, to be read at once.
@@ -59,9 +61,10 @@ impl TrainingSetCommand {
                 .with("part", index)
                 .remedy(format!("ask for 1 to {MOST_PARTS} parts, counted from 0")));
         }
-        if self.part.is_none() && self.spine.len().saturating_mul(of) > MOST_TICKET_BYTES {
+        let spine = self.spine.as_ref().map_or(0, String::len);
+        if self.part.is_none() && spine.saturating_mul(of) > MOST_TICKET_BYTES {
             return Err(Error::invalid("the spine is too long to be repeated in the ticket of each part")
-                .with("bytes", self.spine.len())
+                .with("bytes", spine)
                 .with("parts", of)
                 .remedy("ask for fewer parts, or put the query into a table of the project"));
         }
@@ -81,10 +84,17 @@ pub struct SpinePart {
 /// Makes training sets for those who ask over the wire.
 #[async_trait]
 pub trait TrainingSets: Send + Sync + std::fmt::Debug {
-    /// Begins a training set; nothing is computed before the first batch is asked for.
+    /// The columns of a training set whose spine the command names. It is planned, and nothing of it is run.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Invalid`] for a spine that is not right, [`crate::ErrorKind::NotFound`] for a contract that
-    /// the catalog lacks.
-    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches>;
+    /// As [`Self::training_set`].
+    async fn schema(&self, command: &TrainingSetCommand) -> Result<SchemaRef>;
+
+    /// Begins a training set whose spine the command names, or comes as batches.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] for a spine that is not right, missing, or given twice;
+    /// [`crate::ErrorKind::NotFound`] for a contract that the catalog lacks; [`crate::ErrorKind::Busy`] when as many
+    /// are made as there are places for.
+    async fn training_set(&self, command: &TrainingSetCommand, spine: Option<Batches>) -> Result<Batches>;
 }

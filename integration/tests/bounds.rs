@@ -17,9 +17,11 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::push::{EventSink, PushHeader};
 use springhouse_featurestore::time::Span;
 use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
+use springhouse_materializer::wire_queries::WireQueries;
 use springhouse_serving::FeatureSource;
 use springhouse_serving::app::{App, StorePart, bind};
 use springhouse_serving::flight::{FlightServer, RemoteFeatures};
+use springhouse_serving::security::Security;
 use springhouse_sql::nesting::STACK_BYTES;
 use springhouse_sql::spine::{SpineOrder, SpineSource};
 use tokio::sync::watch;
@@ -63,12 +65,17 @@ impl Wire {
         server.pushes.push("spent", events(Arc::new(Int32Array::from(vec![7]))), header).await.expect("taken");
         server.pushes.flush().await.expect("flushes");
         server.features.follow(&()).await.expect("follows");
-        let flight = FlightServer::new(Arc::clone(&server.features), Arc::new(project.jobs()), None)
-            .with_sink(Arc::clone(&server.pushes) as _);
+        let flight = FlightServer::new(
+            Arc::clone(&server.features),
+            Arc::new(WireQueries::start(project.jobs()).expect("threads")),
+            None,
+        )
+        .with_sink(Arc::clone(&server.pushes) as _);
         let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("bound"));
         let store = StorePart { features: Arc::clone(&server.features), flight, socket: None };
-        let app = App { listeners: vec![listener], store: Some(store), worker: None, http: None };
+        let app =
+            App { listeners: vec![listener], store: Some(store), worker: None, http: None, security: Security::open() };
         let (stop, stopping) = watch::channel(false);
         let running = tokio::spawn(app.run(stopping));
         let channel = Channel::from_shared(address.clone()).expect("an address").connect_lazy();

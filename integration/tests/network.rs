@@ -12,11 +12,13 @@ use springhouse_featurestore::object_storage::api::ObjectStoreExt;
 use springhouse_featurestore::object_storage::api::path::Path;
 use springhouse_featurestore::tier::{DiskTier, open_store};
 use springhouse_featurestore::{ErrorKind, Result};
+use springhouse_materializer::wire_queries::WireQueries;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind};
 use springhouse_serving::features::DeployedContract;
 use springhouse_serving::flight::{FlightServer, RemoteFeatures};
 use springhouse_serving::package::Package;
 use springhouse_serving::predict::PredictClient;
+use springhouse_serving::security::Security;
 use springhouse_serving::worker::{Contracts, WorkerOptions};
 use springhouse_serving::{FeatureServer, FeatureSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -150,7 +152,7 @@ async fn deployed() -> (TestProject, CatalogState) {
 async fn serve(store: Option<StorePart>, worker: Option<WorkerPart>) -> String {
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
-    let app = App { listeners: vec![listener], store, worker, http: None };
+    let app = App { listeners: vec![listener], store, worker, http: None, security: Security::open() };
     tokio::spawn(async move {
         let (_stop, stopping) = watch::channel(false);
         app.run(stopping).await
@@ -162,7 +164,8 @@ async fn serve_store(project: &TestProject) -> String {
     let disk = DiskTier::open(&project.folder.path().join("disk")).expect("a folder");
     let features = Arc::new(FeatureServer::new(Arc::clone(&project.store), disk, 1 << 20, project.clock.clone()));
     features.follow(&()).await.expect("readable");
-    let flight = FlightServer::new(Arc::clone(&features), Arc::new(project.jobs()), None);
+    let flight =
+        FlightServer::new(Arc::clone(&features), Arc::new(WireQueries::start(project.jobs()).expect("threads")), None);
     serve(Some(StorePart { features, flight, socket: None }), None).await
 }
 
@@ -261,10 +264,13 @@ async fn a_server_that_is_away_is_left_alone_for_a_moment_and_found_when_it_is_t
     let disk = DiskTier::open(&project.folder.path().join("disk")).expect("a folder");
     let server = Arc::new(FeatureServer::new(Arc::clone(&project.store), disk, 1 << 20, project.clock.clone()));
     server.follow(&()).await.expect("readable");
-    let flight = FlightServer::new(Arc::clone(&server), Arc::new(project.jobs()), None);
+    let flight =
+        FlightServer::new(Arc::clone(&server), Arc::new(WireQueries::start(project.jobs()).expect("threads")), None);
     let store = Some(StorePart { features: server, flight, socket: None });
     let (_stop, stopping) = watch::channel(false);
-    let running = tokio::spawn(App { listeners: vec![listener], store, worker: None, http: None }.run(stopping));
+    let running = tokio::spawn(
+        App { listeners: vec![listener], store, worker: None, http: None, security: Security::open() }.run(stopping),
+    );
     let found = async {
         while features.lookup(&contract, keys("ann")).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;

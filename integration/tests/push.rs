@@ -64,7 +64,7 @@ impl Server {
 }
 
 /// A server that was dropped lets go of its folders when its tasks have ended.
-async fn opened<T>(folder: &Path, open: fn(&Path) -> springhouse_featurestore::Result<T>) -> T {
+pub async fn opened<T>(folder: &Path, open: fn(&Path) -> springhouse_featurestore::Result<T>) -> T {
     for _ in 0..500 {
         match open(folder) {
             Err(error) if error.kind() == ErrorKind::Busy => tokio::time::sleep(Duration::from_millis(10)).await,

@@ -8,10 +8,12 @@ use springhouse_featurestore::catalog::{Catalog, CatalogCommit, Change, PackageR
 use springhouse_featurestore::push::PushLog;
 use springhouse_featurestore::tier::DiskTier;
 use springhouse_materializer::push::Pushes;
+use springhouse_materializer::wire_queries::WireQueries;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
 use springhouse_serving::flight::FlightServer;
 use springhouse_serving::model::neural::{TrainOptions, train};
 use springhouse_serving::package::{Package, Training};
+use springhouse_serving::security::Security;
 use springhouse_serving::worker::{Contracts, WorkerOptions};
 use springhouse_serving::{FeatureServer, FeatureSource};
 use tokio::sync::watch;
@@ -53,7 +55,7 @@ pub fn package(contract: &springhouse_featurestore::definition::Contract) -> Pac
 }
 
 /// A project with a deployed package, refreshed at second 60.
-async fn deployed() -> (TestProject, Package) {
+pub async fn deployed() -> (TestProject, Package) {
     let project = TestProject::new(&[("ann", 10, 10, Some(70.0)), ("bob", 20, 20, Some(2.0))]);
     let mut state = project.apply(DEFINITIONS).await.expect("valid definitions");
     let contract = state.current_contract("fraud").expect("defined").clone();
@@ -98,13 +100,14 @@ async fn foreign_clients_get_answers_and_bad_requests_get_precise_errors() {
         Pushes::start(project.jobs(), log, tier, changing, Box::new(features.followed())).await.expect("starts"),
     );
     features.push_to(Arc::clone(&pushes) as _);
-    let flight = FlightServer::new(Arc::clone(&features), Arc::new(project.jobs()), Some(Arc::clone(&project.clock)))
-        .with_sink(pushes);
+    let queries = Arc::new(WireQueries::start(project.jobs()).expect("threads"));
+    let flight = FlightServer::new(Arc::clone(&features), queries, Some(Arc::clone(&project.clock))).with_sink(pushes);
     let app = App {
         listeners: vec![listener],
         store: Some(StorePart { features, flight, socket: Some(socket.clone()) }),
         worker: Some(WorkerPart { contracts, clock: project.clock.clone() }),
         http: Some(http),
+        security: Security::open(),
     };
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(app.run(stopping));

@@ -10,7 +10,7 @@ use springhouse_featurestore::push::PushHistory;
 use springhouse_featurestore::tier::{DataFile, ObjectStore, Progress, ViewLog};
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{ErrorKind, Result};
-use springhouse_sql::session::{Session, SessionOptions};
+use springhouse_sql::session::{QueryPool, Session, SessionOptions};
 use springhouse_sql::view_rows::RowStream;
 
 /// The store, the session's options and the clock that jobs run with. Cheap to clone.
@@ -22,12 +22,14 @@ pub struct Jobs {
     writer: u64,
     /// Counts the files that it has begun.
     begun: Arc<AtomicU64>,
+    /// Of jobs that share their memory.
+    pool: Option<QueryPool>,
 }
 
 impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
     pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
-        Self { store, options, clock, writer, begun: Arc::default() }
+        Self { store, options, clock, writer, begun: Arc::default(), pool: None }
     }
 
     /// The object store.
@@ -61,7 +63,10 @@ impl Jobs {
     /// # Errors
     /// As [`Session::new`].
     pub fn session(&self) -> Result<Session> {
-        Session::new(&self.options)
+        match &self.pool {
+            Some(pool) => Session::sharing(&self.options, pool),
+            None => Session::new(&self.options),
+        }
     }
 
     /// How many threads a job uses.
@@ -73,6 +78,14 @@ impl Jobs {
     #[must_use]
     pub fn with_memory(mut self, bytes: usize) -> Self {
         self.options.memory_bytes = bytes;
+        self
+    }
+
+    /// The same jobs, of which so many at once share the memory that one has.
+    #[must_use]
+    pub(crate) fn shared_by(mut self, several: usize) -> Self {
+        self.pool = Some(QueryPool::new(self.options.memory_bytes));
+        self.options.memory_bytes /= several.max(1);
         self
     }
 

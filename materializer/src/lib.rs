@@ -11,6 +11,7 @@
 //!    [`backfill`] — the rows of a stretch of time computed anew, in ranges, as one commit.
 //! 4. [`push`] — events that producers send live: durable, in every view, flushed to object storage.
 //! 5. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
+//!    [`wire_queries`] — the same for those who ask over the wire, on threads of their own.
 //! 6. [`schedule`] — every view refreshed by its `REFRESH EVERY`.
 //! 7. [`audit`] — the same rows looked up online at their own time, compared value by value.
 
@@ -23,5 +24,6 @@ pub mod push;
 pub mod refresh;
 pub mod schedule;
 pub mod training_set;
+pub mod wire_queries;
 
 pub use jobs::Jobs;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringBuilder};
 use arrow::compute::{is_null, nullif};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
-use async_trait::async_trait;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -21,7 +20,6 @@ use springhouse_featurestore::freshness::{ServingHistory, alive, status};
 use springhouse_featurestore::lookup::{event_time_column, feature_column, status_column};
 use springhouse_featurestore::tier::{DataFile, ViewCommitKind};
 use springhouse_featurestore::time::{Span, Timestamp};
-use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::point_in_time::RowsAsOf;
@@ -118,12 +116,38 @@ impl Jobs {
         request: &TrainingSetRequest,
         subset: SpineSubset,
     ) -> Result<TrainingSet> {
+        self.planned_training_set(catalog, contract, request, subset, true).await
+    }
+
+    /// The columns of the training set of a contract. It is planned alone: the spine is not read, so how far it reaches is
+    /// not checked.
+    ///
+    /// # Errors
+    /// As [`Self::training_set`].
+    pub async fn training_set_schema(
+        &self,
+        catalog: &CatalogState,
+        contract: &Contract,
+        request: &TrainingSetRequest,
+    ) -> Result<SchemaRef> {
+        let planned = self.planned_training_set(catalog, contract, request, SpineSubset::Whole, false).await?;
+        Ok(Arc::clone(planned.schema()))
+    }
+
+    async fn planned_training_set(
+        &self,
+        catalog: &CatalogState,
+        contract: &Contract,
+        request: &TrainingSetRequest,
+        subset: SpineSubset,
+        reads_spine: bool,
+    ) -> Result<TrainingSet> {
         let views = views_of(catalog, contract)?;
         let session = self.full_session(catalog).await?;
         let keys: BTreeSet<&str> = views.iter().flat_map(|view| &view.keys).map(|key| key.name.as_str()).collect();
         let spine = Spine::open(&session, &request.spine, contract).await?;
         let spine = spine.subset(subset, &keys.into_iter().collect::<Vec<_>>())?;
-        let latest = spine.latest().await?;
+        let latest = if reads_spine { spine.latest().await? } else { None };
         let pushed = self.pushed().state().await?.events();
         let mut rows = Vec::with_capacity(views.len());
         let mut histories = Vec::with_capacity(views.len());
@@ -165,25 +189,6 @@ impl Jobs {
             commits.iter().find(|(_, commit)| commit.kind == ViewCommitKind::Push).map(|(_, push)| push.at);
         let commits = commits.iter().map(|(_, commit)| (commit.at, commit.watermark)).collect();
         Ok(ServingHistory::new(commits, pushed_from, view.refresh_every))
-    }
-}
-
-#[async_trait]
-impl TrainingSets for Jobs {
-    async fn training_set(&self, command: &TrainingSetCommand) -> Result<Batches> {
-        let state = self.catalog().state().await?;
-        let contract = state.current_contract(&command.contract)?;
-        let spine = SpineSource { from: command.spine.clone(), time: command.time.clone(), lag: Span::ZERO };
-        let request = TrainingSetRequest {
-            spine,
-            rows: RowsFrom::Committed,
-            as_of: AsOf::Known,
-            with_features: false,
-            order: SpineOrder::AsGiven,
-        };
-        let subset = command.wanted()?.map_or(SpineSubset::Whole, SpineSubset::Part);
-        let set = self.training_set_of(&state, contract, &request, subset).await?;
-        Ok((Arc::clone(set.schema()), set.execute()))
     }
 }
 

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{Error, Result};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::server::Router;
+use tower::layer::util::{Identity, Stack};
 
 use crate::connections;
 use crate::features::{FeatureServer, FeatureSource};
@@ -24,6 +25,7 @@ use crate::generated::inference::grpc_inference_service_server::GrpcInferenceSer
 use crate::http::{self, Measure};
 use crate::metrics::Metrics;
 use crate::predict::PredictService;
+use crate::security::{Authenticate, Protocol, Security};
 use crate::worker::Contracts;
 
 /// How often the store looks for commits and the worker for deployments, unless they are told.
@@ -63,7 +65,12 @@ pub struct App {
     pub worker: Option<WorkerPart>,
     /// The HTTP port's listener, bound, if it has one.
     pub http: Option<TcpListener>,
+    /// Who may call, and how connections are protected.
+    pub security: Security,
 }
+
+/// All services of a port, behind the layer that knows the caller.
+type Guarded = Router<Stack<Authenticate, Identity>>;
 
 /// Binds a port.
 ///
@@ -88,27 +95,35 @@ impl App {
         if let Some(StorePart { features, flight, socket }) = &self.store {
             tasks.spawn(follow_store(Arc::clone(features), stop.clone()));
             if let Some(path) = socket {
-                tasks.spawn(serve_socket(flight.clone(), listen_socket(path)?, stop.clone()));
+                let listener = listen_socket(path).await?;
+                tasks.spawn(serve_socket(flight.clone(), listener, self.security.clone(), stop.clone()));
             }
         }
         if let Some(WorkerPart { contracts, .. }) = &self.worker {
             tasks.spawn(follow_deployments(Arc::clone(contracts), stop.clone()));
         }
         let router = self.router().await?;
+        let security = self.security;
         if let Some(listener) = self.http {
             let measure = measure_of(self.store.as_ref(), self.worker.as_ref());
-            tasks.spawn(serve_http(listener, measure, stop.clone()));
+            tasks.spawn(serve_http(listener, measure, security.clone(), stop.clone()));
         }
-        let served = self.listeners.into_iter().map(|listener| {
-            let incoming = connections::incoming(listener);
-            drain(router.clone().serve_with_incoming_shutdown(incoming, stopped(stop.clone())), stop.clone())
+        tasks.spawn({
+            let (security, stop) = (security.clone(), stop.clone());
+            async move {
+                tokio::select! { () = security.follow() => {}, () = stopped(stop) => {} }
+            }
         });
+        let served = self
+            .listeners
+            .into_iter()
+            .map(|listener| drain(serve_port(router.clone(), listener, security.clone(), stop.clone()), stop.clone()));
         futures::future::try_join_all(served).await?;
         tasks.shutdown().await;
         Ok(())
     }
 
-    async fn router(&self) -> Result<Router> {
+    async fn router(&self) -> Result<Guarded> {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::Serving).await;
         let reflection = tonic_reflection::server::Builder::configure()
@@ -125,6 +140,7 @@ impl App {
         }
         let flight = self.store.as_ref().map(|part| part.flight.clone().into_service());
         Ok(connections::server()
+            .layer(self.security.layer())
             .add_service(health_service)
             .add_service(reflection)
             .add_optional_service(predict)
@@ -132,13 +148,49 @@ impl App {
     }
 }
 
-/// Removes a socket that a killed process left, and listens.
-fn listen_socket(path: &Path) -> Result<UnixListener> {
+/// Answers a port, encrypted where there are certificates.
+async fn serve_port(
+    router: Guarded,
+    listener: TcpListener,
+    security: Security,
+    stop: watch::Receiver<bool>,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = connections::incoming(listener);
+    if let Some(tls) = security.tls() {
+        let encrypted = tls.incoming(incoming, Protocol::Grpc);
+        return router.serve_with_incoming_shutdown(encrypted, stopped(stop)).await;
+    }
+    router.serve_with_incoming_shutdown(incoming, stopped(stop)).await
+}
+
+/// Listens on a Unix socket. One that a killed process left is replaced; nothing else is.
+async fn listen_socket(path: &Path) -> Result<UnixListener> {
+    use std::os::unix::fs::FileTypeExt;
     let failed = |error: std::io::Error| {
         Error::busy("the Unix socket cannot be listened on").with("socket", path.display()).source(error)
     };
-    if path.exists() {
-        std::fs::remove_file(path).map_err(failed)?;
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::invalid("there is something else where the Unix socket is to be")
+                .with("socket", path.display())
+                .remedy("give --socket a path that nothing has"));
+        }
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            answered => {
+                let error = Error::busy("another process listens on the Unix socket")
+                    .with("socket", path.display())
+                    .remedy("stop it, or give --socket another path");
+                return Err(match answered {
+                    Ok(_) => error,
+                    Err(cause) => error.source(cause),
+                });
+            }
+        },
     }
     UnixListener::bind(path).map_err(failed)
 }
@@ -159,15 +211,16 @@ fn measure_of(store: Option<&StorePart>, worker: Option<&WorkerPart>) -> Measure
     })
 }
 
-async fn serve_http(listener: TcpListener, measure: Measure, stop: watch::Receiver<bool>) {
-    if let Err(error) = http::serve(listener, measure, stopped(stop)).await {
+async fn serve_http(listener: TcpListener, measure: Measure, security: Security, stop: watch::Receiver<bool>) {
+    if let Err(error) = http::serve(listener, measure, &security, stopped(stop)).await {
         tracing::error!(error = %error.chain(), "the HTTP port failed");
     }
 }
 
-async fn serve_socket(flight: FlightServer, listener: UnixListener, stop: watch::Receiver<bool>) {
+async fn serve_socket(flight: FlightServer, listener: UnixListener, security: Security, stop: watch::Receiver<bool>) {
     let incoming = connections::bounded_calls(UnixListenerStream::new(listener));
     let served = connections::server()
+        .layer(security.layer())
         .add_service(flight.into_service())
         .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
     if let Err(error) = drain(served, stop).await {

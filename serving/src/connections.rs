@@ -55,15 +55,23 @@ pub(crate) fn server() -> Server {
     network::server().max_concurrent_streams(MOST_STREAMS).http2_max_header_list_size(MOST_HEADER_BYTES)
 }
 
-/// A port's connections. Without delay: else an answer of more than one packet waits 40 ms for the caller's delayed
-/// acknowledgement.
+/// A port's connections.
 pub(crate) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Bounded<TcpStream>>> + Send {
-    let incoming = TcpIncoming::from(listener)
+    bounded(accepted(listener), Places::new(MOST_CONNECTIONS, IDLE))
+}
+
+/// The HTTP port's connections, where each is encrypted before it is a listener's.
+pub(crate) fn http_incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Bounded<TcpStream>>> + Send {
+    bounded(accepted(listener), Places::new(MOST_HTTP_CONNECTIONS, HTTP_IDLE))
+}
+
+/// Without delay: else an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
+fn accepted(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .with_keepalive(Some(PROBE_AFTER))
         .with_keepalive_interval(Some(PROBE_EVERY))
-        .with_keepalive_retries(Some(PROBES));
-    bounded(incoming, Places::new(MOST_CONNECTIONS, IDLE))
+        .with_keepalive_retries(Some(PROBES))
 }
 
 /// Connections of calls, of whatever kind.

@@ -6,18 +6,23 @@
 //! |---|---|---|
 //! | `DoExchange` | `{"lookup": {"contract": "arrival_delay"}}` | for each batch of keys a batch of features, in order |
 //! | `DoGet` | `{"package": "sha256:..."}` | the package's files: `name`, `bytes` |
-//! | `DoGet` | `{"training_set": {"contract": "...", "spine": "...", "time": "..."}}` | the training set |
+//! | `DoExchange` | `{"training_set": {"contract": "...", "time": "..."}}` | for the batches of a spine the training set |
+//! | `DoGet` | the same with `"spine": "SELECT ..."`, or a file's name | the training set; for engineers alone |
 //! | `DoAction` | `contracts`, `status`, `follow`, `flush`, `producers`, `change_producer`, `clock` | JSON |
-//! | `GetFlightInfo`, `ListFlights` | a command, or nothing | schemas and tickets; a ticket is its command |
+//! | `GetSchema`, `GetFlightInfo`, `ListFlights` | a command, or nothing | schemas and tickets; a ticket is its command |
+//!
+//! Each needs a scope, whichever call it comes by: `security::table` lists them.
 
 mod bounds;
 mod client;
 mod command;
+mod exchange;
 mod lookup;
 mod push;
 mod pusher;
 mod reconnection;
 mod server;
+mod training_set;
 
 pub use client::RemoteFeatures;
 pub use command::{Command, ProducersCommand};

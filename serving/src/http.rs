@@ -9,8 +9,9 @@ use axum::routing::get;
 use springhouse_featurestore::{Error, Result};
 use tokio::net::TcpListener;
 
-use crate::connections::HttpListener;
+use crate::connections::{self, HttpListener};
 use crate::metrics::Metrics;
+use crate::security::{Peer, Protocol, Security};
 
 /// The media type of the `OpenMetrics` text format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -18,23 +19,30 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// Measures a process, each time that somebody asks.
 pub type Measure = Arc<dyn Fn() -> Result<Metrics> + Send + Sync>;
 
-/// Answers until the future ends.
+/// Answers those whom the layer lets past, until the future ends; encrypted where there are certificates.
 ///
 /// # Errors
 /// [`springhouse_featurestore::ErrorKind::Unavailable`] when the listener fails.
 pub async fn serve(
     listener: TcpListener,
     measure: Measure,
+    security: &Security,
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let metrics = move || std::future::ready(answer(measure.as_ref()));
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; /metrics has the metrics\n") });
-    axum::serve(HttpListener::new(listener), router)
-        .with_graceful_shutdown(stopped)
-        .await
-        .map_err(|error| Error::unavailable("the HTTP port failed").source(error))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; /metrics has the metrics\n") })
+        .layer(security.layer());
+    let served = match security.tls() {
+        None => axum::serve(HttpListener::new(listener), router).with_graceful_shutdown(stopped).await,
+        Some(tls) => {
+            let router = router.into_make_service_with_connect_info::<Peer>();
+            let incoming = tls.incoming(connections::http_incoming(listener), Protocol::Http);
+            axum::serve(incoming, router).with_graceful_shutdown(stopped).await
+        }
+    };
+    served.map_err(|error| Error::unavailable("the HTTP port failed").source(error))
 }
 
 fn answer(measure: &(dyn Fn() -> Result<Metrics> + Send + Sync)) -> Response {

@@ -14,7 +14,8 @@
 //! 4. [`worker`] — one request's way, step by step.
 //! 5. [`predict`] — the edge: tensors to columns, columns to tensors.
 //! 6. [`http`] — the HTTP port, with what [`metrics`] measures.
-//! 7. [`app`] — builds everything, listens, drains; `network` — connections that notice silence.
+//! 7. [`security`] — who calls, and with which scopes: the layer before all of these, and the client's side.
+//! 8. [`app`] — builds everything, listens, drains; `network` — connections that notice silence.
 //!
 //! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
 
@@ -36,6 +37,7 @@ pub mod model;
 mod network;
 pub mod package;
 pub mod predict;
+pub mod security;
 mod status;
 pub mod worker;
 

@@ -4,7 +4,7 @@ use springhouse_featurestore::{Error, ErrorKind};
 use tonic::{Code, Status};
 
 /// Which code says what the caller can do.
-const CODES: [(ErrorKind, Code); 9] = [
+const CODES: [(ErrorKind, Code); 11] = [
     (ErrorKind::Invalid, Code::InvalidArgument),
     (ErrorKind::NotFound, Code::NotFound),
     (ErrorKind::Conflict, Code::Aborted),
@@ -12,6 +12,8 @@ const CODES: [(ErrorKind, Code); 9] = [
     (ErrorKind::Busy, Code::ResourceExhausted),
     (ErrorKind::Refused, Code::FailedPrecondition),
     (ErrorKind::Expired, Code::DeadlineExceeded),
+    (ErrorKind::Unauthenticated, Code::Unauthenticated),
+    (ErrorKind::Forbidden, Code::PermissionDenied),
     (ErrorKind::Unavailable, Code::Unavailable),
     (ErrorKind::Internal, Code::Internal),
 ];

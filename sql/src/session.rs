@@ -19,7 +19,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
-use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
@@ -66,6 +66,17 @@ pub struct SessionOptions {
     pub partitions: usize,
 }
 
+/// Memory that the queries of several sessions share.
+#[derive(Debug, Clone)]
+pub struct QueryPool(Arc<dyn MemoryPool>);
+
+impl QueryPool {
+    /// A pool of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(FairSpillPool::new(bytes)))
+    }
+}
+
 /// A DataFusion session over a project.
 #[derive(Clone)]
 pub struct Session {
@@ -88,10 +99,16 @@ impl Session {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Internal`] when DataFusion refuses the options.
     pub fn new(options: &SessionOptions) -> Result<Self> {
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_bytes)))
-            .build_arc()
-            .map_err(query_error)?;
+        Self::sharing(options, &QueryPool::new(options.memory_bytes))
+    }
+
+    /// An empty session whose queries share a pool with those of others; the options' memory is what it may count on.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn sharing(options: &SessionOptions, pool: &QueryPool) -> Result<Self> {
+        let runtime =
+            RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(&pool.0)).build_arc().map_err(query_error)?;
         let config = SessionConfig::new()
             .with_target_partitions(options.partitions.max(1))
             .with_batch_size(BATCH_ROWS)

@@ -9,7 +9,6 @@ use serde_json::{Map, Value};
 use springhouse_featurestore::definition::{Contract, Pinned, Version, values_of_texts};
 use springhouse_featurestore::{Error, Result};
 use springhouse_serving::FeatureSource;
-use springhouse_serving::flight::RemoteFeatures;
 
 use crate::project::Project;
 use crate::render::{show, table};
@@ -37,11 +36,6 @@ pub fn pairs(arguments: &[String]) -> Result<Vec<(String, String)>> {
     arguments.iter().map(pair).collect()
 }
 
-/// The store's address.
-pub fn store_address(project: &Project, given: Option<&String>) -> String {
-    given.cloned().unwrap_or_else(|| format!("http://{}", project.settings().store_listen))
-}
-
 /// A key's value in its declared type: keys are request columns. What is no column of the contract, the store names.
 fn typed(contract: &Contract, name: &str, value: &str) -> Result<ArrayRef> {
     let texts = StringArray::from(vec![value]);
@@ -55,7 +49,7 @@ impl Lookup {
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let keys = pairs(&self.keys)?;
-        let remote = RemoteFeatures::new(&store_address(project, self.store.as_ref()))?;
+        let remote = project.remote_store(self.store.as_ref())?;
         let (_, state) = project.catalog().await?;
         let contract = match remote.deployments().await?.into_iter().find(|d| d.contract.name == self.contract) {
             Some(deployed) => deployed.contract,

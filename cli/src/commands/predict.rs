@@ -2,7 +2,7 @@
 
 use clap::Args;
 use springhouse_featurestore::Result;
-use springhouse_serving::predict::{PredictClient, TextColumn};
+use springhouse_serving::predict::TextColumn;
 
 use super::lookup::pairs;
 use crate::project::Project;
@@ -24,8 +24,7 @@ pub struct Predict {
 impl Predict {
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
-        let address = self.worker.clone().unwrap_or_else(|| format!("http://{}", project.settings().worker_listen));
-        let client = PredictClient::new(&address)?;
+        let client = project.remote_worker(self.worker.as_ref())?;
         let metadata = client.metadata(&self.contract).await?;
         let columns: Vec<TextColumn> =
             pairs(&self.columns)?.into_iter().map(|(name, value)| (name, vec![Some(value)])).collect();

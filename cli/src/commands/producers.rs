@@ -6,7 +6,6 @@ use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 use springhouse_serving::flight::{ProducersCommand, RemoteFeatures};
 
-use super::lookup::store_address;
 use super::parse_time;
 use crate::project::Project;
 use crate::render::{show, table};
@@ -35,7 +34,7 @@ fn parse_watermark(text: &str) -> Result<(String, Timestamp), String> {
 impl Producers {
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
-        let store = RemoteFeatures::new(&store_address(project, self.store.as_ref()))?;
+        let store = project.remote_store(self.store.as_ref())?;
         let retired = self.retire.clone().map(|producer| (producer, ProducerChange::Retire));
         let corrected = self.watermark.clone().map(|(producer, at)| (producer, ProducerChange::Watermark(at)));
         if let Some(change) = retired.or(corrected) {

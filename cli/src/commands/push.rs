@@ -17,7 +17,6 @@ use springhouse_serving::flight::RemoteFeatures;
 use springhouse_sql::session::query_error;
 use springhouse_sql::spine::{EventFrame, read_events};
 
-use super::lookup::store_address;
 use super::parse_time;
 use super::producers::producers_of;
 use crate::project::Project;
@@ -55,7 +54,7 @@ impl Push {
         // Of a source that this project does not know the server says which there are.
         let events = read_events(&session, &self.from, source_of(&catalog, &self.source), latest).await?;
         let schema = Arc::clone(events.schema().inner());
-        let store = RemoteFeatures::new(&store_address(project, self.store.as_ref()))?;
+        let store = project.remote_store(self.store.as_ref())?;
         let mut pusher = store.pusher(&self.source, Arc::clone(&schema)).await?;
         let mut numbers = match &self.producer {
             Some(producer) => Some(self.numbers(project, producer, &store, &events).await?),

@@ -31,6 +31,8 @@ pub struct Run {
     /// Stop by itself after this long
     #[arg(long, value_parser = super::parse_span)]
     stop_after: Option<springhouse_featurestore::time::Span>,
+    #[command(flatten)]
+    waived: super::WaivedArgs,
 }
 
 /// What became of a view's turns.
@@ -83,8 +85,9 @@ impl Run {
 
     /// Answers HTTP, if it is to, for as long as it is waited for.
     async fn answer(&self, project: &Project, counts: &Shared) -> Result<impl Future<Output = Result<()>>> {
+        let security = project.security()?;
         let listener = match self.http {
-            Some(address) => Some(listen_http(address).await?),
+            Some(address) => Some(listen_http(address, &security, self.waived.into()).await?),
             None => None,
         };
         let (counts, clock) = (Arc::clone(counts), Arc::clone(project.clock()));
@@ -94,7 +97,10 @@ impl Run {
         });
         Ok(async move {
             match listener {
-                Some(listener) => http::serve(listener, measure, std::future::pending()).await,
+                Some(listener) => tokio::select! {
+                    served = http::serve(listener, measure, &security, std::future::pending()) => served,
+                    () = security.follow() => Ok(()),
+                },
                 None => std::future::pending().await,
             }
         })

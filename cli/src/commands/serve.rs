@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use springhouse_featurestore::{Error, Result};
+use springhouse_materializer::wire_queries::WireQueries;
 use springhouse_serving::FeatureSource;
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
-use springhouse_serving::flight::{FlightServer, RemoteFeatures};
+use springhouse_serving::flight::FlightServer;
+use springhouse_serving::security::{Security, Waived};
 use springhouse_serving::worker::{Contracts, WorkerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::parse_span;
+use super::{WaivedArgs, parse_span};
 use crate::project::Project;
 use crate::render::{Bar, note};
 
@@ -49,14 +51,18 @@ pub struct Serve {
     /// Stop by itself after this long
     #[arg(long, value_parser = parse_span)]
     stop_after: Option<springhouse_featurestore::time::Span>,
+    #[command(flatten)]
+    waived: WaivedArgs,
 }
 
 impl Serve {
     /// Runs it until it is told to stop.
     pub async fn run(&self, project: &Project) -> Result<()> {
+        let (security, waived) = (project.security()?, Waived::from(self.waived));
         let mut listeners = Vec::new();
         let mut bound = Vec::new();
         for address in self.addresses(project) {
+            security.admits(address.ip(), waived)?;
             let listener = bind(address).await?;
             let address = listener.local_addr().map_err(|error| Error::internal("no local address").source(error))?;
             bound.push(address.to_string());
@@ -67,7 +73,7 @@ impl Serve {
             (_, Role::Store) => None,
             (Some(part), _) => Some(worker_part(project, direct(&part.features)).await?),
             (None, _) => {
-                let remote = RemoteFeatures::new(&super::lookup::store_address(project, self.store.as_ref()))?;
+                let remote = project.remote_store(self.store.as_ref())?;
                 Some(worker_part(project, Arc::new(remote)).await?)
             }
         };
@@ -78,12 +84,12 @@ impl Serve {
         };
         note(&format!("serving {what} on {}", bound.join(" and ")));
         let http = match self.http_address(project) {
-            Some(address) => Some(listen_http(address).await?),
+            Some(address) => Some(listen_http(address, &security, waived).await?),
             None => None,
         };
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(wait_for_stop(stop, self.stop_after));
-        App { listeners, store, worker, http }.run(stopping).await
+        App { listeners, store, worker, http, security }.run(stopping).await
     }
 
     /// A process of both roles answers at both addresses, so that nobody needs to know how many processes there are.
@@ -109,7 +115,7 @@ impl Serve {
     async fn store_part(&self, project: &Project) -> Result<StorePart> {
         let features = Arc::new(project.feature_server()?);
         features.follow(&Bar::default()).await?;
-        let training_sets = Arc::new(project.jobs()?);
+        let training_sets = Arc::new(WireQueries::start(project.jobs()?)?);
         let sink = project.pushes(&features).await?;
         features.push_to(Arc::clone(&sink));
         features.follow(&Bar::default()).await?;
@@ -118,11 +124,13 @@ impl Serve {
     }
 }
 
-/// Binds the HTTP port and says where.
-pub async fn listen_http(address: SocketAddr) -> Result<TcpListener> {
+/// Binds the HTTP port, where it may listen, and says where.
+pub async fn listen_http(address: SocketAddr, security: &Security, waived: Waived) -> Result<TcpListener> {
+    security.admits(address.ip(), waived)?;
     let listener = bind(address).await?;
     let bound = listener.local_addr().map_err(|error| Error::internal("no local address").source(error))?;
-    note(&format!("metrics on http://{bound}/metrics"));
+    let scheme = if security.tls().is_some() { "https" } else { "http" };
+    note(&format!("metrics on {scheme}://{bound}/metrics"));
     Ok(listener)
 }
 

@@ -8,8 +8,6 @@ use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::tier::ViewLogState;
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_serving::features::{FeatureStatus, Trouble, ViewState, ViewStatus};
-use springhouse_serving::flight::RemoteFeatures;
-use springhouse_serving::predict::PredictClient;
 
 use super::refresh::told;
 use crate::project::Project;
@@ -48,14 +46,13 @@ impl StatusCommand {
 
 /// Asks the running processes; where no store runs, reads the store itself.
 pub async fn report(project: &Project, store: Option<&String>, worker: Option<&String>) -> Result<Report> {
-    let remote = RemoteFeatures::new(&super::lookup::store_address(project, store))?;
+    let remote = project.remote_store(store)?;
     let (serving, features) = match remote.act_json::<FeatureStatus>("status", "").await {
         Ok(status) => (true, status),
         Err(error) if error.kind() == ErrorKind::Unavailable => (false, from_store(project).await?),
         Err(error) => return Err(error),
     };
-    let address = worker.cloned().unwrap_or_else(|| format!("http://{}", project.settings().worker_listen));
-    let client = PredictClient::new(&address)?;
+    let client = project.remote_worker(worker)?;
     let (mut workers, mut answering) = (BTreeMap::new(), false);
     for contract in features.deployments.keys() {
         let name = contract.split('@').next().unwrap_or(contract);

@@ -25,7 +25,7 @@ use tonic::Status;
 use super::server::MAX_MESSAGE_BYTES;
 use crate::status::to_status;
 
-/// The most rows of a pushed batch: a producer that has more at once loses nothing by several batches.
+/// The most rows of a pushed batch, and of one of a spine: who has more at once loses nothing by several batches.
 pub(super) const MOST_PUSHED_ROWS: usize = 1 << 20;
 
 /// The most bytes of a header: some five thousand columns have them.

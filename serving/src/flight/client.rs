@@ -33,12 +33,13 @@ use super::server::MAX_MESSAGE_BYTES;
 use crate::features::{DeployedContract, FeatureSource};
 use crate::network;
 use crate::package::Package;
+use crate::security::Access;
 use crate::status::{from_status, is_of_connection};
 
 /// How long a worker waits for the deployments, and for each part of a package.
 const PART_WITHIN: Duration = Duration::from_secs(30);
 
-/// A feature server elsewhere: `http://host:port` or `unix:///path`.
+/// A feature server elsewhere: `http://host:port`, `https://host:port` or `unix:///path`.
 #[derive(Debug)]
 pub struct RemoteFeatures {
     address: String,
@@ -47,6 +48,7 @@ pub struct RemoteFeatures {
     /// For all else.
     others: Channel,
     reconnection: Reconnection,
+    access: Access,
     /// Open exchanges that nobody uses at the moment, by contract.
     idle: Mutex<HashMap<Pinned, Vec<Exchange>>>,
 }
@@ -64,37 +66,57 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl RemoteFeatures {
+    /// Connects when it is first used, without a token or a certificate.
+    ///
+    /// # Errors
+    /// As [`Self::with_access`].
+    pub fn new(address: &str) -> Result<Self> {
+        Self::with_access(address, Access::default())
+    }
+
     /// Connects when it is first used.
     ///
     /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is no address.
-    pub fn new(address: &str) -> Result<Self> {
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is no address, and for files that are not right.
+    pub fn with_access(address: &str, access: Access) -> Result<Self> {
         // Processes differ in when they began, whatever time their projects show.
-        Self::seeded(address, SystemClock.now().micros().cast_unsigned())
+        Self::connected(address, access, SystemClock.now().micros().cast_unsigned())
     }
 
-    /// The same with waits between attempts to connect that `seed` makes.
+    /// As [`Self::new`] does, with waits between attempts to connect that `seed` makes.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// As [`Self::with_access`].
     pub fn seeded(address: &str, seed: u64) -> Result<Self> {
+        Self::connected(address, Access::default(), seed)
+    }
+
+    fn connected(address: &str, access: Access, seed: u64) -> Result<Self> {
         let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| {
             Error::invalid("not an address of a feature server")
                 .with("address", address)
-                .remedy("write http://127.0.0.1:7601 or unix:///path/to/socket")
+                .remedy("write http://127.0.0.1:7601, https://host:7601 or unix:///path/to/socket")
                 .source(error)
         })?;
         Ok(Self {
             address: address.to_owned(),
-            lookups: network::brisk(endpoint.clone()).connect_lazy(),
-            others: network::patient(endpoint).connect_lazy(),
+            lookups: access.channel(&network::brisk(endpoint.clone()))?,
+            others: access.channel(&network::patient(endpoint))?,
+            access,
             reconnection: Reconnection::new(seed),
             idle: Mutex::default(),
         })
     }
 
-    fn client(&self) -> FlightClient {
-        client_on(&self.others)
+    fn client(&self) -> Result<FlightClient> {
+        self.client_on(&self.others)
+    }
+
+    fn client_on(&self, channel: &Channel) -> Result<FlightClient> {
+        let inner = FlightServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = FlightClient::new_from_inner(inner);
+        self.access.sign(client.metadata_mut())?;
+        Ok(client)
     }
 
     fn failed(&self, error: FlightError) -> Error {
@@ -115,7 +137,7 @@ impl RemoteFeatures {
     /// The server's own, and [`springhouse_featurestore::ErrorKind::Unavailable`] when it cannot be reached.
     pub async fn act(&self, name: &str, body: &str) -> Result<Bytes> {
         let action = Action::new(name, Bytes::from(body.to_owned()));
-        let mut client = self.client();
+        let mut client = self.client()?;
         let results = client.do_action(action).await.map_err(|error| self.failed(error))?;
         let results: Vec<Bytes> = results.try_collect().await.map_err(|error| self.failed(error))?;
         results.into_iter().next().ok_or_else(|| Error::internal("an action answered nothing").with("action", name))
@@ -136,7 +158,7 @@ impl RemoteFeatures {
     /// # Errors
     /// The server's own, and [`springhouse_featurestore::ErrorKind::Unavailable`] when it cannot be reached.
     pub async fn pusher(&self, source: &str, schema: SchemaRef) -> Result<Pusher> {
-        Pusher::open(self.client(), source, schema).await
+        Pusher::open(self.client()?, source, schema).await
     }
 
     /// Waits, but not for ever, for what comes at once unless the server is stuck.
@@ -163,7 +185,8 @@ impl RemoteFeatures {
             .with_flight_descriptor(Some(descriptor))
             .with_schema(keys)
             .build(ReceiverStream::new(asked));
-        let answers = client_on(&self.lookups).do_exchange(encoded).await.map_err(|error| {
+        let mut client = self.client_on(&self.lookups)?;
+        let answers = client.do_exchange(encoded).await.map_err(|error| {
             if of_connection(&error) {
                 self.reconnection.failed();
             }
@@ -194,11 +217,6 @@ impl RemoteFeatures {
     }
 }
 
-fn client_on(channel: &Channel) -> FlightClient {
-    let inner = FlightServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    FlightClient::new_from_inner(inner)
-}
-
 /// Whether the connection failed, and not what was asked.
 fn of_connection(error: &FlightError) -> bool {
     matches!(error, FlightError::Tonic(status) if is_of_connection(status))
@@ -212,7 +230,7 @@ impl FeatureSource for RemoteFeatures {
 
     async fn package(&self, digest: &str) -> Result<Package> {
         let ticket = Ticket::new(Command::Package(digest.to_owned()).to_bytes());
-        let mut client = self.client();
+        let mut client = self.client()?;
         let mut parts = self.in_time(async { client.do_get(ticket).await.map_err(|error| self.failed(error)) }).await?;
         let mut files = BTreeMap::new();
         loop {
@@ -236,9 +254,10 @@ impl FeatureSource for RemoteFeatures {
             return Ok(self.lookup(contract, one).await?.slice(0, 0));
         }
         if let Some(exchange) = self.take_idle(contract) {
-            // The server may have been restarted since; a lookup changes nothing, so it may be asked again.
+            // The server may have been restarted since, or the token exchanged under which it was opened; a lookup changes
+            // nothing, so it may be asked again.
             match self.ask(contract, exchange, keys.clone()).await {
-                Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unauthenticated) => {}
                 answered => return answered,
             }
         }

@@ -56,7 +56,7 @@ impl Command {
             Error::invalid("not a command")
                 .with("given", String::from_utf8_lossy(&bytes[..bytes.len().min(200)]))
                 .remedy(
-                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."}, {"push": {"source": "name"}} or {"training_set": {"contract": "name", "spine": "SELECT ...", "time": "column"}}"#,
+                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."}, {"push": {"source": "name"}} or {"training_set": {"contract": "name", "time": "column"}}"#,
                 )
                 .source(error)
         })

@@ -27,6 +27,7 @@ use tonic::{Status, Streaming};
 use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded, check_unpacked};
 use super::command::Command;
 use super::malformed;
+use crate::security::{Caller, Scope};
 use crate::status::to_status;
 
 /// An acknowledgement, or what went wrong.
@@ -82,6 +83,7 @@ struct Incoming {
     source: String,
     schema: SchemaRef,
     room: Room,
+    caller: Caller,
 }
 
 impl Incoming {
@@ -97,6 +99,8 @@ impl Incoming {
                 DecodedPayload::None if metadata.is_empty() => continue,
                 DecodedPayload::None => RecordBatch::new_empty(Arc::clone(&self.schema)),
             };
+            // A stream may stay open for longer than its caller is known.
+            self.caller.require(Scope::Push).map_err(to_status)?;
             check_unpacked(&events)?;
             let permit = self.room.clone().take(message.inner.data_body.len().max(bytes_of(&events))).await?;
             let ack = self.sink.submit(&self.source, events, header(&metadata)?).await.map_err(to_status)?;
@@ -116,6 +120,7 @@ impl Incoming {
 pub(super) async fn put(
     sink: Arc<dyn EventSink>,
     room: Room,
+    caller: Caller,
     mut incoming: Streaming<FlightData>,
 ) -> Result<BoxStream<'static, Answer>, Status> {
     let first = incoming.message().await?.ok_or_else(|| Status::invalid_argument("the put sent nothing"))?;
@@ -124,12 +129,13 @@ pub(super) async fn put(
         let error = Error::invalid("DoPut takes pushes").remedy(r#"send {"push": {"source": "name"}}"#);
         return Err(to_status(error));
     };
+    caller.require(Scope::Push).map_err(to_status)?;
     let schema = sink.schema(&push.source).await.map_err(to_status)?;
     // Some clients send the descriptor alone, others with the schema.
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let messages = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
     let messages = FlightDataDecoder::new(bounded(messages, Bounds::new("events", MOST_PUSHED_ROWS)));
-    let incoming = Incoming { messages, sink, source: push.source, schema, room };
+    let incoming = Incoming { messages, sink, source: push.source, schema, room, caller };
     let answers = stream::try_unfold(incoming, Incoming::submit);
     let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
     let (told, acknowledgements) = mpsc::channel(MOST_UNREAD);

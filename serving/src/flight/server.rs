@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow_flight::encode::FlightDataEncoderBuilder;
-use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
     HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
 };
+use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::push::EventSink;
 use springhouse_featurestore::time::{DrivenClock, Timestamp};
 use springhouse_featurestore::training_set::{Batches, TrainingSets};
@@ -20,9 +18,11 @@ use springhouse_featurestore::{Error, Result};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::command::{Command, ProducersCommand};
-use super::lookup::exchange;
+use super::exchange::exchange;
 use super::push::{Room, put};
+use super::training_set::encode;
 use crate::features::{FeatureServer, FeatureSource};
+use crate::security::{Caller, table};
 use crate::status::to_status;
 
 /// The service.
@@ -115,7 +115,7 @@ impl FlightServer {
 
     async fn batches(&self, command: &Command) -> Result<Batches> {
         match command {
-            Command::TrainingSet(command) => self.training_sets.training_set(command).await,
+            Command::TrainingSet(command) => self.training_sets.training_set(command, None).await,
             Command::Package(digest) => {
                 let package = self.features.package(digest).await?;
                 let names = StringArray::from_iter_values(package.files().keys());
@@ -133,7 +133,7 @@ impl FlightServer {
         Ok(match command {
             Command::Lookup(lookup) => Arc::clone(self.features.plan(&lookup.contract)?.schema()),
             Command::Package(_) => package_schema(),
-            Command::TrainingSet(command) => self.training_sets.training_set(command).await?.0,
+            Command::TrainingSet(command) => self.training_sets.schema(command).await?,
             Command::Push(push) => self.sink()?.schema(&push.source).await?,
         })
     }
@@ -154,6 +154,19 @@ impl FlightServer {
         }
         Ok(info)
     }
+}
+
+/// Who calls; the layer before this service has put it there.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| to_status(Error::internal("a request came past the layer that knows its caller")))
+}
+
+/// A request's command, which its caller may send.
+fn allowed<T>(request: &Request<T>, command: &[u8]) -> Result<Command, Status> {
+    let command = Command::parse(command).map_err(to_status)?;
+    table::check_command(&caller(request)?, &command).map_err(to_status)?;
+    Ok(command)
 }
 
 /// The largest message taken: a batch of keys, or of a request's tensors.
@@ -206,7 +219,7 @@ impl FlightService for FlightServer {
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let command = Command::parse(&request.into_inner().cmd).map_err(to_status)?;
+        let command = allowed(&request, &request.get_ref().cmd)?;
         Ok(Response::new(self.info(&command).await.map_err(to_status)?))
     }
 
@@ -215,7 +228,7 @@ impl FlightService for FlightServer {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        let command = Command::parse(&request.into_inner().cmd).map_err(to_status)?;
+        let command = allowed(&request, &request.get_ref().cmd)?;
         let schema = self.schema_of(&command).await.map_err(to_status)?;
         let options = arrow::ipc::writer::IpcWriteOptions::default();
         let result = SchemaAsIpc::new(&schema, &options).try_into();
@@ -223,24 +236,25 @@ impl FlightService for FlightServer {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
-        let command = Command::parse(&request.into_inner().ticket).map_err(to_status)?;
-        let (schema, batches) = self.batches(&command).await.map_err(to_status)?;
-        let batches = batches.map_err(|error| FlightError::Tonic(Box::new(to_status(error))));
-        let encoded = FlightDataEncoderBuilder::new().with_schema(schema).build(batches).map_err(Status::from);
-        Ok(Response::new(encoded.boxed()))
+        let command = allowed(&request, &request.get_ref().ticket)?;
+        Ok(Response::new(encode(self.batches(&command).await.map_err(to_status)?)))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
+        let caller = caller(&request)?;
         let sink = self.sink().map_err(to_status)?;
-        Ok(Response::new(put(sink, self.room.clone(), request.into_inner()).await?))
+        Ok(Response::new(put(sink, self.room.clone(), caller, request.into_inner()).await?))
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        Ok(Response::new(exchange(Arc::clone(&self.features), request.into_inner()).await?))
+        let (caller, training_sets) = (caller(&request)?, Arc::clone(&self.training_sets));
+        let answers = exchange(Arc::clone(&self.features), training_sets, caller, request.into_inner());
+        Ok(Response::new(answers.await?))
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        let body = self.act(&request.into_inner()).await.map_err(to_status)?;
+        caller(&request)?.require_one_of(table::of_action(&request.get_ref().r#type)).map_err(to_status)?;
+        let body = self.act(request.get_ref()).await.map_err(to_status)?;
         Ok(Response::new(stream::iter([Ok(arrow_flight::Result::new(body))]).boxed()))
     }
 

@@ -15,6 +15,7 @@ use crate::generated::inference::{
     InferTensorContents, ModelInferRequest, ModelMetadataRequest, ModelMetadataResponse,
 };
 use crate::network;
+use crate::security::Access;
 use crate::status::from_status;
 
 /// How long an answer may take unless another time is given.
@@ -24,6 +25,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct PredictClient {
     client: GrpcInferenceServiceClient<Channel>,
+    access: Access,
     address: String,
     within: Duration,
 }
@@ -41,20 +43,28 @@ pub struct Prediction {
 }
 
 impl PredictClient {
+    /// Connects when it is first used, without a token or a certificate.
+    ///
+    /// # Errors
+    /// As [`Self::with_access`].
+    pub fn new(address: &str) -> Result<Self> {
+        Self::with_access(address, Access::default())
+    }
+
     /// Connects when it is first used.
     ///
     /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is no address.
-    pub fn new(address: &str) -> Result<Self> {
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] for text that is no address, and for files that are not right.
+    pub fn with_access(address: &str, access: Access) -> Result<Self> {
         let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| {
             Error::invalid("not an address of a worker")
                 .with("address", address)
                 .remedy("write http://127.0.0.1:7602")
                 .source(error)
         })?;
-        let channel = network::patient(endpoint).connect_lazy();
+        let channel = access.channel(&network::patient(endpoint))?;
         let client = GrpcInferenceServiceClient::new(channel).max_decoding_message_size(max_message_bytes());
-        Ok(Self { client, address: address.to_owned(), within: WITHIN })
+        Ok(Self { client, access, address: address.to_owned(), within: WITHIN })
     }
 
     /// The same with this deadline for each answer, which the worker is told.
@@ -63,10 +73,12 @@ impl PredictClient {
         Self { within, ..self }
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    /// A request that shows the token, and the deadline.
+    fn request<T>(&self, message: T) -> Result<Request<T>> {
         let mut request = Request::new(message);
         request.set_timeout(self.within);
-        request
+        self.access.sign(request.metadata_mut())?;
+        Ok(request)
     }
 
     fn failed(&self, status: &Status) -> Error {
@@ -86,7 +98,7 @@ impl PredictClient {
     /// The server's own.
     pub async fn metadata(&self, contract: &str) -> Result<ModelMetadataResponse> {
         let request = ModelMetadataRequest { name: contract.to_owned(), version: String::new() };
-        let answer = self.client.clone().model_metadata(self.request(request)).await;
+        let answer = self.client.clone().model_metadata(self.request(request)?).await;
         Ok(answer.map_err(|status| self.failed(&status))?.into_inner())
     }
 
@@ -103,7 +115,7 @@ impl PredictClient {
             inputs.extend(tensors(name, datatype, values)?);
         }
         let request = ModelInferRequest { model_name: metadata.name.clone(), inputs, ..ModelInferRequest::default() };
-        let answer = self.client.clone().model_infer(self.request(request)).await;
+        let answer = self.client.clone().model_infer(self.request(request)?).await;
         let answer = answer.map_err(|status| self.failed(&status))?.into_inner();
         let outputs =
             answer.outputs.into_iter().map(|tensor| (tensor.name, numbers(&tensor.contents.unwrap_or_default())));

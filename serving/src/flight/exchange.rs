@@ -1,0 +1,52 @@
+//! `DoExchange`: what its first message's command says.
+
+use std::sync::Arc;
+
+use arrow_flight::FlightData;
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt};
+use springhouse_featurestore::Error;
+use springhouse_featurestore::training_set::TrainingSets;
+use tonic::{Status, Streaming};
+
+use super::command::Command;
+use super::{lookup, training_set};
+use crate::features::FeatureServer;
+use crate::security::{Caller, table};
+use crate::status::to_status;
+
+/// What an exchange sends.
+pub(super) type Answers = BoxStream<'static, Result<FlightData, Status>>;
+
+/// The answers to an exchange.
+pub(super) async fn exchange(
+    features: Arc<FeatureServer>,
+    training_sets: Arc<dyn TrainingSets>,
+    caller: Caller,
+    mut incoming: Streaming<FlightData>,
+) -> Result<Answers, Status> {
+    let first = incoming.message().await?.ok_or_else(|| Status::invalid_argument("the exchange sent nothing"))?;
+    let command = Command::parse(&first.flight_descriptor.clone().unwrap_or_default().cmd).map_err(to_status)?;
+    table::check_command(&caller, &command).map_err(to_status)?;
+    match command {
+        Command::Lookup(lookup) => lookup::exchange(features, caller, &lookup, messages(first, incoming)),
+        Command::TrainingSet(set) => {
+            training_set::exchange(training_sets, caller, set, messages(first, incoming)).await
+        }
+        Command::Package(_) => Err(to_status(
+            Error::invalid("an exchange is of lookups, or of a spine for a training set").remedy("call DoGet"),
+        )),
+        Command::Push(_) => Err(to_status(
+            Error::invalid("an exchange is of lookups, or of a spine for a training set").remedy("call DoPut"),
+        )),
+    }
+}
+
+/// Some clients send the descriptor alone, others with the schema.
+fn messages(
+    first: FlightData,
+    incoming: Streaming<FlightData>,
+) -> impl Stream<Item = arrow_flight::error::Result<FlightData>> + Send + 'static {
+    let opening = (!first.data_header.is_empty()).then_some(Ok(first));
+    stream::iter(opening).chain(incoming.map_err(Into::into))
+}

@@ -1,0 +1,61 @@
+//! `DoExchange` with a training-set command: the batches of a spine go up, and when it has ended those of the training set
+//! come down. Its rows are data, so no client names a file or writes a query for it.
+
+use std::sync::Arc;
+
+use arrow_flight::FlightData;
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use springhouse_featurestore::Error;
+use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
+use tonic::Status;
+
+use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded, check_unpacked};
+use super::exchange::Answers;
+use super::malformed;
+use crate::security::{Caller, Scope};
+use crate::status::{from_status, to_status};
+
+/// The training set for a spine that comes as batches.
+pub(super) async fn exchange(
+    training_sets: Arc<dyn TrainingSets>,
+    caller: Caller,
+    command: TrainingSetCommand,
+    messages: impl Stream<Item = arrow_flight::error::Result<FlightData>> + Send + 'static,
+) -> Result<Answers, Status> {
+    if command.spine.is_some() {
+        let error = Error::invalid("the spine is given twice: named in the command, and as batches of the exchange");
+        return Err(to_status(error.remedy("leave it out of the command, or call DoGet")));
+    }
+    let spine = spine(caller, messages).await?;
+    Ok(encode(training_sets.training_set(&command, Some(spine)).await.map_err(to_status)?))
+}
+
+/// A training set on the wire.
+pub(super) fn encode((schema, batches): Batches) -> Answers {
+    let batches = batches.map_err(|error| FlightError::Tonic(Box::new(to_status(error))));
+    FlightDataEncoderBuilder::new().with_schema(schema).build(batches).map_err(Status::from).boxed()
+}
+
+async fn spine(
+    caller: Caller,
+    messages: impl Stream<Item = arrow_flight::error::Result<FlightData>> + Send + 'static,
+) -> Result<Batches, Status> {
+    let messages = bounded(messages, Bounds::new("rows of the spine", MOST_PUSHED_ROWS));
+    let mut batches = FlightRecordBatchStream::new_from_flight_data(messages);
+    let first = batches.try_next().await.map_err(|error| malformed("rows of the spine", &error))?;
+    first.as_ref().map_or(Ok(()), check_unpacked)?;
+    let schema = batches.schema().cloned().ok_or_else(|| {
+        let error = Error::invalid("the spine did not come");
+        to_status(error.remedy("send its schema and its batches in the exchange, and end them (done_writing)"))
+    })?;
+    let rest = batches.map(move |batch| {
+        caller.require(Scope::Read)?;
+        let batch = batch.map_err(|error| from_status(&malformed("rows of the spine", &error)))?;
+        check_unpacked(&batch).map_err(|status| from_status(&status))?;
+        Ok(batch)
+    });
+    Ok((schema, stream::iter(first.map(Ok)).chain(rest).boxed()))
+}

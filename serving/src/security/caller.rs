@@ -1,0 +1,232 @@
+//! Callers: who there is, and who a request is from.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use sha2::{Digest, Sha256};
+use springhouse_featurestore::{Error, Result};
+use subtle::ConstantTimeEq;
+
+use super::scope::{Scope, Scopes, any_of};
+use super::tls::Peer;
+use super::token::{CallersFile, KnownCertificate, KnownToken, Token};
+
+/// Who calls, and what they may. It is in the extensions of every request that came past the layer.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    name: Arc<str>,
+    scopes: Scopes,
+    /// Whether what it showed still holds; streams that stay open ask again.
+    holds: Arc<AtomicBool>,
+}
+
+impl Caller {
+    /// A caller.
+    pub fn new(name: &str, scopes: Scopes) -> Self {
+        Self { name: name.into(), scopes, holds: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it may.
+    pub fn scopes(&self) -> Scopes {
+        self.scopes
+    }
+
+    /// Whether it may do what needs this scope, now.
+    ///
+    /// # Errors
+    /// As [`Self::require_one_of`].
+    pub fn require(&self, scope: Scope) -> Result<()> {
+        self.require_one_of(&[scope])
+    }
+
+    /// Whether it may do what needs one of these scopes, now.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Forbidden`] names them;
+    /// [`springhouse_featurestore::ErrorKind::Unauthenticated`] when its token was revoked meanwhile.
+    pub fn require_one_of(&self, scopes: &[Scope]) -> Result<()> {
+        if !self.holds.load(Ordering::Relaxed) {
+            return Err(Error::unauthenticated("the token or certificate was revoked, or changed, meanwhile")
+                .with("caller", &self.name)
+                .with("needs scope", any_of(scopes))
+                .remedy("begin again, with what is known now"));
+        }
+        if scopes.iter().any(|scope| self.scopes.has(*scope)) {
+            return Ok(());
+        }
+        Err(Error::forbidden("the caller lacks a scope for this")
+            .with("caller", &self.name)
+            .with("needs scope", any_of(scopes))
+            .remedy("make a token that has it: springhouse token create --caller NAME --scope SCOPE"))
+    }
+}
+
+/// A token's hash and its caller.
+struct HashedToken {
+    sha256: [u8; 32],
+    caller: Caller,
+}
+
+/// Those who are known.
+#[derive(Default)]
+struct Known {
+    /// By a token's public id.
+    tokens: HashMap<String, (KnownToken, HashedToken)>,
+    /// By a certificate's name.
+    certificates: HashMap<String, (KnownCertificate, Caller)>,
+}
+
+/// Everybody who may call.
+pub struct Callers {
+    /// `None`: everybody, and everything.
+    file: Option<PathBuf>,
+    known: RwLock<Known>,
+    /// What the file held when it was last read; `None` when it could not be.
+    text: Mutex<Option<String>>,
+    everybody: Caller,
+}
+
+impl fmt::Debug for Callers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callers").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Callers {
+    /// Everybody may do everything.
+    pub fn everybody() -> Self {
+        Self {
+            file: None,
+            known: RwLock::default(),
+            text: Mutex::default(),
+            everybody: Caller::new("anybody", Scopes::all()),
+        }
+    }
+
+    /// Those of a file.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Invalid`] when it is missing or not right.
+    pub fn read(file: PathBuf) -> Result<Self> {
+        let callers = Self { file: Some(file), ..Self::everybody() };
+        let (text, read) = callers.look()?;
+        callers.take(&read)?;
+        *callers.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        Ok(callers)
+    }
+
+    /// Whether nobody is asked who they are.
+    pub fn are_everybody(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Reads the file again if it changed; says whether it did.
+    ///
+    /// # Errors
+    /// As [`Self::read`], once for each change; those who were known stay.
+    pub(super) fn reload(&self) -> Result<bool> {
+        let Some(file) = &self.file else { return Ok(false) };
+        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::fs::read_to_string(file) {
+            Ok(now) if text.as_ref() == Some(&now) => Ok(false),
+            Ok(now) => {
+                let read = CallersFile::parse(&now, file);
+                *text = Some(now);
+                self.take(&read?)?;
+                Ok(true)
+            }
+            Err(_) if text.is_none() => Ok(false),
+            Err(error) => {
+                *text = None;
+                Err(CallersFile::unreadable(file, error))
+            }
+        }
+    }
+
+    fn look(&self) -> Result<(String, CallersFile)> {
+        let file = self.file.clone().unwrap_or_default();
+        let text = std::fs::read_to_string(&file).map_err(|error| CallersFile::unreadable(&file, error))?;
+        let read = CallersFile::parse(&text, &file)?;
+        Ok((text, read))
+    }
+
+    /// Takes the file's callers for those who are known. Whoever is as before keeps its open streams.
+    fn take(&self, file: &CallersFile) -> Result<()> {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut now = Known::default();
+        for token in &file.tokens {
+            let caller = match known.tokens.get(&token.id) {
+                Some((same, hashed)) if same == token => hashed.caller.clone(),
+                _ => Caller::new(&token.caller, token.scopes.iter().copied().collect()),
+            };
+            let hashed = HashedToken { sha256: token.hash()?, caller };
+            now.tokens.insert(token.id.clone(), (token.clone(), hashed));
+        }
+        for certificate in &file.certificates {
+            let caller = match known.certificates.get(&certificate.name) {
+                Some((same, caller)) if same == certificate => caller.clone(),
+                _ => Caller::new(&certificate.caller, certificate.scopes.iter().copied().collect()),
+            };
+            now.certificates.insert(certificate.name.clone(), (certificate.clone(), caller));
+        }
+        let kept: Vec<*const AtomicBool> = now.callers().map(|caller| Arc::as_ptr(&caller.holds)).collect();
+        for gone in known.callers().filter(|caller| !kept.contains(&Arc::as_ptr(&caller.holds))) {
+            gone.holds.store(false, Ordering::Relaxed);
+        }
+        *known = now;
+        Ok(())
+    }
+
+    /// Who sends a request: whom its token names, else whom the connection's certificate does.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Unauthenticated`], which never names what was shown.
+    pub(super) fn of_request(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Caller> {
+        if self.are_everybody() {
+            return Ok(self.everybody.clone());
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = headers.get(AUTHORIZATION) {
+            return bearer(shown.as_bytes()).and_then(|token| known.by_token(token)).ok_or_else(|| {
+                Error::unauthenticated("the token is not known")
+                    .remedy("send `authorization: Bearer TOKEN` with one that `springhouse token create` made")
+            });
+        }
+        let names = peer.map(Peer::names).unwrap_or_default();
+        if let Some((_, caller)) = names.iter().find_map(|name| known.certificates.get(name)) {
+            return Ok(caller.clone());
+        }
+        let error = Error::unauthenticated("who calls is not said");
+        let error = if names.is_empty() { error } else { error.with("unknown certificate", names.join(", ")) };
+        Err(error.remedy("send `authorization: Bearer TOKEN` (springhouse: --token-file), or show a known certificate"))
+    }
+}
+
+impl Known {
+    fn callers(&self) -> impl Iterator<Item = &Caller> {
+        let tokens = self.tokens.values().map(|(_, hashed)| &hashed.caller);
+        tokens.chain(self.certificates.values().map(|(_, caller)| caller))
+    }
+
+    /// The time that this takes tells whether an id is known, and nothing about the secret.
+    fn by_token(&self, token: &[u8]) -> Option<Caller> {
+        let (_, known) = self.tokens.get(Token::id_of(token)?)?;
+        let shown: [u8; 32] = Sha256::digest(token).into();
+        bool::from(known.sha256.ct_eq(&shown)).then(|| known.caller.clone())
+    }
+}
+
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
