@@ -20,6 +20,7 @@ mod project;
 mod push;
 mod s3;
 mod schedule;
+mod security;
 mod seeded;
 mod simulation;
 mod slow_disk;
