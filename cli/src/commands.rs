@@ -7,6 +7,7 @@ mod demo;
 mod deploy;
 mod freshness_curve;
 mod lookup;
+mod maintain;
 mod predict;
 mod producers;
 mod push;
@@ -144,6 +145,12 @@ enum Command {
     Backfill(backfill::Backfill),
     /// Refresh every view by its REFRESH EVERY, until stopped
     Run(run::Run),
+    /// Merge the small data files of views into larger ones
+    Compact(maintain::Compact),
+    /// Remove data files that no commit has named for a day
+    Gc(maintain::Gc),
+    /// Check that everything that commits name is there and whole
+    Check(maintain::Check),
     /// Run SQL over the project's tables and sources, and over what sources reject
     Query(query::Query),
     /// Write a contract's inputs for each row of a spine, as of its time
@@ -205,6 +212,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Log => apply::log(&project, json).await?,
         Command::Refresh(command) => return command.run(&project, json).await,
         Command::Backfill(command) => command.run(&project, json).await?,
+        Command::Compact(command) => command.run(&project, json).await?,
+        Command::Gc(command) => command.run(&project, json).await?,
+        Command::Check(command) => return command.run(&project, json).await,
         Command::Query(command) => command.run(&project, json).await?,
         Command::Run(command) => command.run(&project).await?,
         Command::TrainingSet(command) => command.run(&project, json).await?,

@@ -156,10 +156,14 @@ impl Project {
         Security::read(SecurityFiles { callers: callers.as_ref().map(place), tls })
     }
 
+    /// The disk tier, for this process alone.
+    pub fn disk_tier(&self) -> Result<DiskTier> {
+        DiskTier::open(&self.folder.join(&self.settings.disk))
+    }
+
     /// The store opened for online reads by this process alone.
     pub fn feature_server(&self) -> Result<FeatureServer> {
-        let disk = DiskTier::open(&self.folder.join(&self.settings.disk))?;
-        Ok(FeatureServer::new(self.store()?, disk, self.settings.cache_bytes, Arc::clone(&self.clock)))
+        Ok(FeatureServer::new(self.store()?, self.disk_tier()?, self.settings.cache_bytes, Arc::clone(&self.clock)))
     }
 
     /// Takes pushes for a feature server.

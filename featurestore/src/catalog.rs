@@ -3,9 +3,15 @@
 //! Every change is one commit: who, when, why, and what it adds or retires; the history of commits is the audit log.
 //! A commit is written with a conditional put (create if absent). The loser of a race gets a conflict, reads what the
 //! winner wrote, checks its own change against it and tries again; there is never a lost update.
+//!
+//! ```text
+//! catalog/000000000007.json            a commit
+//! catalog-state/000000000064.json      checkpoint: what the commits up to this one add up to
+//! ```
 
 mod checkpoint;
 mod commit;
+mod head;
 mod log;
 mod state;
 
@@ -16,6 +22,7 @@ use object_store::path::Path;
 
 pub use checkpoint::Checkpoints;
 pub use commit::{CatalogCommit, Change, PackageRecord};
+pub use head::{Head, Heads, HeadsSeen, Look};
 pub use log::CommitLog;
 pub use state::{CatalogState, Deployment};
 
@@ -25,12 +32,18 @@ use crate::Result;
 #[derive(Debug, Clone)]
 pub struct Catalog {
     log: CommitLog<CatalogCommit>,
+    checkpoints: Checkpoints<CatalogState>,
+    head: Head,
 }
 
 impl Catalog {
     /// The catalog below `catalog/` of a store.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { log: CommitLog::new(store, Path::from("catalog")) }
+        Self {
+            log: CommitLog::new(Arc::clone(&store), Path::from("catalog")),
+            checkpoints: Checkpoints::new(Arc::clone(&store), Path::from("catalog-state")),
+            head: Head::of_catalog(store),
+        }
     }
 
     /// The state after the newest commit.
@@ -38,7 +51,7 @@ impl Catalog {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] names a commit whose bytes do not match its checksum.
     pub async fn state(&self) -> Result<CatalogState> {
-        let mut state = CatalogState::default();
+        let mut state = self.checkpoints.newest().await?.unwrap_or_default();
         self.follow(&mut state).await?;
         Ok(state)
     }
@@ -64,6 +77,8 @@ impl Catalog {
         let number = state.number() + 1;
         self.log.append(number, &commit).await?;
         state.apply(number, commit);
+        self.head.tell(number).await;
+        self.checkpoints.write(number, state).await;
         Ok(number)
     }
 
@@ -73,5 +88,42 @@ impl Catalog {
     /// As [`Self::state`].
     pub async fn history(&self) -> Result<Vec<(u64, CatalogCommit)>> {
         self.log.read_after(0).await
+    }
+
+    /// The commits as a log.
+    pub fn log(&self) -> &CommitLog<CatalogCommit> {
+        &self.log
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::definition::{Pinned, Version};
+    use crate::time::Timestamp;
+
+    #[tokio::test]
+    async fn a_state_from_a_checkpoint_is_that_of_all_commits() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let (catalog, mut state) = (Catalog::new(Arc::clone(&store)), CatalogState::default());
+        for number in 1..=150_i64 {
+            let contract = Pinned::new(format!("c{}", number % 5), Version::from_text("0123456789ab"));
+            let digest = format!("sha256:{number:064x}");
+            let deploy = Change::Deploy { contract: contract.name.clone(), digest: digest.clone() };
+            let changes = vec![Change::Package(PackageRecord { digest, contract }), deploy];
+            let at = Timestamp::from_micros(number);
+            let commit = CatalogCommit { at, who: "test".to_owned(), why: "test".to_owned(), changes };
+            catalog.commit(&mut state, commit).await.expect("nobody else commits");
+        }
+        assert_eq!(catalog.state().await.expect("readable"), state);
+        assert_eq!(catalog.checkpoints.newest().await.expect("readable").map(|of| of.number()), Some(128));
+        for number in [64, 128] {
+            store.delete(&Path::from(format!("catalog-state/{number:012}.json"))).await.expect("there");
+        }
+        assert_eq!(catalog.state().await.expect("readable"), state, "without checkpoints it is the same");
+        assert_eq!(catalog.history().await.expect("readable").len(), 150);
     }
 }

@@ -38,6 +38,7 @@ pub fn run(make: impl Fn(&str) -> Box<dyn OnlineTier>) {
     a_view_that_was_never_written_reads_as_nothing(&*make("never"));
     the_greatest_row_holds_in_any_order(&*make("greatest"));
     a_generation_replaces_all_or_nothing(&*make("generation"));
+    an_addition_adds_all_or_nothing(&*make("addition"));
     versions_know_nothing_of_each_other(&*make("versions"));
     a_random_history_reads_as_the_reference_does(&*make("random"));
     views_of_one_entity_read_together_as_each_alone(&*make("together"));
@@ -82,6 +83,28 @@ pub fn a_generation_replaces_all_or_nothing(tier: &dyn OnlineTier) {
     assert_eq!(read(tier, &name, &["a", "b", "c"]), (vec![Some("2".to_owned()), None, Some("3".to_owned())], mark(7)));
 }
 
+/// Clause: an addition is atomic, and keeps what it does not change.
+pub fn an_addition_adds_all_or_nothing(tier: &dyn OnlineTier) {
+    let name = view("v");
+    tier.apply(&name, rows(&[("a", "5"), ("b", "5")]), mark(1)).expect("writable");
+    assert_eq!(read(tier, &name, &["a", "c"]).0, [Some("5".to_owned()), None]);
+    let mut dropped = tier.begin_addition(&name).expect("writable");
+    dropped.add(rows(&[("a", "9"), ("c", "9")])).expect("writable");
+    drop(dropped);
+    assert_eq!(read(tier, &name, &["a", "c"]), (vec![Some("5".to_owned()), None], mark(1)));
+    let mut addition = tier.begin_addition(&name).expect("writable");
+    addition.add(rows(&[("c", "1"), ("a", "4")])).expect("writable");
+    addition.add(rows(&[("a", "7"), ("d", "1"), ("c", "3")])).expect("writable");
+    assert_eq!(read(tier, &name, &["a", "d"]), (vec![Some("5".to_owned()), None], mark(1)));
+    addition.finish(mark(4)).expect("writable");
+    let expected = ["7", "5", "3", "1"].map(|row| Some(row.to_owned())).to_vec();
+    assert_eq!(read(tier, &name, &["a", "b", "c", "d"]), (expected, mark(4)));
+    tier.apply(&name, rows(&[("a", "6"), ("b", "8")]), mark(5)).expect("writable");
+    let expected = ["7", "8"].map(|row| Some(row.to_owned())).to_vec();
+    assert_eq!(read(tier, &name, &["a", "b"]), (expected, mark(5)));
+    assert_eq!(tier.views(), [name]);
+}
+
 /// Clause: versions know nothing of each other.
 pub fn versions_know_nothing_of_each_other(tier: &dyn OnlineTier) {
     let (old, new) = (view("v"), Pinned::new("v", Version::from_text("ba9876543210")));
@@ -106,7 +129,11 @@ pub fn a_random_history_reads_as_the_reference_does(tier: &dyn OnlineTier) {
             (0..next(8)).map(|_| (format!("k{}", next(20)), format!("{:04}", next(10_000)))).collect();
         let given: Vec<(&str, &str)> = given.iter().map(|(key, row)| (key.as_str(), row.as_str())).collect();
         for target in [tier, &oracle as &dyn OnlineTier] {
-            if commit % 37 == 0 {
+            if commit % 11 == 0 {
+                let mut addition = target.begin_addition(&name).expect("writable");
+                addition.add(rows(&given)).expect("writable");
+                addition.finish(mark(commit)).expect("writable");
+            } else if commit % 37 == 0 {
                 let mut generation = target.begin_generation(&name).expect("writable");
                 generation.add(rows(&given)).expect("writable");
                 generation.finish(mark(commit)).expect("writable");

@@ -11,13 +11,16 @@
 
 mod backfill;
 mod disk;
+mod expiry;
 mod fingerprint;
+mod garbage;
 mod load;
 mod memory;
 mod object;
 mod object_reader;
 mod only_files;
 mod reference;
+mod retired;
 mod rocksdb_tuning;
 
 use std::collections::BTreeMap;
@@ -30,18 +33,21 @@ use serde::{Deserialize, Serialize};
 
 pub use backfill::{Backfill, BackfillAsked, BackfillLog, BackfillPlan};
 pub use disk::DiskTier;
+pub use expiry::Expiry;
 pub use fingerprint::Fingerprint;
+pub use garbage::{Collected, DataFolder, StoredFile};
 pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with};
 pub use memory::MemoryTier;
 pub use object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, Restated, SetAside, ViewCommit,
-    ViewCommitKind, ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema, get_object,
-    list_objects, open_store, put_object,
+    AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, RememberedStates, Restated,
+    SetAside, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema,
+    get_object, list_objects, open_store, put_object, read_data_file,
 };
 pub(crate) use object_reader::ObjectReader;
 pub use object_store::ObjectStore;
 pub use only_files::OnlyFiles;
 pub use reference::ReferenceTier;
+pub use retired::Retired;
 
 use crate::Result;
 use crate::definition::Pinned;
@@ -202,6 +208,27 @@ pub trait OnlineTier: Send + Sync + Debug {
     /// As [`Self::read`].
     fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>>;
 
+    /// Begins to add many rows to a view, as one change: nothing of it is seen before it is finished, and nothing is left when
+    /// it is dropped before. What others apply meanwhile stays; whoever finishes it gives a mark that has that too.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn begin_addition(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>>;
+
+    /// The view versions that it holds something of.
+    fn views(&self) -> Vec<Pinned>;
+
+    /// Lets go of what no read at `now` or later asks for, in its own time ([`Expiry`]). `false`: at a later time it was told
+    /// to let go of more, and the clock was set back; it is to forget the view, which is then loaded anew.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn expire(&self, view: &Pinned, expiry: &Expiry, now: Timestamp) -> Result<bool> {
+        // A tier may keep everything.
+        let _ = (view, expiry, now);
+        Ok(true)
+    }
+
     /// Forgets a view version.
     ///
     /// # Errors
@@ -209,7 +236,35 @@ pub trait OnlineTier: Send + Sync + Debug {
     fn forget(&self, view: &Pinned) -> Result<()>;
 }
 
-/// A whole load of a view that readers do not see until it is finished.
+/// The rows of a load that [`OnlineTier::apply`] adds when it is finished: for tiers that hold little.
+pub(crate) struct HeldAddition<'a, T: OnlineTier> {
+    tier: &'a T,
+    view: Pinned,
+    rows: BTreeMap<Bytes, Bytes>,
+}
+
+impl<'a, T: OnlineTier> HeldAddition<'a, T> {
+    /// Of no rows yet.
+    pub(crate) fn new(tier: &'a T, view: &Pinned) -> Self {
+        Self { tier, view: view.clone(), rows: BTreeMap::new() }
+    }
+}
+
+impl<T: OnlineTier> Generation for HeldAddition<'_, T> {
+    fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()> {
+        merge_rows(&mut self.rows, rows)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, mark: Mark) -> Result<()> {
+        self.tier.apply(&self.view, self.rows.into_iter().collect(), mark)
+    }
+}
+
+/// A whole load of a view, or an addition to it, that readers do not see until it is finished.
 pub trait Generation: Send {
     /// Adds rows.
     ///

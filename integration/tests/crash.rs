@@ -12,7 +12,7 @@ use springhouse_featurestore::object_storage::api::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use springhouse_featurestore::tier::{
-    DataFile, DiskTier, OnlineTier, ViewCommit, ViewCommitKind, ViewLogState, catch_up,
+    DataFile, DiskTier, OnlineTier, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, catch_up,
 };
 
 use crate::project::{DEFINITIONS, TestProject, at, write_events};
@@ -136,7 +136,8 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
     let view = state.live_views()[0];
     let counting = Arc::new(DyingStore { inner: Arc::clone(&project.store), calls_left: AtomicI64::new(1_000_000) });
     let store: Arc<dyn ObjectStore> = Arc::clone(&counting) as _;
-    let (log, mut whole) = (project.jobs_on(&store).log(view), ViewLogState::default());
+    // Each read is that of a process that has just started: jobs remember what they have seen.
+    let (log, mut whole) = (ViewLog::new(Arc::clone(&store), &view.pinned()), ViewLogState::default());
     for number in 1..=300 {
         let file = DataFile { path: format!("data/{number}"), rows: number, bytes: 1, ..DataFile::default() };
         let commit = ViewCommit {
@@ -149,6 +150,7 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
             late: number % 3,
             history: None,
             restated: None,
+            replaced: Vec::new(),
             files: vec![file],
             set_aside: Vec::new(),
         };

@@ -320,7 +320,7 @@ impl Jobs {
         for (number, file) in &state.files {
             let file = DataFile { commit: Some(*number), ..file.clone() };
             // What was committed since it began became known later, and stays.
-            if *number > plan.base || !touches(&file, plan) {
+            if file.commits(*number).0 > plan.base || !touches(&file, plan) {
                 files.push(file);
                 continue;
             }
@@ -365,6 +365,7 @@ impl Jobs {
             late: 0,
             history: Some(history),
             restated: None,
+            replaced: Vec::new(),
             files,
             set_aside: Vec::new(),
         })
@@ -380,10 +381,10 @@ impl Jobs {
         index: usize,
     ) -> Result<Option<DataFile>> {
         let plan = &backfill.plan;
-        let rows = outside(log.read(file).await?, (plan.from, plan.until));
+        let rows = outside(log.read(file).await?, (plan.from, plan.until), plan.base);
         let name = format!("backfill-{:06}-rest-{index:06}-{}", backfill.number, self.mark());
         let rest = write_file(log, view, &name, rows, &()).await?;
-        Ok(rest.map(|rest| DataFile { commit: file.commit, ..rest }))
+        Ok(rest.map(|rest| DataFile { commit: file.commit, first_commit: file.first_commit, ..rest }))
     }
 }
 

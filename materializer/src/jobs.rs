@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView};
 use springhouse_featurestore::push::PushHistory;
-use springhouse_featurestore::tier::{DataFile, ObjectStore, Progress, ViewLog};
+use springhouse_featurestore::tier::{DataFile, ObjectStore, Progress, RememberedStates, ViewLog};
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::session::{QueryPool, Session, SessionOptions};
@@ -24,12 +24,13 @@ pub struct Jobs {
     begun: Arc<AtomicU64>,
     /// Of jobs that share their memory.
     pool: Option<QueryPool>,
+    states: RememberedStates,
 }
 
 impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
     pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
-        Self { store, options, clock, writer, begun: Arc::default(), pool: None }
+        Self { store, options, clock, writer, begun: Arc::default(), pool: None, states: RememberedStates::default() }
     }
 
     /// The object store.
@@ -127,7 +128,7 @@ impl Jobs {
 
     /// The log of a view's data.
     pub fn log(&self, view: &FeatureView) -> ViewLog {
-        ViewLog::new(Arc::clone(&self.store), &view.pinned())
+        ViewLog::new(Arc::clone(&self.store), &view.pinned()).remembering(&self.states)
     }
 }
 
@@ -171,7 +172,8 @@ pub(crate) async fn write_file(
             continue;
         }
         if writer.is_none() {
-            writer = Some(log.write(view, name)?);
+            // With what columns they have beside the view's own.
+            writer = Some(log.write_columns(view, name, batch.schema())?);
         }
         if let Some(writer) = &mut writer {
             writer.write(&batch).await?;

@@ -9,6 +9,8 @@
 //! 2. [`due`] — which views are due.
 //! 3. [`refresh`] — the rows of a view that became visible since its watermark, as one commit.
 //!    [`backfill`] — the rows of a stretch of time computed anew, in ranges, as one commit.
+//!    [`compact`] — small data files merged into larger ones; [`garbage`] — what no commit names is removed after a time;
+//!    [`check`] — whether everything that commits name is there and whole.
 //! 4. [`push`] — events that producers send live: durable, in every view, flushed to object storage.
 //! 5. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
 //!    [`wire_queries`] — the same for those who ask over the wire, on threads of their own.
@@ -17,7 +19,10 @@
 
 pub mod audit;
 pub mod backfill;
+pub mod check;
+pub mod compact;
 pub mod due;
+pub mod garbage;
 mod history;
 mod jobs;
 pub mod push;

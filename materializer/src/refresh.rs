@@ -101,6 +101,7 @@ impl Jobs {
             late: done.late,
             history: (read != state.history).then_some(read),
             restated: past.restated,
+            replaced: Vec::new(),
             files,
             set_aside: Vec::new(),
         };

@@ -1,10 +1,11 @@
-//! The schedule: every live view refreshed by its `REFRESH EVERY`, for as long as somebody wants it.
+//! The schedule: every live view refreshed by its `REFRESH EVERY`, its small files merged after each turn, and garbage removed
+//! every day, for as long as somebody wants it.
 //!
 //! Views are refreshed beside each other, a few at once. One that fails or panics, or whose log cannot be read, is tried
 //! again after a second, then two, four and so on up to its own interval, and keeps nobody else waiting; a catalog that
 //! cannot be read is tried again in the same way, while the views of the one that was read last go on. Waits vary at
 //! random by a tenth, so that views with one interval, and schedulers that were started together, do not all come at the
-//! same moment.
+//! same moment. What only keeps the store small, and fails or panics, is told in the log, and is done the next time.
 
 #[cfg(test)]
 mod tests;
@@ -27,10 +28,14 @@ use tokio::time::MissedTickBehavior;
 
 use self::turn::Turn;
 use crate::Jobs;
+use crate::garbage::GRACE;
 use crate::refresh::Refreshed;
 
 /// Views that are refreshed at once: each has the memory of a query of its own.
 const AT_ONCE: usize = 2;
+
+/// How often garbage is collected.
+const GARBAGE_EVERY: Span = Span::from_secs(24 * 3_600);
 
 /// The longest wait for a catalog that cannot be read.
 const CATALOG_RETRY: Span = Span::from_secs(60);
@@ -76,6 +81,12 @@ trait Work: Clone + Send + Sync + 'static {
 
     /// Refreshes a view.
     async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed>;
+
+    /// Merges a view's small files.
+    async fn compact(&self, view: &FeatureView) -> Result<()>;
+
+    /// Removes what no commit names.
+    async fn collect_garbage(&self) -> Result<()>;
 }
 
 #[async_trait]
@@ -85,6 +96,10 @@ impl Work for Jobs {
     }
 
     async fn follow(&self, catalog: &CatalogState) -> Result<Option<CatalogState>> {
+        if catalog.number() == 0 {
+            let whole = self.catalog().state().await?;
+            return Ok((whole.number() > 0).then_some(whole));
+        }
         let mut newer = catalog.clone();
         Ok(self.catalog().follow(&mut newer).await?.then_some(newer))
     }
@@ -96,10 +111,20 @@ impl Work for Jobs {
     async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed> {
         Self::refresh(self, catalog, view).await
     }
+
+    async fn compact(&self, view: &FeatureView) -> Result<()> {
+        Self::compact(self, view).await.map(drop)
+    }
+
+    async fn collect_garbage(&self) -> Result<()> {
+        // Of the newest catalog: what one that is behind does not name may be named.
+        let catalog = self.catalog().state().await?;
+        Self::collect_garbage(self, &catalog, GRACE).await.map(drop)
+    }
 }
 
 impl Jobs {
-    /// Refreshes all live views by their intervals, until the future is dropped. `seed` makes the waits; `poll` is how
+    /// Refreshes all live views by their intervals and keeps the store small, until the future is dropped. `seed` makes the waits; `poll` is how
     /// often the catalog and the clock are looked at. Nothing that fails ends it: all of that is told, and tried again.
     pub async fn run_schedule(&self, seed: u64, poll: Duration, told: impl FnMut(Told)) -> Infallible {
         Schedule::new(self.clone(), seed).run(poll, told).await
@@ -113,6 +138,10 @@ enum Task {
     Catalog,
     /// A view's turn, and when it began.
     View(Box<FeatureView>, Timestamp),
+    /// Merging a view's small files.
+    Compaction(Box<FeatureView>),
+    /// Removing what no commit names.
+    Garbage,
 }
 
 /// What a task gave.
@@ -120,6 +149,7 @@ enum Task {
 enum Done {
     Catalog(Result<Option<CatalogState>>),
     View(Result<Attempt>),
+    Tidied(Result<()>),
 }
 
 /// What a view's turn came to.
@@ -136,6 +166,8 @@ struct Schedule<W> {
     catalog: Arc<CatalogState>,
     catalog_turn: Turn,
     turns: HashMap<Pinned, Turn>,
+    /// When garbage was collected last.
+    collected: Option<Timestamp>,
     running: JoinSet<Done>,
     tasks: HashMap<Id, Task>,
 }
@@ -148,6 +180,7 @@ impl<W: Work> Schedule<W> {
             catalog: Arc::default(),
             catalog_turn: Turn::unknown(),
             turns: HashMap::new(),
+            collected: None,
             running: JoinSet::new(),
             tasks: HashMap::new(),
         }
@@ -162,6 +195,7 @@ impl<W: Work> Schedule<W> {
                 _ = polls.tick() => self.look_at_catalog(),
             }
             self.start_views();
+            self.start_garbage();
         }
     }
 
@@ -198,6 +232,27 @@ impl<W: Work> Schedule<W> {
         }
     }
 
+    /// Begins to merge what refreshes and flushes have written of a view since its last turn.
+    fn start_compaction(&mut self, view: &FeatureView) {
+        let (work, task_view) = (self.work.clone(), view.clone());
+        let task = self.running.spawn(async move { Done::Tidied(work.compact(&task_view).await) });
+        self.tasks.insert(task.id(), Task::Compaction(Box::new(view.clone())));
+    }
+
+    /// Begins to remove garbage, when that is due.
+    fn start_garbage(&mut self) {
+        let now = self.work.now();
+        let is_due = self.collected.is_none_or(|last| now.since(last) >= GARBAGE_EVERY);
+        let under_way = self.tasks.values().any(|task| matches!(task, Task::Garbage));
+        if !is_due || under_way || self.catalog.number() == 0 {
+            return;
+        }
+        self.collected = Some(now);
+        let work = self.work.clone();
+        let task = self.running.spawn(async move { Done::Tidied(work.collect_garbage().await) });
+        self.tasks.insert(task.id(), Task::Garbage);
+    }
+
     /// Takes what a task gave; one that panicked gave an error.
     fn end(&mut self, joined: Result<(Id, Done), JoinError>, told: &mut impl FnMut(Told)) {
         let (id, done) = match joined {
@@ -209,6 +264,13 @@ impl<W: Work> Schedule<W> {
             (Some(Task::Catalog), Err(error)) => self.end_catalog(Err(error), told),
             (Some(Task::View(view, began)), Ok(Done::View(result))) => self.end_view(&view, began, result, told),
             (Some(Task::View(view, began)), Err(error)) => self.end_view(&view, began, Err(error), told),
+            (Some(Task::Compaction(_) | Task::Garbage), Ok(Done::Tidied(Ok(())))) => {}
+            (Some(Task::Compaction(view)), Ok(Done::Tidied(Err(error))) | Err(error)) => {
+                tracing::error!(view = %view.name, error = %error.chain(), "small files cannot be merged");
+            }
+            (Some(Task::Garbage), Ok(Done::Tidied(Err(error))) | Err(error)) => {
+                tracing::error!(error = %error.chain(), "garbage cannot be collected; it is tried again tomorrow");
+            }
             (task, done) => tracing::error!(?task, ?done, "a task of the schedule is not what it was begun for"),
         }
     }
@@ -250,14 +312,16 @@ impl<W: Work> Schedule<W> {
         };
         self.turns.insert(pinned.clone(), turn);
         told(Told::Turn(TurnDone { view: pinned, result, failures: turn.failures }));
+        self.start_compaction(view);
     }
 }
 
 impl Task {
+    /// The view that it keeps busy.
     fn view(&self) -> Option<&FeatureView> {
         match self {
-            Self::Catalog => None,
-            Self::View(view, _) => Some(view),
+            Self::Catalog | Self::Garbage => None,
+            Self::View(view, _) | Self::Compaction(view) => Some(view),
         }
     }
 }

@@ -187,7 +187,8 @@ impl Jobs {
         let commits = self.log(view).commits_after(0).await?;
         let pushed_from =
             commits.iter().find(|(_, commit)| commit.kind == ViewCommitKind::Push).map(|(_, push)| push.at);
-        let commits = commits.iter().map(|(_, commit)| (commit.at, commit.watermark)).collect();
+        let told = commits.iter().filter(|(_, commit)| commit.kind != ViewCommitKind::Compact);
+        let commits = told.map(|(_, commit)| (commit.at, commit.watermark)).collect();
         Ok(ServingHistory::new(commits, pushed_from, view.refresh_every))
     }
 }

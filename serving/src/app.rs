@@ -257,7 +257,7 @@ async fn follow_store(features: Arc<FeatureServer>, stop: watch::Receiver<bool>)
     let follow = async {
         loop {
             tokio::time::sleep(FOLLOW_EVERY).await;
-            if let Err(error) = features.follow(&()).await {
+            if let Err(error) = features.follow_heads(&()).await {
                 tracing::error!(error = %error.chain(), "the store cannot be followed; serving what there is");
             }
         }

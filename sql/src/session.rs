@@ -15,7 +15,8 @@ mod write_order;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
@@ -27,10 +28,10 @@ use datafusion::logical_expr::{Expr, SortExpr, cast, col, ident, lit};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::{CreateExternalTable, DFParser, Statement};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::definition::{Column, ColumnType, FeatureView, RowTime, Table};
 use springhouse_featurestore::encoding::WriteOrder;
-use springhouse_featurestore::tier::{AVAILABLE_TIME, DataFile, EVENT_TIME, HistoryFile, ObjectStore};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, HistoryFile, ObjectStore};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
@@ -41,6 +42,7 @@ pub use sources::EventRange;
 use self::write_order::{carrying, order_columns};
 pub(crate) use self::write_order::{tells_order, with_order};
 use crate::nesting::check_text;
+use crate::view_rows::RowStream;
 use crate::windowed::{EventQuery, udaf};
 
 /// Where view data is found by DataFusion.
@@ -257,7 +259,7 @@ impl Session {
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] for a query that does not plan or run.
-    pub async fn query(&self, sql: &str) -> Result<Vec<arrow::array::RecordBatch>> {
+    pub async fn query(&self, sql: &str) -> Result<Vec<RecordBatch>> {
         let frame = self.plan(sql).await.map_err(query_error)?;
         frame.collect().await.map_err(query_error)
     }
@@ -344,7 +346,7 @@ impl Session {
     ) -> Result<DataFrame> {
         let schema = springhouse_featurestore::tier::data_schema(view);
         if files.is_empty() {
-            let empty = arrow::array::RecordBatch::new_empty(schema);
+            let empty = RecordBatch::new_empty(schema);
             return self.context.read_batch(empty).map_err(query_error);
         }
         let named = |error: Error| error.with("view", &view.name);
@@ -361,6 +363,47 @@ impl Session {
             });
         }
         whole.ok_or_else(|| Error::internal("a view has no data files").with("view", &view.name))
+    }
+
+    /// The rows of a view's data files together, in the order of each: by keys, times and values. They have the columns of
+    /// `further` beside the view's own, which all of the files have too, and [`COMMIT`] at the end: the number of the commit
+    /// that wrote them first, as the file has it for each row, else as it is told for the file.
+    ///
+    /// # Errors
+    /// As [`Self::committed_frame`]; the stream gives those of reading.
+    pub async fn merged_rows(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        view: &FeatureView,
+        files: &[(u64, DataFile)],
+        further: &[FieldRef],
+    ) -> Result<(SchemaRef, RowStream)> {
+        let own = springhouse_featurestore::tier::data_schema(view);
+        let commit: FieldRef = Arc::new(Field::new(COMMIT, DataType::Int64, false));
+        let columns: Vec<FieldRef> = own.fields().iter().chain(further).chain([&commit]).cloned().collect();
+        let (merged, alone) = (Schema::new(columns.clone()), Schema::new(columns[..columns.len() - 1].to_vec()));
+        let (merged, alone) = (Arc::new(merged), Arc::new(alone));
+        let order = crate::view_rows::row_order(view);
+        let mut whole: Option<DataFrame> = None;
+        for (number, file) in files {
+            let has_commits = file.first_commit.is_some();
+            let schema = if has_commits { &merged } else { &alone };
+            let rows = self.data_files(store, std::slice::from_ref(file), schema, &order).await?;
+            let mut wanted: Vec<Expr> = alone.fields().iter().map(|column| exact(column.name())).collect();
+            wanted.push(if has_commits { exact(COMMIT) } else { lit(number.cast_signed()).alias(COMMIT) });
+            let rows = rows.select(wanted).map_err(query_error)?;
+            whole = Some(match whole {
+                Some(whole) => whole.union(rows).map_err(query_error)?,
+                None => rows,
+            });
+        }
+        let whole = whole.ok_or_else(|| Error::internal("there are no files to merge").with("view", &view.name))?;
+        let batches = self.stream(whole.sort(order).map_err(query_error)?).await?;
+        let schema = Arc::clone(&merged);
+        let rows = batches.map(move |batch| {
+            Ok(RecordBatch::try_new(Arc::clone(&schema), batch.map_err(query_error)?.columns().to_vec())?)
+        });
+        Ok((merged, rows.boxed()))
     }
 
     async fn data_files(

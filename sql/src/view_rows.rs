@@ -19,7 +19,7 @@ use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView, RowTime, Source, check_dated};
 use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, ObjectStore, WRITE_POSITION, WRITE_WITHIN};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, COMMIT, EVENT_TIME, ObjectStore, WRITE_POSITION, WRITE_WITHIN};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
@@ -86,12 +86,16 @@ async fn rows_in(
     rows.filter(wanted).map_err(query_error)
 }
 
-/// Rows of a view without those that have event times of `from` and before `until`.
-pub fn outside(rows: RowStream, (from, until): (Timestamp, Timestamp)) -> RowStream {
+/// Rows of a view without those that have event times of `from` and before `until`; of a file that was merged from several,
+/// the rows of commits after `base` stay.
+pub fn outside(rows: RowStream, (from, until): (Timestamp, Timestamp), base: u64) -> RowStream {
     let kept = move |batch: RecordBatch| {
         let [event, _] = times_of(&batch)?;
+        let commits = batch.column_by_name(COMMIT).and_then(|of| of.as_primitive_opt::<Int64Type>());
+        let later = |row: usize| commits.is_some_and(|commits| commits.value(row).cast_unsigned() > base);
+        let outside = |time: i64| time < from.micros() || time >= until.micros();
         let wanted: BooleanArray =
-            event.values().iter().map(|time| Some(*time < from.micros() || *time >= until.micros())).collect();
+            event.values().iter().enumerate().map(|(row, time)| Some(outside(*time) || later(row))).collect();
         Ok(filter_record_batch(&batch, &wanted)?)
     };
     rows.map(move |batch| batch.and_then(kept)).boxed()

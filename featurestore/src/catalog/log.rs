@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::definition::hex;
 use crate::object_storage::{NotPut, put_once};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Records that are read at once.
 const READ_AT_ONCE: usize = 16;
@@ -42,34 +42,103 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
 
     /// All records after `number`, oldest first.
     ///
+    /// Nothing is listed: a log grows for years, and who follows it asks for the next record. The end is where two in a row are
+    /// missing, so that a single one that is lost is seen; [`Self::numbers`] tells of all.
+    ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] for a record that does not match its checksum, or a gap in the numbers.
     pub async fn read_after(&self, number: u64) -> Result<Vec<(u64, T)>> {
-        let mut numbers: Vec<u64> = self
-            .store
-            .list_with_offset(Some(&self.prefix), &self.path(number))
-            .try_filter_map(async |object| Ok(number_of(&object.location)))
-            .try_collect()
-            .await?;
-        numbers.sort_unstable();
-        for (found, expected) in numbers.iter().zip(number + 1..) {
-            if *found != expected {
-                return Err(Error::damaged("a commit is missing from the log")
-                    .with("path", self.path(expected))
-                    .with("next found", self.path(*found))
-                    .remedy("restore the object from a backup of the store"));
+        let (mut records, mut next, mut at_once) = (Vec::new(), number + 1, 2);
+        loop {
+            let numbers = next..next + at_once;
+            let asked =
+                stream::iter(numbers).map(|number| async move { Ok::<_, Error>((number, self.read(number).await?)) });
+            let mut asked = std::pin::pin!(asked.buffered(READ_AT_ONCE));
+            let mut missing = None;
+            while let Some((number, record)) = asked.try_next().await? {
+                match (record, missing) {
+                    (Some(record), None) => records.push((number, record)),
+                    (None, None) => missing = Some(number),
+                    (None, Some(_)) => return Ok(records),
+                    (Some(_), Some(missing)) => {
+                        if self.read(missing).await?.is_none() {
+                            return Err(self.gap(missing, number));
+                        }
+                        // Others have written both between these reads.
+                        break;
+                    }
+                }
             }
+            next = missing.unwrap_or(next + at_once);
+            at_once = if missing.is_some() { 2 } else { (2 * at_once).min(READ_AT_ONCE as u64) };
         }
-        let records = stream::iter(numbers).map(|number| async move { Ok((number, self.read(number).await?)) });
-        records.buffered(READ_AT_ONCE).try_collect().await
     }
 
-    async fn read(&self, number: u64) -> Result<T> {
+    /// The numbers of all records, least first, as the store lists them: for who looks at the whole log.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the store fails.
+    pub async fn numbers(&self) -> Result<Vec<u64>> {
+        let listed = self.store.list(Some(&self.prefix));
+        let mut numbers: Vec<u64> =
+            listed.try_filter_map(async |object| Ok(number_of(&object.location))).try_collect().await?;
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Reads every record. Returns how many there are and what is wrong with them: those that are missing, and those that do not
+    /// match their checksums.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the store fails.
+    pub async fn verify(&self) -> Result<(u64, Vec<Error>)> {
+        let numbers = self.numbers().await?;
+        let (mut wrong, mut expected) = (Vec::new(), 1);
+        for number in &numbers {
+            if *number != expected {
+                wrong.push(self.gap(expected, *number));
+            }
+            expected = number + 1;
+        }
+        let read = stream::iter(numbers.iter().copied()).map(|number| self.read(number)).buffered(READ_AT_ONCE);
+        let mut read = std::pin::pin!(read);
+        while let Some(record) = read.next().await {
+            match record {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Damaged => wrong.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((numbers.len() as u64, wrong))
+    }
+
+    /// Where the record of a number lies.
+    pub fn path(&self, number: u64) -> Path {
+        self.prefix.clone().join(format!("{number:012}.json"))
+    }
+
+    fn gap(&self, missing: u64, found: u64) -> Error {
+        Error::damaged("a commit is missing from the log")
+            .with("path", self.path(missing))
+            .with("next found", self.path(found))
+            .remedy("restore the object from a backup of the store")
+    }
+
+    /// The record of a number, if there is one.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when it does not match its checksum.
+    pub async fn read(&self, number: u64) -> Result<Option<T>> {
         let path = self.path(number);
-        let bytes = self.store.get(&path).await?.bytes().await?;
-        from_checked(&bytes).map_err(|error| {
+        let bytes = match self.store.get(&path).await {
+            Ok(object) => object.bytes().await?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let record = from_checked(&bytes).map_err(|error| {
             error.with("path", &path).remedy("restore the object from a backup of the store; nothing after it was read")
-        })
+        });
+        record.map(Some)
     }
 
     /// Writes record `number`, which must be the next one. A record that is there already and is the same is this one: what
@@ -87,10 +156,6 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
                 .source(error),
             NotPut::Failed(error) => error,
         })
-    }
-
-    fn path(&self, number: u64) -> Path {
-        self.prefix.clone().join(format!("{number:012}.json"))
     }
 }
 
@@ -129,7 +194,6 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::ErrorKind;
 
     fn log() -> (Arc<dyn ObjectStore>, CommitLog<String>) {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -159,12 +223,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_log_of_any_length_is_read_whole_and_from_anywhere() {
+        let (_, log) = log();
+        for length in 1..=70 {
+            log.append(length, &length.to_string()).await.expect("new number");
+            for after in [0, length / 2, length - 1, length, length + 1] {
+                let numbers: Vec<u64> =
+                    log.read_after(after).await.expect("no gap").iter().map(|(of, _)| *of).collect();
+                assert_eq!(numbers, (after + 1..=length).collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(log.numbers().await.expect("lists"), (1..=70).collect::<Vec<_>>());
+        assert_eq!(log.read(71).await.expect("none"), None);
+    }
+
+    #[tokio::test]
     async fn a_gap_is_named_and_only_what_is_new_is_read() {
         let (_, log) = log();
         for number in [1, 2, 4] {
             log.append(number, &number.to_string()).await.expect("new number");
         }
         assert_eq!(log.read_after(3).await.expect("no gap after 3"), vec![(4, "4".to_owned())]);
+        let (records, wrong) = log.verify().await.expect("readable");
+        assert!(records == 3 && wrong.len() == 1 && wrong[0].to_string().contains("000000000003"), "{wrong:?}");
         let error = log.read_after(1).await.expect_err("3 is missing");
         assert!(error.to_string().contains("000000000003"), "{error}");
     }

@@ -1,7 +1,9 @@
 //! The catalog's state: the fold of its commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::{CatalogCommit, Change, PackageRecord};
 use crate::definition::{Contract, Definition, DefinitionKind, FeatureView, Pinned, Source, Table, Version};
@@ -9,7 +11,7 @@ use crate::time::Timestamp;
 use crate::{Error, Result};
 
 /// A package that answers for a contract, and the commit that made it so.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployment {
     /// The package's digest.
     pub digest: String,
@@ -20,13 +22,57 @@ pub struct Deployment {
 }
 
 /// Everything that is defined, packaged and deployed after some commit.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(into = "Stored", from = "Stored")]
 pub struct CatalogState {
     number: u64,
     current: BTreeMap<(DefinitionKind, String), Version>,
     versions: BTreeMap<(DefinitionKind, Pinned), Arc<Definition>>,
     packages: BTreeMap<String, PackageRecord>,
     deployments: BTreeMap<String, Deployment>,
+}
+
+/// A state as a checkpoint has it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    number: u64,
+    /// The current version of each kind and name.
+    current: Vec<(DefinitionKind, Pinned)>,
+    /// All versions.
+    definitions: Vec<Definition>,
+    packages: Vec<PackageRecord>,
+    deployments: BTreeMap<String, Deployment>,
+}
+
+impl From<CatalogState> for Stored {
+    fn from(state: CatalogState) -> Self {
+        // All parts by name: one that is added is not forgotten here.
+        let CatalogState { number, current, versions, packages, deployments } = state;
+        Self {
+            number,
+            current: current.into_iter().map(|((kind, name), version)| (kind, Pinned::new(name, version))).collect(),
+            definitions: versions.into_values().map(Arc::unwrap_or_clone).collect(),
+            packages: packages.into_values().collect(),
+            deployments,
+        }
+    }
+}
+
+impl From<Stored> for CatalogState {
+    fn from(stored: Stored) -> Self {
+        let Stored { number, current, definitions, packages, deployments } = stored;
+        let of_version = |definition: Definition| {
+            let pinned = Pinned::new(definition.name(), definition.version().clone());
+            ((definition.kind(), pinned), Arc::new(definition))
+        };
+        Self {
+            number,
+            current: current.into_iter().map(|(kind, of)| ((kind, of.name), of.version)).collect(),
+            versions: definitions.into_iter().map(of_version).collect(),
+            packages: packages.into_iter().map(|record| (record.digest.clone(), record)).collect(),
+            deployments,
+        }
+    }
 }
 
 impl CatalogState {
@@ -159,6 +205,21 @@ impl CatalogState {
             }
         }
         views.into_values().collect()
+    }
+
+    /// The view versions that somebody may look up: those to keep fresh, and those that a current contract pins.
+    pub fn needed_views(&self) -> BTreeSet<Pinned> {
+        let live = self.live_views().into_iter().map(FeatureView::pinned);
+        let pinned = self.contracts().flat_map(|contract| contract.features.iter().map(|rule| rule.view.clone()));
+        live.chain(pinned).collect()
+    }
+
+    /// All view versions that were ever defined.
+    pub fn all_views(&self) -> impl Iterator<Item = &FeatureView> {
+        self.versions.values().filter_map(|definition| match definition.as_ref() {
+            Definition::FeatureView(view) => Some(view),
+            _ => None,
+        })
     }
 
     fn deployed_contract(&self, deployment: &Deployment) -> Option<&Contract> {

@@ -54,6 +54,13 @@ impl ChunkId {
         key.strip_suffix(&[Self::NEWEST.kind]).unwrap_or(key)
     }
 
+    /// The chunk that a key's end names; of a key that ends so by chance too.
+    pub fn read(key: &[u8]) -> Option<Self> {
+        let (&kind, index) = key.last_chunk::<9>()?.split_first()?;
+        let index = super::from_ordered(index.try_into().ok()?);
+        (kind > 0).then_some(Self { kind, index })
+    }
+
     /// Appends it to an entity's key.
     pub fn write(self, key: &mut Vec<u8>) {
         key.push(self.kind);
@@ -109,6 +116,13 @@ impl ChunkLayout {
         let LevelPlace { kind, tiles, first_slot } = self.levels[tile.level];
         let slot = first_slot + tile.index.rem_euclid(tiles);
         (ChunkId { kind, index: tile.index.div_euclid(tiles) }, u16::try_from(slot).unwrap_or(u16::MAX))
+    }
+
+    /// The end of a chunk's last tile.
+    pub fn end(&self, layout: &TileLayout, id: ChunkId) -> Option<Timestamp> {
+        let (level, place) = self.levels.iter().enumerate().find(|(_, place)| place.kind == id.kind)?;
+        let index = id.index.checked_add(1)?.checked_mul(place.tiles)?.checked_sub(1)?;
+        Some(layout.tiles().end(Tile { level, index }))
     }
 
     /// An entity's tiles as chunks.

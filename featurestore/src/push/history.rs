@@ -260,6 +260,16 @@ impl PushHistory {
         Ok(state)
     }
 
+    /// Where all of it lies.
+    pub fn folder() -> Path {
+        Path::from("pushes")
+    }
+
+    /// The flushes as a log.
+    pub fn log(&self) -> &CommitLog<PushCommit> {
+        &self.log
+    }
+
     /// The state after the flush that took the log to `position`, or beyond it where one flush did both.
     ///
     /// # Errors

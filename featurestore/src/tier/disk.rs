@@ -2,24 +2,31 @@
 //!
 //! A view's mark lies in the default column family and is written in the same batch as the rows, so a crash leaves
 //! both or neither. Whole loads go into a new column family through sorted files built outside and ingested; the mark
-//! then names the new generation, and the old family is dropped.
+//! then names the new generation, and the old family is dropped ([`DiskGeneration`]). Many rows that are added to those of a
+//! view go into its family, as files of merge operands, ingested in one step with a file of the mark ([`DiskAddition`]).
+//! What is past its time leaves when RocksDB writes its files again.
+
+mod addition;
+mod generation;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use rocksdb::{
-    ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, IngestExternalFileOptions, MultiThreaded,
-    Options, SstFileWriter, WriteBatch,
+    Cache, ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, MultiThreaded, Options, SstFileWriter,
+    WriteBatch,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    EachRow, EntityRead, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows, rocksdb_tuning as tuning,
-};
+use self::addition::DiskAddition;
+use self::generation::DiskGeneration;
+use super::rocksdb_tuning::{self as tuning, Past};
+use super::{EachRow, EntityRead, Expiry, Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows};
 use crate::definition::{Pinned, Version};
 use crate::encoding::{is_chunk, merge_values};
+use crate::time::Timestamp;
 use crate::{Error, Result};
 
 type Database = DBWithThreadMode<MultiThreaded>;
@@ -27,32 +34,41 @@ type Database = DBWithThreadMode<MultiThreaded>;
 /// Rows of a load held in memory before they become a sorted file.
 const SORT_BUFFER_BYTES: usize = 64 << 20;
 
+/// What the names of files that are to be ingested begin with.
+const LOAD_FILES: &str = "load-";
+
 /// What people can do about a folder that RocksDB does not read.
 const REBUILD: &str = "delete the folder: it is rebuilt from object storage, and nothing is lost";
 
 /// RocksDB in a folder that one process owns.
-#[derive(Debug)]
 pub struct DiskTier {
     database: Database,
     folder: PathBuf,
-    view_options: Options2,
+    cache: Cache,
+    /// Those of ingested files.
+    file_options: Options,
+    /// Those of each view's families, and what these let go of. RocksDB does not keep them alive.
+    view_options: Mutex<HashMap<String, ViewOptions>>,
     views: RwLock<HashMap<Pinned, Arc<RwLock<DiskView>>>>,
 }
 
-/// [`Options`] with a `Debug` that prints nothing of it.
-struct Options2(Options);
-
-impl std::fmt::Debug for Options2 {
+impl std::fmt::Debug for DiskTier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Options")
+        f.debug_struct("DiskTier").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
+/// The options of a view's families, and what these let go of.
+type ViewOptions = (Arc<Options>, Past);
+
 /// A view's record in the default column family.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct DiskView {
     generation: u64,
     mark: Mark,
+    /// What was past at this time may be gone.
+    #[serde(default)]
+    expired: Option<Timestamp>,
     /// How its rows are packed: what was packed otherwise is loaded anew.
     #[serde(default)]
     layout: u32,
@@ -60,6 +76,16 @@ struct DiskView {
 
 /// Grows when rows or chunks are packed otherwise.
 const LAYOUT: u32 = 1;
+
+impl Default for DiskView {
+    /// Of no rows, packed as they are now.
+    fn default() -> Self {
+        Self { generation: 0, mark: Mark::default(), expired: None, layout: LAYOUT }
+    }
+}
+
+/// The generation of a view that is no longer there.
+const FORGOTTEN: u64 = u64::MAX;
 
 impl DiskTier {
     /// Opens the tier in a folder, and creates it where there is none.
@@ -79,16 +105,27 @@ impl DiskTier {
         } else {
             vec![DEFAULT_COLUMN_FAMILY_NAME.to_owned()]
         };
-        let descriptors = families.iter().map(|name| ColumnFamilyDescriptor::new(name, tuning::view(&cache)));
+        let mut view_options: HashMap<String, ViewOptions> = HashMap::new();
+        let descriptors: Vec<ColumnFamilyDescriptor> = families
+            .iter()
+            .map(|name| {
+                let view = name.rsplit_once('#').map_or(name.as_str(), |(view, _)| view).to_owned();
+                let (options, _) = view_options.entry(view).or_insert_with(|| view_options_of(&cache));
+                ColumnFamilyDescriptor::new(name, Options::clone(options))
+            })
+            .collect();
         let database =
             Database::open_cf_descriptors(&options, folder, descriptors).map_err(|error| open_error(folder, error))?;
         let tier = Self {
             database,
             folder: folder.to_owned(),
-            view_options: Options2(tuning::view(&cache)),
+            file_options: tuning::view(&cache),
+            view_options: Mutex::new(view_options),
+            cache,
             views: RwLock::default(),
         };
         tier.read_records(&families)?;
+        tier.remove_cut_off();
         Ok(tier)
     }
 
@@ -104,6 +141,7 @@ impl DiskTier {
                     .remedy(REBUILD)
             })?;
             if record.layout == LAYOUT {
+                let record = self.with_added(&view, record)?;
                 views.insert(view, Arc::new(RwLock::new(record)));
             } else {
                 self.database.delete(&key).map_err(|error| self.failed(error))?;
@@ -118,6 +156,39 @@ impl DiskTier {
         }
         *self.views.write().unwrap_or_else(PoisonError::into_inner) = views;
         Ok(())
+    }
+
+    /// Removes the files of loads that a crash has cut off.
+    fn remove_cut_off(&self) {
+        let files = std::fs::read_dir(&self.folder).into_iter().flatten().filter_map(std::result::Result::ok);
+        for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(LOAD_FILES)) {
+            if let Err(error) = std::fs::remove_file(file.path()) {
+                tracing::warn!(path = %file.path().display(), %error, "what is left of a load cannot be removed");
+            }
+        }
+    }
+
+    /// The options of a view's families, and what these let go of.
+    fn options_of(&self, view: &Pinned) -> ViewOptions {
+        let mut all = self.view_options.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(view.to_string()).or_insert_with(|| view_options_of(&self.cache)).clone()
+    }
+
+    /// Writes rows as a sorted file, as values or as merge operands.
+    fn write_file(&self, path: &Path, rows: BTreeMap<Bytes, Bytes>, merged: bool) -> Result<()> {
+        let write = || {
+            let mut writer = SstFileWriter::create(&self.file_options);
+            writer.open(path)?;
+            for (key, row) in rows {
+                if merged {
+                    writer.merge(key, row)?;
+                } else {
+                    writer.put(key, row)?;
+                }
+            }
+            writer.finish()
+        };
+        write().map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: rocksdb::Error) -> Error {
@@ -144,7 +215,7 @@ impl DiskTier {
         }
         let name = family(view, 0);
         if self.database.cf_handle(&name).is_none() {
-            self.database.create_cf(&name, &self.view_options.0).map_err(|error| self.failed(error))?;
+            self.database.create_cf(&name, &self.options_of(view).0).map_err(|error| self.failed(error))?;
         }
         let slot = Arc::new(RwLock::new(DiskView::default()));
         views.insert(view.clone(), Arc::clone(&slot));
@@ -159,6 +230,11 @@ impl DiskTier {
                 .remedy(REBUILD)
         })
     }
+}
+
+fn view_options_of(cache: &Cache) -> ViewOptions {
+    let past = Past::default();
+    (Arc::new(tuning::view_with(cache, &past)), past)
 }
 
 fn family(view: &Pinned, generation: u64) -> String {
@@ -201,6 +277,10 @@ impl OnlineTier for DiskTier {
             return Ok(Mark::default());
         };
         let state = slot.read().unwrap_or_else(PoisonError::into_inner);
+        if state.generation == FORGOTTEN {
+            (0..keys.len()).try_for_each(|index| each(index, None))?;
+            return Ok(Mark::default());
+        }
         let handle = self.family_handle(&family(view, state.generation))?;
         let rows = self.database.batched_multi_get_cf(&handle, keys, keys.is_sorted());
         for (index, row) in rows.into_iter().enumerate() {
@@ -233,7 +313,7 @@ impl OnlineTier for DiskTier {
         let slot = self.slot_or_new(view)?;
         let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
         let handle = self.family_handle(&family(view, state.generation))?;
-        let record = DiskView { generation: state.generation, mark, layout: LAYOUT };
+        let record = DiskView { mark, ..*state };
         let mut batch = WriteBatch::default();
         let mut chunks = BTreeMap::new();
         let (given, rows): (Vec<KeyedRow>, Vec<KeyedRow>) = rows.into_iter().partition(|(_, row)| is_chunk(row));
@@ -261,236 +341,50 @@ impl OnlineTier for DiskTier {
             // Left by a load that was given up.
             self.database.drop_cf(&name).map_err(|error| self.failed(error))?;
         }
-        self.database.create_cf(&name, &self.view_options.0).map_err(|error| self.failed(error))?;
-        Ok(Box::new(DiskGeneration {
-            tier: self,
-            view: view.clone(),
-            slot,
-            generation,
-            buffer: BTreeMap::new(),
-            buffered: 0,
-            again: BTreeMap::new(),
-            again_bytes: 0,
-            last: None,
-            files: 0,
-            overlap: false,
-        }))
+        self.database.create_cf(&name, &self.options_of(view).0).map_err(|error| self.failed(error))?;
+        Ok(Box::new(DiskGeneration::new(self, view, slot, generation)))
+    }
+
+    fn begin_addition(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
+        Ok(Box::new(DiskAddition::new(self, view, self.slot_or_new(view)?)))
+    }
+
+    fn views(&self) -> Vec<Pinned> {
+        self.views.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    fn expire(&self, view: &Pinned, expiry: &Expiry, now: Timestamp) -> Result<bool> {
+        let (true, Some(slot)) = (expiry.is_some(), self.slot(view)) else { return Ok(true) };
+        let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
+        if state.expired.is_some_and(|expired| expired > now) {
+            return Ok(false);
+        }
+        let past = self.options_of(view).1;
+        let until = Expiry::until(now).max(state.expired.unwrap_or(Timestamp::MIN));
+        if state.expired == Some(until) && past.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(true);
+        }
+        // First it is written down, then it may go.
+        let record = DiskView { expired: Some(until), ..*state };
+        self.database.put(view.to_string(), record_bytes(&record)?).map_err(|error| self.failed(error))?;
+        *state = record;
+        *past.write().unwrap_or_else(PoisonError::into_inner) = Some(expiry.cutoff(until));
+        Ok(true)
     }
 
     fn forget(&self, view: &Pinned) -> Result<()> {
         let slot = self.views.write().unwrap_or_else(PoisonError::into_inner).remove(view);
         if let Some(slot) = slot {
-            let state = slot.write().unwrap_or_else(PoisonError::into_inner);
+            let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
             self.database.delete(view.to_string()).map_err(|error| self.failed(error))?;
             self.database.drop_cf(&family(view, state.generation)).map_err(|error| self.failed(error))?;
+            // Who has come to it before finds nothing.
+            *state = DiskView { generation: FORGOTTEN, ..DiskView::default() };
+            *self.options_of(view).1.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
         Ok(())
-    }
-}
-
-/// A load: rows are sorted in memory by buffers, written as files, and ingested into the new family.
-///
-/// Where rows come in order of keys, as those of one data file do, the files do not overlap. The few keys that come again
-/// at their borders are merged in the end; where many do, files of merge operands are, by a compaction.
-struct DiskGeneration<'a> {
-    tier: &'a DiskTier,
-    view: Pinned,
-    slot: Arc<RwLock<DiskView>>,
-    generation: u64,
-    buffer: BTreeMap<Bytes, Bytes>,
-    buffered: usize,
-    /// Rows of keys that are not after those in files.
-    again: BTreeMap<Bytes, Bytes>,
-    again_bytes: usize,
-    /// The greatest key in files.
-    last: Option<Bytes>,
-    files: usize,
-    /// Whether files overlap.
-    overlap: bool,
-}
-
-impl DiskGeneration<'_> {
-    /// Writes the buffer as a sorted file, but for the keys that are not after those of the files before.
-    fn flush(&mut self) -> Result<()> {
-        let mut rows = std::mem::take(&mut self.buffer);
-        self.buffered = 0;
-        if let Some(last) = &self.last {
-            let after = rows.split_off(last);
-            let again = std::mem::replace(&mut rows, after).into_iter().chain(rows.remove_entry(last));
-            let again: Vec<KeyedRow> = again.collect();
-            self.again_bytes += again.iter().map(|(key, row)| key.len() + row.len()).sum::<usize>();
-            merge_rows(&mut self.again, again)?;
-        }
-        self.last = rows.last_key_value().map(|(key, _)| key.clone()).or(self.last.take());
-        self.ingest(rows, false)?;
-        if self.again_bytes >= SORT_BUFFER_BYTES { self.flush_again() } else { Ok(()) }
-    }
-
-    /// Writes rows of keys that came again as a file of merge operands.
-    fn flush_again(&mut self) -> Result<()> {
-        let rows = std::mem::take(&mut self.again);
-        self.again_bytes = 0;
-        self.overlap |= !rows.is_empty();
-        self.ingest(rows, true)
-    }
-
-    /// Writes rows as a file, as values or as merge operands, and ingests it.
-    fn ingest(&mut self, rows: BTreeMap<Bytes, Bytes>, merged: bool) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let path = self.tier.folder.join(format!("load-{}-{}.sst", self.view, self.files));
-        self.write_file(&path, rows, merged).map_err(|error| self.tier.failed(error))?;
-        let handle = self.tier.family_handle(&family(&self.view, self.generation))?;
-        let mut options = IngestExternalFileOptions::default();
-        options.set_move_files(true);
-        let ingested = self.tier.database.ingest_external_file_cf_opts(&handle, &options, vec![&path]);
-        ingested.map_err(|error| self.tier.failed(error))?;
-        self.files += 1;
-        Ok(())
-    }
-
-    fn write_file(&self, path: &Path, rows: BTreeMap<Bytes, Bytes>, merged: bool) -> Result<(), rocksdb::Error> {
-        let mut writer = SstFileWriter::create(&self.tier.view_options.0);
-        writer.open(path)?;
-        for (key, row) in rows {
-            if merged {
-                writer.merge(key, row)?;
-            } else {
-                writer.put(key, row)?;
-            }
-        }
-        writer.finish()
-    }
-
-    /// Merges the few keys that came again into what files hold of them.
-    fn merge_again(&mut self, name: &str) -> Result<()> {
-        let handle = self.tier.family_handle(name)?;
-        let mut batch = WriteBatch::default();
-        for (key, row) in std::mem::take(&mut self.again) {
-            let held = self.tier.database.get_pinned_cf(&handle, &key).map_err(|error| self.tier.failed(error))?;
-            let merged = held.map_or(Ok(row.clone()), |held| merge_values(&held, &row))?;
-            batch.put_cf(&handle, key, merged);
-        }
-        self.tier.database.write(batch).map_err(|error| self.tier.failed(error))
-    }
-}
-
-impl Generation for DiskGeneration<'_> {
-    fn add(&mut self, rows: Vec<KeyedRow>) -> Result<()> {
-        self.buffered += rows.iter().map(|(key, row)| key.len() + row.len()).sum::<usize>();
-        merge_rows(&mut self.buffer, rows)?;
-        if self.buffered >= SORT_BUFFER_BYTES { self.flush() } else { Ok(()) }
-    }
-
-    fn settle(&mut self) -> Result<()> {
-        self.flush()?;
-        let name = family(&self.view, self.generation);
-        if !self.overlap {
-            return self.merge_again(&name);
-        }
-        self.flush_again()?;
-        self.tier.database.compact_range_cf(&self.tier.family_handle(&name)?, None::<&[u8]>, None::<&[u8]>);
-        self.overlap = false;
-        Ok(())
-    }
-
-    fn finish(mut self: Box<Self>, mark: Mark) -> Result<()> {
-        self.settle()?;
-        let tier = self.tier;
-        let old = {
-            let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-            let record = DiskView { generation: self.generation, mark, layout: LAYOUT };
-            let bytes = record_bytes(&record)?;
-            tier.database.put(self.view.to_string(), bytes).map_err(|error| tier.failed(error))?;
-            let old = family(&self.view, state.generation);
-            *state = record;
-            old
-        };
-        tier.database.drop_cf(&old).map_err(|error| tier.failed(error))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ErrorKind;
-    use crate::conformance;
-
-    #[test]
-    fn the_disk_tier_keeps_the_contract() {
-        let folder = tempfile::tempdir().expect("a folder");
-        conformance::run(|name| Box::new(DiskTier::open(&folder.path().join(name)).expect("a new folder")));
-    }
-
-    #[test]
-    fn what_was_applied_is_there_after_reopening() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let view = conformance::view("kept");
-        let mark = Mark::of_commit(3, None);
-        let tier = DiskTier::open(folder.path()).expect("a new folder");
-        tier.apply(&view, conformance::rows(&[("a", "1")]), mark).expect("writable");
-        drop(tier);
-        let tier = DiskTier::open(folder.path()).expect("reopened");
-        let read = tier.read(&view, &[b"a"]).expect("readable");
-        assert_eq!((read.rows[0].as_deref(), read.mark), (Some(b"1".as_slice()), mark));
-    }
-
-    #[test]
-    fn a_load_of_several_files_keeps_the_newest_row_of_each_key() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let view = conformance::view("large");
-        let tier = DiskTier::open(folder.path()).expect("a new folder");
-        let mut generation = tier.begin_generation(&view).expect("begun");
-        // Three passes over the same keys, more bytes together than one buffer takes; the second pass is the newest.
-        let (keys, width) = (2_000_u32, 16 << 10);
-        for pass in [1_u8, 3, 2] {
-            for key in 0..keys {
-                let row = Bytes::from(vec![pass; width]);
-                generation.add(vec![(Bytes::copy_from_slice(&key.to_be_bytes()), row)]).expect("writable");
-            }
-        }
-        generation.finish(Mark::of_commit(1, None)).expect("ingested");
-        for key in [0, 7, keys - 1] {
-            let read = tier.read(&view, &[&key.to_be_bytes()]).expect("readable");
-            assert_eq!(read.rows[0].as_ref().map(|row| (row[0], row.len())), Some((3, width)));
-        }
-        let left = std::fs::read_dir(folder.path()).expect("readable").filter_map(Result::ok);
-        assert_eq!(left.filter(|file| file.file_name().to_string_lossy().starts_with("load-")).count(), 0);
-    }
-
-    #[test]
-    fn a_load_in_order_of_keys_merges_those_that_come_again() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let view = conformance::view("ordered");
-        let tier = DiskTier::open(folder.path()).expect("a new folder");
-        let mut generation = tier.begin_generation(&view).expect("begun");
-        // As many bytes as three buffers take; a key comes again soon after, in the same buffer or in the next one.
-        let (keys, width) = (12_000_u32, 16 << 10);
-        let row = |value: u8| Bytes::from(vec![value; width]);
-        for key in 0..keys {
-            let again = key.saturating_sub(3);
-            let of = |key: u32, value| (Bytes::copy_from_slice(&key.to_be_bytes()), row(value));
-            generation.add(vec![of(key, 1), of(again, if again % 2 == 0 { 2 } else { 0 })]).expect("writable");
-        }
-        generation.finish(Mark::of_commit(1, None)).expect("ingested");
-        for key in 0..keys - 3 {
-            let read = tier.read(&view, &[&key.to_be_bytes()]).expect("readable");
-            let expected = if key % 2 == 0 { 2 } else { 1 };
-            assert_eq!(read.rows[0].as_ref().map(|row| (row[0], row.len())), Some((expected, width)), "key {key}");
-        }
-    }
-
-    #[test]
-    fn a_folder_in_use_and_a_damaged_one_are_named_with_the_remedy() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let tier = DiskTier::open(folder.path()).expect("a new folder");
-        let error = DiskTier::open(folder.path()).expect_err("in use");
-        assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
-        drop(tier);
-        std::fs::write(folder.path().join("CURRENT"), "MANIFEST-999999\n").expect("writable");
-        let error = DiskTier::open(folder.path()).expect_err("damaged");
-        assert_eq!(error.kind(), ErrorKind::Damaged);
-        assert!(error.to_string().contains("delete the folder"), "{error}");
-    }
-}
+mod tests;

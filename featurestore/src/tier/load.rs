@@ -1,19 +1,20 @@
 //! Bringing an online tier up to object storage: what is new commit by commit, or everything anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray, RecordBatch};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::object::{
-    AVAILABLE_TIME, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, WRITE_POSITION,
+    AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, WRITE_POSITION,
     WRITE_WITHIN,
 };
-use super::{KeyedRow, Mark, OnlineTier, merge_rows};
+use super::{Generation, KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};
 use crate::definition::{Column, FeatureView, Windowed};
 use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout, RowsByKey, WriteOrder};
@@ -21,7 +22,7 @@ use crate::push::EventSink;
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
-/// A commit of more rows than this is loaded as a new generation: beyond it sorting beats single writes.
+/// More rows than this are loaded as sorted files: beyond it sorting beats single writes.
 const APPLY_AT_MOST_ROWS: u64 = 200_000;
 
 /// Batches that are packed at once, while the one before them is stored.
@@ -47,7 +48,8 @@ impl Progress for () {
 /// Brings a view in `tier` up to its log's newest commit. Returns the mark reached.
 ///
 /// A tier that holds nothing, that holds a commit which the log does not have (another store's folder), or that is
-/// behind by a replacement or by much, is loaded anew; else the commits that it lacks are applied one by one.
+/// behind by a replacement, is loaded anew. Else the rows of the commits that it lacks are added to those that it has, few
+/// as writes, many as sorted files; in either case together with the mark, once.
 ///
 /// # Errors
 /// Those of the log and of the tier; the tier is then at a mark that it has had.
@@ -81,49 +83,79 @@ pub async fn catch_up_with(
     progress: &dyn Progress,
     pushing: Option<Pushing<'_>>,
 ) -> Result<Mark> {
-    let mark = tier.mark(log.view())?;
     let packer = Packer::new(view)?;
-    let commits = log.commits_after(mark.commit).await?;
-    let unknown = mark.commit > 0 && !log.has(mark).await?;
-    if commits.is_empty() && !unknown {
-        return Ok(mark);
-    }
-    let (mut rows, mut anew, mut then) = (0, unknown, mark);
-    for (number, commit) in &commits {
-        match PushedRows::of(commit, then) {
-            PushedRows::Held => {}
-            PushedRows::Wanted => rows += commit.files.iter().map(|file| file.rows).sum::<u64>(),
-            PushedRows::Mixed => anew = true,
+    loop {
+        let mark = tier.mark(log.view())?;
+        let commits = log.commits_after(mark.commit).await?;
+        let unknown = mark.commit > 0 && !log.has(mark).await?;
+        if commits.is_empty() && !unknown {
+            return Ok(mark);
         }
-        then = then.after(*number, commit);
-        anew |= commit.kind.replaces();
-    }
-    if anew || rows > APPLY_AT_MOST_ROWS {
-        return load_anew(tier, log, (view, &packer), progress, pushing).await;
-    }
-    let mut reached = mark;
-    for (number, commit) in commits {
-        let mut held = BTreeMap::new();
-        if PushedRows::of(&commit, reached) == PushedRows::Wanted {
-            for file in &commit.files {
-                packer.read(log, number, file, |_, rows| merge_rows(&mut held, rows)).await?;
-            }
-        }
-        let changing = lock(pushing).await;
-        // Pushes may have come meanwhile.
+        let mut lacks = Lacks::of(mark, &commits);
+        lacks.anew |= unknown;
+        let files = if lacks.anew { None } else { lacks.files(log, mark, &commits).await? };
+        let Some(files) = files else { return load_anew(tier, log, (view, &packer), progress, pushing).await };
+        let rows = files.iter().map(|(_, file)| file.rows).sum::<u64>();
+        let read = if rows <= APPLY_AT_MOST_ROWS {
+            Added::Few(read_few(log, &packer, &lacks, &files).await?)
+        } else if mark.commit == 0 {
+            return load_anew(tier, log, (view, &packer), progress, pushing).await;
+        } else {
+            Added::Many(read_many(tier, log, &packer, (&lacks, &files), progress).await?)
+        };
+        let _changing = lock(pushing).await;
+        // Pushes may have come meanwhile: what it lacks of the same commits may be less, and the mark is to keep them.
         let now = tier.mark(log.view())?;
-        match PushedRows::of(&commit, now) {
-            PushedRows::Wanted => {}
-            PushedRows::Held => held.clear(),
-            PushedRows::Mixed => {
-                drop(changing);
-                return load_anew(tier, log, (view, &packer), progress, pushing).await;
-            }
+        let still = Lacks::of(now, &commits);
+        if now.commit != mark.commit || still.anew || still.wanted != lacks.wanted {
+            continue;
         }
-        reached = now.after(number, &commit);
-        tier.apply(log.view(), held.into_iter().collect(), reached)?;
+        match read {
+            Added::Few(rows) => tier.apply(log.view(), rows, still.reached)?,
+            Added::Many(addition) => addition.finish(still.reached)?,
+        }
+        return Ok(still.reached);
     }
-    Ok(reached)
+}
+
+/// The rows that a tier lacks, read and not yet in it.
+enum Added<'a> {
+    /// To be written one by one.
+    Few(Vec<KeyedRow>),
+    /// Sorted files.
+    Many(Box<dyn Generation + 'a>),
+}
+
+async fn read_few(log: &ViewLog, packer: &Packer, lacks: &Lacks, files: &[(u64, DataFile)]) -> Result<Vec<KeyedRow>> {
+    let wanted = |number| lacks.wanted.contains(&number);
+    let mut held = BTreeMap::new();
+    for (number, file) in files {
+        packer.read(log, *number, file, &wanted, |_, rows| merge_rows(&mut held, rows)).await?;
+    }
+    Ok(held.into_iter().collect())
+}
+
+async fn read_many<'a>(
+    tier: &'a dyn OnlineTier,
+    log: &ViewLog,
+    packer: &Packer,
+    (lacks, files): (&Lacks, &[(u64, DataFile)]),
+    progress: &dyn Progress,
+) -> Result<Box<dyn Generation + 'a>> {
+    let wanted = |number| lacks.wanted.contains(&number);
+    progress
+        .begin(&format!("loading what is new of {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
+    let mut addition = tier.begin_addition(log.view())?;
+    for (number, file) in files {
+        let added = packer.read(log, *number, file, &wanted, |read, rows| {
+            progress.advance(read);
+            addition.add(rows)
+        });
+        added.await?;
+    }
+    addition.settle()?;
+    progress.end();
+    Ok(addition)
 }
 
 async fn lock(pushing: Option<Pushing<'_>>) -> Option<MutexGuard<'_, ()>> {
@@ -146,10 +178,71 @@ impl Mark {
     }
 }
 
+/// What a tier lacks of the commits after its mark.
+#[derive(Debug)]
+struct Lacks {
+    /// The commits whose rows it lacks.
+    wanted: BTreeSet<u64>,
+    /// Whether that cannot be said, or a commit replaced what it has.
+    anew: bool,
+    /// Whether files of these commits have given way to others.
+    compacted: bool,
+    /// Where it is when it has them.
+    reached: Mark,
+}
+
+impl Lacks {
+    fn of(mark: Mark, commits: &[(u64, ViewCommit)]) -> Self {
+        let mut lacks = Self { wanted: BTreeSet::new(), anew: false, compacted: false, reached: mark };
+        for (number, commit) in commits {
+            match PushedRows::of(commit, lacks.reached) {
+                PushedRows::Held => {}
+                PushedRows::Wanted => {
+                    lacks.wanted.insert(*number);
+                }
+                PushedRows::Mixed => lacks.anew = true,
+            }
+            lacks.anew |= commit.kind.replaces();
+            lacks.compacted |= commit.kind == ViewCommitKind::Compact;
+            lacks.reached = lacks.reached.after(*number, commit);
+        }
+        // A tier that has nothing reads what counts now, not how it came to be.
+        lacks.anew |= mark.commit == 0 && lacks.compacted;
+        lacks
+    }
+
+    /// The files that have the rows; `None` when a commit has replaced them since.
+    async fn files(
+        &self,
+        log: &ViewLog,
+        mark: Mark,
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<Option<Vec<(u64, DataFile)>>> {
+        if !self.compacted {
+            let wanted = commits.iter().filter(|(number, _)| self.wanted.contains(number));
+            let files = wanted.flat_map(|(number, commit)| commit.files.iter().map(|file| (*number, file.clone())));
+            return Ok(Some(files.collect()));
+        }
+        if self.wanted.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        // Files of these commits have given way to others, and may be gone.
+        let state = log.state().await?;
+        if state.replaced > mark.commit {
+            return Ok(None);
+        }
+        let holds = |(number, file): &(u64, DataFile)| {
+            let (first, last) = file.commits(*number);
+            self.wanted.range(first..=last).next().is_some()
+        };
+        Ok(Some(state.files.into_iter().filter(holds).collect()))
+    }
+}
+
 /// What a tier has of a commit's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PushedRows {
-    /// All of them: they were pushed, and applied before they were committed.
+    /// All of them: they were pushed, and applied before they were committed; or the commit has no rows of its own.
     Held,
     /// None.
     Wanted,
@@ -161,6 +254,7 @@ impl PushedRows {
     /// Of a commit, in a tier at a mark. Beyond what was committed a position says something in its own log alone.
     fn of(commit: &ViewCommit, mark: Mark) -> Self {
         match commit.pushed {
+            _ if commit.kind == ViewCommitKind::Compact => Self::Held,
             None => Self::Wanted,
             Some(range) if range.after >= mark.pushed => Self::Wanted,
             Some(range)
@@ -185,7 +279,7 @@ async fn load_anew(
     let mut batches = tier.begin_generation(log.view())?;
     for (number, file) in &files {
         packer
-            .read(log, *number, file, |read, rows| {
+            .read(log, *number, file, &|_| true, |read, rows| {
                 progress.advance(read);
                 batches.add(rows)
             })
@@ -207,10 +301,7 @@ async fn load_anew(
 impl ViewLog {
     /// Whether the log has the commit that a tier says it is at.
     async fn has(&self, mark: Mark) -> Result<bool> {
-        let found = self.commits_after(mark.commit - 1).await?;
-        Ok(found
-            .first()
-            .is_some_and(|(number, commit)| *number == mark.commit && Some(commit.watermark) == mark.committed))
+        Ok(self.commit_at(mark.commit).await?.is_some_and(|commit| Some(commit.watermark) == mark.committed))
     }
 }
 
@@ -254,19 +345,21 @@ impl Packer {
         })
     }
 
-    /// Reads a file; `each` gets how many rows a batch had, and what they are packed to.
+    /// Reads a file's rows of wanted commits; `each` gets how many rows a batch had, and what they are packed to.
     async fn read(
         &self,
         log: &ViewLog,
         number: u64,
         file: &DataFile,
+        wanted: &(dyn Fn(u64) -> bool + Sync),
         mut each: impl FnMut(u64, Vec<KeyedRow>) -> Result<()>,
     ) -> Result<()> {
         let packed = log.read(file).await?.map(|batch| {
             let this = self.clone();
+            let wanted = batch.and_then(|batch| Ok((batch.num_rows() as u64, of_commits(batch, wanted)?)));
             async move {
-                let batch = batch?;
-                let work = move || Ok((batch.num_rows() as u64, this.pack(&batch, number)?));
+                let (read, batch) = wanted?;
+                let work = move || Ok((read, this.pack(&batch, number)?));
                 let done = tokio::task::spawn_blocking(work).await;
                 done.map_err(|error| Error::internal("packing rows panicked").source(error))?
             }
@@ -279,8 +372,8 @@ impl Packer {
         Ok(())
     }
 
-    /// Packs a batch. Rows that do not tell their place in the order of writes have that of commit `number`; rows without a
-    /// whole key are left out.
+    /// Packs a batch. Rows that do not tell their place in the order of writes have that of the commit that wrote them: the one
+    /// that each tells ([`COMMIT`]), else `number`. Rows without a whole key are left out.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when the batch does not have the view's columns.
@@ -296,7 +389,7 @@ impl Packer {
         let keys = self.keys.encode(&columns(self.keys.columns())?)?;
         let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
         let (event, available) = (times(&event)?, times(&available)?);
-        let written = written(batch, WriteOrder::of_commit(0, number));
+        let written = written(batch, number)?;
         let headers: Vec<RowHeader> = (0..batch.num_rows())
             .map(|row| RowHeader {
                 event_time: Timestamp::from_micros(event.value(row)),
@@ -352,16 +445,32 @@ impl TilePacker {
     }
 }
 
-/// The place of each row of a batch in the order of writes, where it tells.
-fn written(batch: &RecordBatch, otherwise: WriteOrder) -> impl Fn(usize) -> WriteOrder {
+/// The place of each row of a batch in the order of writes: what it tells, else that of the commit that wrote it.
+fn written(batch: &RecordBatch, number: u64) -> Result<impl Fn(usize) -> WriteOrder> {
     let [position, within] = [WRITE_POSITION, WRITE_WITHIN]
         .map(|name| batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>()).cloned());
-    move |row| match (&position, &within) {
+    let commits = commits_of(batch)?.cloned();
+    Ok(move |row: usize| match (&position, &within) {
         (Some(position), Some(within)) if position.is_valid(row) && within.is_valid(row) => {
             WriteOrder { position: position.value(row), within: within.value(row) }
         }
-        _ => otherwise,
-    }
+        _ => WriteOrder::of_commit(0, commits.as_ref().map_or(number, |commits| commits.value(row).cast_unsigned())),
+    })
+}
+
+/// The commits that wrote the rows of a batch of a merged file.
+fn commits_of(batch: &RecordBatch) -> Result<Option<&PrimitiveArray<Int64Type>>> {
+    let Some(commits) = batch.column_by_name(COMMIT) else { return Ok(None) };
+    let commits = commits.as_primitive_opt().filter(|commits| commits.null_count() == 0);
+    let wrong = || Error::damaged("a data file's commit column is not made of numbers").with("column", COMMIT);
+    commits.map(Some).ok_or_else(wrong)
+}
+
+/// The rows of a batch that wanted commits wrote; all of a file that was not merged.
+fn of_commits(batch: RecordBatch, wanted: &(dyn Fn(u64) -> bool + Sync)) -> Result<RecordBatch> {
+    let Some(commits) = commits_of(&batch)? else { return Ok(batch) };
+    let kept: BooleanArray = commits.values().iter().map(|commit| Some(wanted(commit.cast_unsigned()))).collect();
+    if kept.true_count() == batch.num_rows() { Ok(batch) } else { Ok(filter_record_batch(&batch, &kept)?) }
 }
 
 fn times(array: &ArrayRef) -> Result<&PrimitiveArray<TimestampMicrosecondType>> {

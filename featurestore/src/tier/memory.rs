@@ -16,9 +16,10 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
-use super::{ComputeRows, EachRow, EntityRead, EntityRows, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
+use super::{ComputeRows, EachRow, EntityRead, EntityRows, Expiry, Generation, KeyedRow, Mark, OnlineTier, ViewRead};
 use crate::Result;
 use crate::definition::Pinned;
+use crate::time::Timestamp;
 
 /// What the cache itself needs for an entry, beside key and row (measured for moka 0.12; it is a weight, not a promise).
 const ENTRY_OVERHEAD_BYTES: usize = 160;
@@ -261,6 +262,21 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
     fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
         let below = self.below.begin_generation(view)?;
         Ok(Box::new(MemoryGeneration { slot: self.slot(view)?, incarnations: &self.next_incarnation, below }))
+    }
+
+    fn begin_addition(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
+        // Nobody keeps the keys of so many rows: all that is known of the view is asked for anew.
+        let below = self.below.begin_addition(view)?;
+        Ok(Box::new(MemoryGeneration { slot: self.slot(view)?, incarnations: &self.next_incarnation, below }))
+    }
+
+    fn views(&self) -> Vec<Pinned> {
+        self.below.views()
+    }
+
+    fn expire(&self, view: &Pinned, expiry: &Expiry, now: Timestamp) -> Result<bool> {
+        // What is kept here leaves by itself.
+        self.below.expire(view, expiry, now)
     }
 
     fn forget(&self, view: &Pinned) -> Result<()> {

@@ -6,16 +6,18 @@
 //! views/airport_weather/3f2a9c1d0b4e/data/000000000007-1.parquet
 //! ```
 //!
-//! A data file holds the key columns, the feature columns, and the two times under names that no SQL column has.
+//! A data file holds the key columns, the feature columns, and the two times under names that no SQL column has. Others may
+//! stand after them: a file that was merged from several ([`ViewCommitKind::Compact`]) has the number of the commit that
+//! wrote each row ([`COMMIT`]).
 //! A crash before the commit leaves files that no commit names: garbage, never half a refresh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path as FilePath;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
@@ -30,7 +32,7 @@ use url::Url;
 
 use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
-use crate::catalog::{Checkpoints, CommitLog};
+use crate::catalog::{Checkpoints, CommitLog, Head};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
 use crate::object_storage::{DurableFolder, create_folder};
 use crate::time::Timestamp;
@@ -60,6 +62,9 @@ const RETRY_WITHIN: Duration = Duration::from_secs(20);
 
 /// The longest wait between two of them.
 const RETRY_AT_LEAST_EVERY: Duration = Duration::from_secs(5);
+
+/// The column of merged data files that tells which commit wrote each row first.
+pub const COMMIT: &str = "@commit";
 
 /// Opens the store at a URL (`s3://bucket/prefix`, `file:///folder`) or in a local folder, which is created.
 /// Options are those of `object_store`, such as `aws_endpoint` or `timeout`; the environment's (`AWS_*`) count too.
@@ -133,6 +138,8 @@ pub enum ViewCommitKind {
     Backfill,
     /// Set the watermark back: a producer had said too much, and a person corrected it. It has no rows.
     Correct,
+    /// Put files in the place of others that hold the same rows: nobody who has the commits before needs to read them.
+    Compact,
 }
 
 impl ViewCommitKind {
@@ -169,12 +176,22 @@ pub struct DataFile {
     /// The least and the greatest event time among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_times: Option<(Timestamp, Timestamp)>,
-    /// The number of the commit that wrote its rows first, where that is an earlier one.
+    /// The number of the commit that wrote its rows first, where that is an earlier one; of several the greatest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<u64>,
     /// Of a file of pushed events: their positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub positions: Option<PushedRange>,
+    /// The least of them, where its rows are of several commits: they then have the column [`COMMIT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_commit: Option<u64>,
+}
+
+impl DataFile {
+    /// The least and the greatest number of the commits that wrote its rows first, of a file that `number` is told for.
+    pub fn commits(&self, number: u64) -> (u64, u64) {
+        (self.first_commit.unwrap_or(number), number)
+    }
 }
 
 /// A file of a table that a view's sources read, as it was then.
@@ -261,6 +278,9 @@ pub struct ViewCommit {
     /// What was found about them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restated: Option<Restated>,
+    /// The paths of the files whose place those of a compaction take; of other kinds none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<String>,
     /// The files that it adds, or replaces all others with.
     pub files: Vec<DataFile>,
     /// The pushes that it leaves out, since the view's query fails on them.
@@ -310,6 +330,10 @@ impl ViewLogState {
             self.set_aside.clear();
             self.replaced = number;
         }
+        if !commit.replaced.is_empty() {
+            let gone: HashSet<&str> = commit.replaced.iter().map(String::as_str).collect();
+            self.files.retain(|(_, file)| !gone.contains(file.path.as_str()));
+        }
         self.number = number;
         self.watermark = Some(commit.watermark);
         self.read_until = Some(commit.read_until.unwrap_or(commit.watermark));
@@ -324,6 +348,24 @@ impl ViewLogState {
     }
 }
 
+/// The states of views that a process has seen last: what is new since is all that it reads.
+#[derive(Debug, Clone, Default)]
+pub struct RememberedStates(Arc<Mutex<HashMap<Pinned, ViewLogState>>>);
+
+impl RememberedStates {
+    fn of(&self, view: &Pinned) -> Option<ViewLogState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(view).cloned()
+    }
+
+    fn keep(&self, view: &Pinned, state: &ViewLogState) {
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two that look at once the one that saw less may come last.
+        if states.get(view).is_none_or(|kept| kept.number < state.number) {
+            states.insert(view.clone(), state.clone());
+        }
+    }
+}
+
 /// The data of one view version on object storage.
 #[derive(Debug, Clone)]
 pub struct ViewLog {
@@ -332,6 +374,8 @@ pub struct ViewLog {
     prefix: Path,
     log: CommitLog<ViewCommit>,
     checkpoints: Checkpoints<ViewLogState>,
+    head: Head,
+    remembered: Option<RememberedStates>,
 }
 
 impl ViewLog {
@@ -340,7 +384,14 @@ impl ViewLog {
         let prefix = Path::from_iter(["views", &view.name, view.version.as_str()]);
         let log = CommitLog::new(Arc::clone(&store), prefix.clone().join("log"));
         let checkpoints = Checkpoints::new(Arc::clone(&store), prefix.clone().join("state"));
-        Self { store, view: view.clone(), prefix, log, checkpoints }
+        let head = Head::of_view(Arc::clone(&store), view);
+        Self { store, view: view.clone(), prefix, log, checkpoints, head, remembered: None }
+    }
+
+    /// The same log, for a process that looks at it again and again.
+    #[must_use]
+    pub fn remembering(self, states: &RememberedStates) -> Self {
+        Self { remembered: Some(states.clone()), ..self }
     }
 
     /// The view version.
@@ -348,16 +399,32 @@ impl ViewLog {
         &self.view
     }
 
+    /// Where all of it lies.
+    pub fn folder(&self) -> &Path {
+        &self.prefix
+    }
+
     /// The state after the newest commit.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] names a damaged commit.
     pub async fn state(&self) -> Result<ViewLogState> {
-        let mut state = self.checkpoints.newest().await?.unwrap_or_default();
+        let remembered = self.remembered.as_ref().and_then(|states| states.of(&self.view));
+        let mut state = match remembered {
+            Some(state) => state,
+            None => self.checkpoints.newest().await?.unwrap_or_default(),
+        };
         for (number, commit) in self.log.read_after(state.number).await? {
             state.apply(number, commit);
         }
+        self.remember(&state);
         Ok(state)
+    }
+
+    fn remember(&self, state: &ViewLogState) {
+        if let Some(states) = &self.remembered {
+            states.keep(&self.view, state);
+        }
     }
 
     /// The commits after `number`.
@@ -368,6 +435,14 @@ impl ViewLog {
         self.log.read_after(number).await
     }
 
+    /// The commit of a number.
+    ///
+    /// # Errors
+    /// As [`Self::state`].
+    pub async fn commit_at(&self, number: u64) -> Result<Option<ViewCommit>> {
+        self.log.read(number).await
+    }
+
     /// Writes the commit that follows `state`.
     ///
     /// # Errors
@@ -376,8 +451,15 @@ impl ViewLog {
         let number = state.number + 1;
         self.log.append(number, &commit).await?;
         state.apply(number, commit);
+        self.remember(state);
+        self.head.tell(number).await;
         self.checkpoints.write(number, state).await;
         Ok(())
+    }
+
+    /// The commits as a log.
+    pub fn log(&self) -> &CommitLog<ViewCommit> {
+        &self.log
     }
 
     /// Begins a data file of this name: that of the commit it is for, and of the writer that tries to commit it.
@@ -385,9 +467,16 @@ impl ViewLog {
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when Parquet refuses the schema.
     pub fn write(&self, view: &FeatureView, name: &str) -> Result<ViewWriter> {
+        self.write_columns(view, name, data_schema(view))
+    }
+
+    /// The same, of a file with these columns: the view's, and after them others, which its fingerprint leaves out.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_columns(&self, view: &FeatureView, name: &str, schema: SchemaRef) -> Result<ViewWriter> {
         let path = self.prefix.clone().join("data").join(format!("{name}.parquet"));
-        let schema = data_schema(view);
-        let fingerprint = Fingerprint::new(&schema)?;
+        let fingerprint = Fingerprint::new(&data_schema(view))?;
         let object = BufWriter::new(Arc::clone(&self.store), path.clone());
         let properties = crate::parquet_file::properties(&schema).build();
         let writer = AsyncArrowWriter::try_new(object, schema, Some(properties))
@@ -395,25 +484,41 @@ impl ViewLog {
         Ok(ViewWriter { writer, path, fingerprint })
     }
 
-    /// Reads a data file as batches.
+    /// Reads a data file as batches, with all of its columns.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when it is not the Parquet file that the commit describes.
     pub async fn read(&self, file: &DataFile) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let path = file.path.clone();
-        let damaged = move |error: parquet::errors::ParquetError| {
-            Error::damaged("a data file cannot be read")
-                .with("path", &path)
-                .remedy("restore the object from a backup of the store, or drop and refresh the view")
-                .source(error)
-        };
-        let reader = ObjectReader::new(Arc::clone(&self.store), Path::from(file.path.as_str()), file.bytes);
-        let stream = ParquetRecordBatchStreamBuilder::new(reader)
-            .await
-            .and_then(ParquetRecordBatchStreamBuilder::build)
-            .map_err(&damaged)?;
-        Ok(stream.map_err(damaged).boxed())
+        read_data_file(&self.store, file).await
     }
+
+    /// The columns that a data file has after the view's own.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn further_columns(&self, view: &FeatureView, file: &DataFile) -> Result<Vec<FieldRef>> {
+        let own = data_schema(view);
+        let columns = open(&self.store, file).await?.schema().fields().clone();
+        Ok(columns.iter().filter(|column| own.field_with_name(column.name()).is_err()).cloned().collect())
+    }
+}
+
+async fn open(store: &Arc<dyn ObjectStore>, file: &DataFile) -> Result<ParquetRecordBatchStreamBuilder<ObjectReader>> {
+    let reader = ObjectReader::new(Arc::clone(store), Path::from(file.path.as_str()), file.bytes);
+    ParquetRecordBatchStreamBuilder::new(reader).await.map_err(|error| unreadable(&file.path, error))
+}
+
+/// Reads a data file, of a view or of flushed pushes, as batches.
+///
+/// # Errors
+/// As [`ViewLog::read`].
+pub async fn read_data_file(
+    store: &Arc<dyn ObjectStore>,
+    file: &DataFile,
+) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+    let stream = open(store, file).await?.build().map_err(|error| unreadable(&file.path, error))?;
+    let path = file.path.clone();
+    Ok(stream.map_err(move |error| unreadable(&path, error)).boxed())
 }
 
 /// The columns of a view's data files: keys, features (or the arguments of a windowed view's events), event time,
@@ -458,6 +563,13 @@ impl ViewWriter {
             ..DataFile::default()
         })
     }
+}
+
+fn unreadable(path: &str, error: parquet::errors::ParquetError) -> Error {
+    Error::damaged("a data file cannot be read")
+        .with("path", path)
+        .remedy("restore the object from a backup of the store, or drop and refresh the view")
+        .source(error)
 }
 
 fn failed(path: &Path, error: parquet::errors::ParquetError) -> Error {

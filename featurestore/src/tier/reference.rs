@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 
-use super::{Generation, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows};
+use super::{Generation, HeldAddition, KeyedRow, Mark, OnlineTier, ViewRead, merge_rows};
 use crate::Result;
 use crate::definition::Pinned;
 
@@ -51,6 +51,14 @@ impl OnlineTier for ReferenceTier {
 
     fn begin_generation(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
         Ok(Box::new(ReferenceGeneration { tier: self, name: view.clone(), view: View::default() }))
+    }
+
+    fn begin_addition(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
+        Ok(Box::new(HeldAddition::new(self, view)))
+    }
+
+    fn views(&self) -> Vec<Pinned> {
+        self.views.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     fn forget(&self, view: &Pinned) -> Result<()> {

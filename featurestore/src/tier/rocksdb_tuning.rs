@@ -1,7 +1,11 @@
 //! All RocksDB tuning in one place, each choice with its reason.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rocksdb::compaction_filter::Decision;
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DataBlockIndexType, MergeOperands, Options};
 
+use super::expiry::Cutoff;
 use crate::encoding::merge_values;
 
 /// Memory for decompressed blocks; the memory tier above holds what is hot, so this stays small.
@@ -35,7 +39,29 @@ pub(super) fn database() -> Options {
     options
 }
 
-/// Options of a view's column family.
+/// What a view's column family lets go of when its files are written again; nothing until it is told.
+pub(super) type Past = Arc<RwLock<Option<Cutoff>>>;
+
+/// Files that were not written again for so long are, for the sake of what is past in them.
+const WRITTEN_AGAIN_SECONDS: u64 = 7 * 86_400;
+
+/// Options of a view's column family, which lets go of what is past.
+pub(super) fn view_with(cache: &Cache, past: &Past) -> Options {
+    let (mut options, past) = (view(cache), Arc::clone(past));
+    options.set_periodic_compaction_seconds(WRITTEN_AGAIN_SECONDS);
+    options.set_compaction_filter("springhouse.expiry", move |_, key: &[u8], value: &[u8]| {
+        let past = past.read().unwrap_or_else(PoisonError::into_inner);
+        // The empty key is no entity's.
+        if !key.is_empty() && past.as_ref().is_some_and(|past| past.is_past(key, value)) {
+            Decision::Remove
+        } else {
+            Decision::Keep
+        }
+    });
+    options
+}
+
+/// Options of a view's column family, and of the files that are ingested into it.
 pub(super) fn view(cache: &Cache) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);

@@ -134,6 +134,7 @@ impl Shared {
             late,
             history: None,
             restated: None,
+            replaced: Vec::new(),
             files,
             set_aside: aside,
         };

@@ -59,6 +59,7 @@ impl Shared {
             late: 0,
             history: None,
             restated: None,
+            replaced: Vec::new(),
             files: Vec::new(),
             set_aside: Vec::new(),
         };

@@ -18,6 +18,9 @@ struct Script {
     log_fails: HashSet<String>,
     panics: HashSet<String>,
     read_until: Option<Timestamp>,
+    tidying_fails: bool,
+    tidying_panics: bool,
+    tidied: Vec<String>,
     told: Vec<String>,
 }
 
@@ -46,6 +49,14 @@ impl Scripted {
             let told = move |told: Told| script.lock().expect("not poisoned").told.push(short(&told));
             Schedule::new(work, 1).run(Duration::from_millis(1), told).await
         })
+    }
+
+    fn tidy(&self, what: &str) -> Result<()> {
+        self.script().tidied.push(what.to_owned());
+        let panics = self.script().tidying_panics;
+        let fails = self.script().tidying_fails;
+        assert!(!panics, "{what} is strange");
+        if fails { Err(Error::unavailable("no store")) } else { Ok(()) }
     }
 
     /// Waits until it has been told of all these.
@@ -116,6 +127,14 @@ impl Work for Scripted {
             restated: None,
             committed: true,
         })
+    }
+
+    async fn compact(&self, view: &FeatureView) -> Result<()> {
+        self.tidy(&view.name)
+    }
+
+    async fn collect_garbage(&self) -> Result<()> {
+        self.tidy("garbage")
     }
 }
 
@@ -202,6 +221,33 @@ async fn a_view_that_was_refreshed_before_waits_for_its_interval() {
     assert_eq!(work.script().told, Vec::<String>::new());
     work.clock.set(at(30));
     work.until_told(&["good refreshed at 30"]).await;
+    schedule.abort();
+}
+
+#[tokio::test]
+async fn what_keeps_the_store_small_follows_each_turn_and_fails_none() {
+    let work = Scripted::new(&["good"]);
+    work.script().tidying_fails = true;
+    let schedule = work.start();
+    work.until_told(&["good refreshed at 0"]).await;
+    work.clock.set(at(60));
+    work.until_told(&["good refreshed at 60"]).await;
+    work.script().tidying_panics = true;
+    work.clock.set(at(86_400));
+    work.until_told(&["good refreshed at 86400"]).await;
+    work.clock.set(at(86_460));
+    work.until_told(&["good refreshed at 86460"]).await;
+    for _ in 0..5_000 {
+        let count = |what: &str| work.script().tidied.iter().filter(|tidied| *tidied == what).count();
+        if (count("good"), count("garbage")) == (4, 2) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut tidied = work.script().tidied.clone();
+    tidied.sort_unstable();
+    assert_eq!(tidied, ["garbage", "garbage", "good", "good", "good", "good"]);
+    assert!(work.script().told.iter().all(|told| told.contains("refreshed")), "{:?}", work.script().told);
     schedule.abort();
 }
 

@@ -1,0 +1,63 @@
+//! Garbage: what lies on object storage and no commit names is removed after a grace time.
+//!
+//! Named are the files of a view's newest state and those of a backfill that has begun, the flushed pushes, and nothing else. How a
+//! file that is being written, or read, is told from one that nobody needs: [`springhouse_featurestore::tier::DataFolder`].
+
+use std::collections::HashSet;
+
+use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::{CatalogState, Heads};
+use springhouse_featurestore::definition::{FeatureView, Pinned};
+use springhouse_featurestore::push::PushHistory;
+use springhouse_featurestore::tier::{BackfillLog, Collected, DataFolder};
+use springhouse_featurestore::time::Span;
+
+use crate::Jobs;
+
+/// How long a file that no commit names is kept: longer than any refresh, flush or training set takes.
+pub const GRACE: Span = Span::from_secs(24 * 3_600);
+
+impl Jobs {
+    /// Removes what no commit has named for `grace`, of all view versions and of the flushed pushes.
+    ///
+    /// # Errors
+    /// Those of the store and of its logs; what was not removed is the next time.
+    pub async fn collect_garbage(&self, catalog: &CatalogState, grace: Span) -> Result<Collected> {
+        let mut collected = Collected::default();
+        for view in catalog.all_views() {
+            // Listed before it is asked what is named.
+            let folder = DataFolder::list(self.store(), self.log(view).folder()).await?;
+            if !folder.files().is_empty() {
+                let named = self.named_files(view).await?;
+                collected += folder.collect(&named, grace, self.clock().now()).await?;
+            }
+        }
+        let folder = DataFolder::list(self.store(), &PushHistory::folder()).await?;
+        if !folder.files().is_empty() {
+            let history = self.pushed().state().await?;
+            let named = history.files.values().flatten().map(|file| file.path.clone()).collect();
+            collected += folder.collect(&named, grace, self.clock().now()).await?;
+        }
+        let live: Vec<Pinned> = catalog.live_views().into_iter().map(FeatureView::pinned).collect();
+        Heads::keep(self.store(), &live).await?;
+        if collected != Collected::default() {
+            tracing::info!(
+                removed = collected.removed,
+                bytes = collected.bytes,
+                waiting = collected.waiting,
+                "garbage"
+            );
+        }
+        Ok(collected)
+    }
+
+    /// The files of a view that count, or will when its backfill is committed.
+    async fn named_files(&self, view: &FeatureView) -> Result<HashSet<String>> {
+        let begun = BackfillLog::new(std::sync::Arc::clone(self.store()), &view.pinned()).begun().await?;
+        let of_backfill = begun.into_iter().flat_map(|backfill| backfill.done.into_values().flatten());
+        // The state comes after: a backfill that is committed between is there.
+        let of_backfill: Vec<String> = of_backfill.map(|file| file.path).collect();
+        let state = self.log(view).state().await?;
+        Ok(state.files.into_iter().map(|(_, file)| file.path).chain(of_backfill).collect())
+    }
+}
