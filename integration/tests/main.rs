@@ -4,6 +4,7 @@ mod architecture;
 mod backfill;
 mod bad_definitions;
 mod bounds;
+mod compaction;
 mod crash;
 mod edges;
 mod faulty_store;
