@@ -1,9 +1,11 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
-//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `entity`, `predictions`, `pushes`, `jobs` and
-//! `skewed`; without any it measures all.
+//! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `entity`, `predictions`, `pushes`, `jobs`,
+//! `skewed` and `following`; without any it measures all.
 
+mod counting;
 mod echo;
 mod entity;
+mod following;
 mod house;
 mod jobs;
 mod load;
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
 async fn measure() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    if wanted == ["following"] {
+        // It needs no features.
+        return following::measure().await;
+    }
     let house = house::House::build().await?;
     load::say("| measurement | ours | peer | ratio (median, spread) | p50 / p99 at half the load |");
     load::say("|---|---|---|---|---|");
@@ -79,6 +85,9 @@ async fn measure() -> Result<()> {
         peaks.note("pushes");
     }
     peaks.say();
+    if wants("following") {
+        following::measure().await?;
+    }
     Ok(())
 }
 
