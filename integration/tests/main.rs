@@ -16,6 +16,7 @@ mod late_history;
 mod lists;
 mod memory;
 mod network;
+mod poison;
 mod power_cut;
 mod project;
 mod push;

@@ -353,7 +353,7 @@ impl Jobs {
             Some(watermark) => (watermark, state.read_until),
             None => {
                 let none = PushHistoryState::default();
-                (crate::refresh::watermark_of(catalog, view, &none, None, plan.known)?, Some(plan.known))
+                (crate::refresh::watermark_of(catalog, view, &none, None, plan.known)?.0, Some(plan.known))
             }
         };
         Ok(ViewCommit {

@@ -40,8 +40,21 @@ pub struct Refreshed {
     /// What of history is not what was committed, from when it was found until a backfill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restated: Option<Restated>,
+    /// Whose word keeps the watermark from going on to now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBack>,
     /// Whether there was anything to do.
     pub committed: bool,
+}
+
+/// What a view's watermark waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HeldBack {
+    /// The source whose producers are behind.
+    pub source: String,
+    /// The producer that is furthest behind; absent where none has said how far it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub producer: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
@@ -61,7 +74,9 @@ impl Jobs {
 
     async fn try_refresh(&self, catalog: &CatalogState, view: &FeatureView, log: &ViewLog) -> Result<Refreshed> {
         let mut state = log.state().await?;
-        let (since, now) = (state.watermark, self.clock().now());
+        // A clock that was set back reads nothing twice.
+        let (since, at) = (state.watermark, self.clock().now());
+        let now = state.read_until.map_or(at, |read| read.max(at));
         let mut done = Refreshed {
             view: view.pinned().to_string(),
             rows: 0,
@@ -70,16 +85,18 @@ impl Jobs {
             late: 0,
             appeared: 0,
             restated: state.restated.clone(),
+            held_back: None,
             committed: false,
         };
-        if state.read_until.is_some_and(|read| read >= now) {
+        // These files are read and no others: what comes meanwhile is seen by the next refresh.
+        let read = self.history_files(catalog, view).await?;
+        if state.read_until == Some(now) && read == state.history {
             done.watermark = since.unwrap_or(now);
             return Ok(done);
         }
         let history = self.pushed().state().await?;
-        let watermark = watermark_of(catalog, view, &history, since, now)?;
-        // These files are read and no others: what comes meanwhile is seen by the next refresh.
-        let read = self.history_files(catalog, view).await?;
+        let (watermark, held_back) = watermark_of(catalog, view, &history, since, now)?;
+        done.held_back = held_back;
         let past = self.past(catalog, (view, log), &state, &read, &history).await?;
         done.late = past.late + self.count_late(catalog, view, &state, (&history, &read), now).await?;
         done.appeared = past.appeared.as_ref().map_or(0, |file| file.rows);
@@ -93,7 +110,7 @@ impl Jobs {
         let first = state.number == 0 && history.until > 0;
         let pushed = first.then_some(PushedRange { after: 0, until: history.until, log: history.taker.log });
         let commit = ViewCommit {
-            at: now,
+            at,
             kind,
             watermark,
             read_until,
@@ -162,22 +179,31 @@ impl Jobs {
     }
 }
 
-/// How far a view can have got: until now with sources that are only read, until what their producers say with pushed
-/// ones; never back (rule T6).
+/// How far a view can have got, and whose word that is: until now with history, which a refresh has read, and until what
+/// producers say where they have said it; never back (rule T6). Pushes of which nobody says how far they are make no
+/// promise, and hold nothing back where there is a history.
 pub(crate) fn watermark_of(
     catalog: &CatalogState,
     view: &FeatureView,
     pushed: &PushHistoryState,
     since: Option<Timestamp>,
     now: Timestamp,
-) -> Result<Timestamp> {
-    let mut reached = now;
+) -> Result<(Timestamp, Option<HeldBack>)> {
+    let (mut reached, mut held_back) = (now, None);
     for pinned in &view.sources {
         let source = catalog.source(pinned)?;
-        if pushed.knows(&source.name) || source.query.is_none() {
-            let told = pushed.watermarks.get(&source.name).copied().or(since);
-            reached = reached.min(told.unwrap_or(Timestamp::MIN));
+        let told = match pushed.watermarks.get(&source.name) {
+            Some(told) => *told,
+            None if source.query.is_some() => continue,
+            None => since.unwrap_or(Timestamp::MIN),
+        };
+        if told < reached {
+            let producers = pushed.producers.get(&source.name).into_iter().flatten();
+            let behind =
+                producers.filter(|(_, producer)| producer.watermark == Some(told)).map(|(name, _)| name.clone());
+            reached = told;
+            held_back = Some(HeldBack { source: source.name.clone(), producer: behind.min() });
         }
     }
-    Ok(since.map_or(reached, |since| since.max(reached)))
+    Ok((since.map_or(reached, |since| since.max(reached)), held_back))
 }

@@ -15,6 +15,7 @@
 //! 7. [`spine`] — a spine, and the features of all views of a contract as of its times.
 //! 8. [`inputs`] — a contract's input expressions, compiled once, used by training and serving.
 
+mod barrier;
 pub mod change_plan;
 pub mod check;
 pub mod diagnostic;

@@ -8,7 +8,7 @@ use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::tier::Restated;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::due::is_due;
-use springhouse_materializer::refresh::Refreshed;
+use springhouse_materializer::refresh::{HeldBack, Refreshed};
 
 use crate::project::Project;
 use crate::render::{Bar, complain, note, show, table};
@@ -43,6 +43,9 @@ impl Refresh {
                     if let Some(restated) = &refreshed.restated {
                         note(&told(&refreshed.view, restated));
                     }
+                    if let Some(held_back) = &refreshed.held_back {
+                        note(&waits(&refreshed, held_back));
+                    }
                     done.push(refreshed);
                 }
                 Err(error) => {
@@ -71,6 +74,16 @@ pub async fn load_tiers(project: &Project) -> Result<()> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whom a view's watermark waits for, and what to do.
+fn waits(refreshed: &Refreshed, HeldBack { source, producer }: &HeldBack) -> String {
+    let who = match producer {
+        Some(producer) if producer.is_empty() => format!("a producer without a name has pushed to {source}"),
+        Some(producer) => format!("the producer {producer} of {source} has pushed"),
+        None => format!("nobody has said how far {source} has been pushed; it stays"),
+    };
+    format!("{}: {who} up to {}: springhouse producers {source}", refreshed.view, refreshed.watermark)
 }
 
 /// What was found about history, and what to do.

@@ -34,6 +34,7 @@ fn help_names_every_command_with_a_line() {
         "lookup",
         "predict",
         "status",
+        "token",
         "freshness-curve",
         "demo",
         "help",

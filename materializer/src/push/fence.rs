@@ -5,7 +5,7 @@
 //! over stops acknowledging soon. What it had acknowledged and not flushed stays in its log, and is taken in, once, when it
 //! is started again.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
 use springhouse_featurestore::push::{PushHistoryState, PushLog, SaidByProducer, Taker};
@@ -119,7 +119,11 @@ pub(super) async fn watch(shared: Weak<Shared>) {
 }
 
 impl Shared {
-    async fn look_at_fence(self: &Arc<Self>) -> Result<()> {
+    /// Looks at the newest epoch.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(super) async fn look_at_fence(&self) -> Result<()> {
         let known = self.history().number;
         if let Some(newest) = self.jobs.pushed().taker_after(known).await? {
             self.fence.see(newest);

@@ -41,6 +41,9 @@ impl Shared {
             // What a view has not committed is found on object storage.
             self.log.trim(history.until)?;
         }
+        // With nothing to flush nobody was asked for the fence.
+        self.look_at_fence().await?;
+        self.fence.hold()?;
         failed.map_or(Ok(history.until), Err)
     }
 

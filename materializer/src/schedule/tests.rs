@@ -125,6 +125,7 @@ impl Work for Scripted {
             late: 0,
             appeared: 0,
             restated: None,
+            held_back: None,
             committed: true,
         })
     }

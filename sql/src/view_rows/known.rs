@@ -3,19 +3,17 @@
 //! A pushed event is committed when it has come, which may be after the time until which history was read: of those that a
 //! caller gives every one counts, whatever its times.
 
-use arrow::datatypes::{DataType, FieldRef};
-use datafusion::functions::core::expr_fn::{coalesce, nullif};
-use datafusion::logical_expr::{Expr, cast};
 use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView, Source};
 use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::{EVENT_TIME, WRITE_POSITION, WRITE_WITHIN, data_schema};
+use springhouse_featurestore::tier::data_schema;
 use springhouse_featurestore::time::Timestamp;
 
 use super::{DataFrame, RowStream, Sources, conform, in_order, visible_in};
-use crate::session::{EventRange, Session, exact, query_error};
+use crate::barrier::as_it_comes;
+use crate::session::{EventRange, Session, query_error};
 
 /// All rows of `view`: of its history those that were visible by `known`, and those of all pushed events that `sources`
 /// names; a windowed view's in no order, others as [`super::view_rows`] gives them.
@@ -56,31 +54,15 @@ pub(super) async fn frame(
     }
     let none = PushedEvents::default();
     Sources { pushed: &none, ..*sources }.add(session, view, range).await?;
-    let mut history = visible_in(session.view_frame(view).await?, view, None, range.known)?;
-    if view.windowed.is_none() {
-        history = history.select(not_constant(view)).map_err(query_error)?;
-    }
+    let history = visible_in(session.view_frame(view).await?, view, None, range.known)?;
     for pinned in &view.sources {
         let source = sources.catalog.source(pinned)?;
         session.forget(source)?;
         let is_static = source.event_time == EventTime::Static;
         sources.add_one(session, (view, source), Some(range), is_static, sources.pushed).await?;
     }
-    history.union(session.view_frame(view).await?).map_err(query_error)
-}
-
-/// A view's columns, of which those of the order of writes do not look constant: a sort of the union below would leave them
-/// out of the order of one side alone, and DataFusion then refuses its own plan.
-fn not_constant(view: &FeatureView) -> Vec<Expr> {
-    let micros = cast(exact(EVENT_TIME), DataType::Int64);
-    let schema = data_schema(view);
-    let column = |field: &FieldRef| match field.name().as_str() {
-        name @ (WRITE_POSITION | WRITE_WITHIN) => {
-            coalesce(vec![nullif(micros.clone(), micros.clone()), exact(name)]).alias(name)
-        }
-        name => exact(name),
-    };
-    schema.fields().iter().map(column).collect()
+    let both = history.union(session.view_frame(view).await?).map_err(query_error)?;
+    as_it_comes(session, both).await
 }
 
 /// The one source whose events are a view's rows, each by itself; none where a row may rest on several events.
