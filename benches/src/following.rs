@@ -77,6 +77,7 @@ fn commit(number: u64, kind: ViewCommitKind, replaced: Vec<String>, files: Vec<D
         restated: None,
         replaced,
         files,
+        pushed_from: None,
         set_aside: Vec::new(),
     }
 }

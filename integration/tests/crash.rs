@@ -152,6 +152,7 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
             restated: None,
             replaced: Vec::new(),
             files: vec![file],
+            pushed_from: None,
             set_aside: Vec::new(),
         };
         log.commit(&mut whole, commit).await.expect("nobody else commits");

@@ -157,6 +157,37 @@ pub async fn training_sets(
     }
 }
 
+#[tokio::test]
+async fn an_event_counts_as_served_from_when_it_came_and_not_from_its_flush() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    let server = Server::start(&project, 0).await;
+    project.clock.set(at(1_005));
+    let header = PushHeader { producer: Some("till".to_owned()), sequence: Some(1), watermark: Some(at(1_004)) };
+    server.pushes.push("paid", batch(&[("ann", 1_003, 0, Some(2.0))]), header).await.expect("taken");
+    project.clock.set(at(1_060));
+    heartbeat(&server, 1_060).await;
+    server.pushes.flush().await.expect("flushes");
+    refresh_all(&project, &state).await;
+    let spine = "SELECT 'ann' AS user_name, to_timestamp(s) AT TIME ZONE 'UTC' AS t \
+                 FROM (VALUES (1002), (1004), (1006), (1059)) AS v (s)";
+    let request = TrainingSetRequest {
+        spine: SpineSource { from: spine.to_owned(), time: "t".to_owned(), lag: Span::ZERO },
+        rows: RowsFrom::Committed,
+        as_of: AsOf::Served,
+        with_features: true,
+        order: SpineOrder::AsGiven,
+    };
+    let contract = state.current_contract("limits").expect("defined");
+    let set = project.jobs().training_set(&state, contract, &request).await.expect("plans");
+    let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
+    let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
+    let counted: Vec<_> = all["spending.payments_2d"].as_primitive::<Int64Type>().iter().flatten().collect();
+    assert_eq!(counted, [1, 1, 2, 2]);
+}
+
 /// Readers and producers race; each reader compares with what was acknowledged before it asked, and sent when it was
 /// answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

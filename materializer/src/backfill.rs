@@ -367,6 +367,7 @@ impl Jobs {
             restated: None,
             replaced: Vec::new(),
             files,
+            pushed_from: None,
             set_aside: Vec::new(),
         })
     }

@@ -138,6 +138,7 @@ impl Jobs {
             restated: None,
             replaced: files.iter().map(|(_, file)| file.path.clone()).collect(),
             files: vec![merged.clone()],
+            pushed_from: None,
             set_aside: Vec::new(),
         };
         log.commit(&mut state, commit).await?;

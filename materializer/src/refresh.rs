@@ -120,6 +120,7 @@ impl Jobs {
             restated: past.restated,
             replaced: Vec::new(),
             files,
+            pushed_from: None,
             set_aside: Vec::new(),
         };
         log.commit(&mut state, commit).await?;

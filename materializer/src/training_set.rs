@@ -185,8 +185,10 @@ impl Jobs {
     /// How far a view had got at past times.
     async fn serving_history(&self, view: &FeatureView) -> Result<ServingHistory> {
         let commits = self.log(view).commits_after(0).await?;
-        let pushed_from =
-            commits.iter().find(|(_, commit)| commit.kind == ViewCommitKind::Push).map(|(_, push)| push.at);
+        let pushed_from = commits
+            .iter()
+            .find(|(_, commit)| commit.kind == ViewCommitKind::Push)
+            .map(|(_, push)| push.pushed_from.unwrap_or(push.at));
         let told = commits.iter().filter(|(_, commit)| commit.kind != ViewCommitKind::Compact);
         let commits = told.map(|(_, commit)| (commit.at, commit.watermark)).collect();
         Ok(ServingHistory::new(commits, pushed_from, view.refresh_every))

@@ -5,8 +5,8 @@ use crate::time::{Span, Timestamp};
 
 /// A view's watermarks over time.
 ///
-/// From the first commit on they are those of the commits, as they were made; from the first push on, everything was
-/// known at once. Before the first commit the system did not run: there it is as if the view had been refreshed exactly
+/// From the first commit on they are those of the commits, as they were made; from when the first push came on, everything
+/// was known at once. Before the first commit the system did not run: there it is as if the view had been refreshed exactly
 /// every `REFRESH EVERY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServingHistory {

@@ -283,6 +283,9 @@ pub struct ViewCommit {
     pub replaced: Vec<String>,
     /// The files that it adds, or replaces all others with.
     pub files: Vec<DataFile>,
+    /// When the first of those pushes came: from then on serving had them, long before they were flushed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushed_from: Option<Timestamp>,
     /// The pushes that it leaves out, since the view's query fails on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set_aside: Vec<SetAside>,

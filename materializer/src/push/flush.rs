@@ -113,6 +113,7 @@ impl Shared {
             until: last.position,
             log: self.log.incarnation(),
         });
+        let pushed_from = entries.iter().filter_map(|entry| entry.origin.at).min();
         let mut aside = Vec::new();
         let files = match self.write_rows_of(catalog, view, (&log, &state), &entries).await {
             Err(error) if error.kind() == ErrorKind::Invalid => {
@@ -139,6 +140,7 @@ impl Shared {
             restated: None,
             replaced: Vec::new(),
             files,
+            pushed_from,
             set_aside: aside,
         };
         log.commit(&mut state, commit).await

@@ -61,6 +61,7 @@ impl Shared {
             restated: None,
             replaced: Vec::new(),
             files: Vec::new(),
+            pushed_from: None,
             set_aside: Vec::new(),
         };
         log.commit(&mut state, commit).await?;
