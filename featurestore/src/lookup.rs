@@ -54,6 +54,9 @@ pub fn feature_column(view: &str, feature: &str) -> String {
 /// for more gains nothing over several batches.
 pub const MOST_ROWS: usize = 100_000;
 
+/// The most bytes of one view's values in an answer: one text for 100,000 rows is 100,000 texts there.
+const MOST_VIEW_BYTES: usize = 256 << 20;
+
 /// What a lookup for one contract version does, compiled once.
 #[derive(Debug, Clone)]
 pub struct LookupPlan {
@@ -322,6 +325,15 @@ impl PlannedView {
             rows.into_iter().map(|row| row.and_then(|row| self.visible(row, now))).collect();
         let of_row = || batch.of_row.iter().map(|index| index.and_then(|index| held[index]));
         let packed: Vec<Option<&Bytes>> = of_row().map(|row| row.map(|(_, bytes)| bytes)).collect();
+        let bytes: usize = packed.iter().flatten().map(|row| row.len()).sum();
+        if bytes > MOST_VIEW_BYTES {
+            return Err(Error::invalid("the answer is too large: values of many rows")
+                .with("view", &self.rule.view)
+                .with("rows", packed.len())
+                .with("bytes", bytes)
+                .with("limit", MOST_VIEW_BYTES)
+                .remedy("ask for fewer rows at once"));
+        }
         columns.extend(self.layout.decode(&packed)?);
         let events = of_row().map(|row| row.map(|(header, _)| header.event_time));
         self.facts(events, packed.len(), mark.watermark, now, columns);

@@ -90,7 +90,7 @@ impl Jobs {
         if resumed > 0 {
             tracing::info!(view = %view.name, ranges = resumed, "going on with the backfill that was cut off");
         }
-        let pushed = self.pushed().state_at(plan.pushed).await?.events();
+        let pushed = self.pushed().events_until(plan.pushed).await?;
         let backfill = Mutex::new(backfill);
         self.compute(catalog, view, &pushed, (&log, &backfill), progress).await?;
         let backfill = backfill.into_inner();
@@ -126,7 +126,7 @@ impl Jobs {
         if state.number == 0 {
             self.refuse_pushed(view).await?;
         }
-        let pushed = self.pushed().state_at(state.pushed).await?.events();
+        let pushed = self.pushed().events_until(state.pushed).await?;
         let plan = self.plan(catalog, view, asked, (&state, &pushed), history).await?;
         log.begin(plan).await
     }

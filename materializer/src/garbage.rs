@@ -24,12 +24,14 @@ impl Jobs {
     /// Those of the store and of its logs; what was not removed is the next time.
     pub async fn collect_garbage(&self, catalog: &CatalogState, grace: Span) -> Result<Collected> {
         let mut collected = Collected::default();
+        let mut failed = None;
         for view in catalog.all_views() {
-            // Listed before it is asked what is named.
-            let folder = DataFolder::list(self.store(), self.log(view).folder()).await?;
-            if !folder.files().is_empty() {
-                let named = self.named_files(view).await?;
-                collected += folder.collect(&named, grace, self.clock().now()).await?;
+            match self.collect_garbage_of(view, grace).await {
+                Ok(of_view) => collected += of_view,
+                Err(error) => {
+                    tracing::error!(view = %view.name, error = %error.chain(), "a view's garbage stays; others' goes");
+                    failed.get_or_insert(error.with("view", &view.name));
+                }
             }
         }
         let folder = DataFolder::list(self.store(), &PushHistory::folder()).await?;
@@ -48,7 +50,17 @@ impl Jobs {
                 "garbage"
             );
         }
-        Ok(collected)
+        failed.map_or(Ok(collected), Err)
+    }
+
+    async fn collect_garbage_of(&self, view: &FeatureView, grace: Span) -> Result<Collected> {
+        // Listed before it is asked what is named.
+        let folder = DataFolder::list(self.store(), self.log(view).folder()).await?;
+        if folder.files().is_empty() {
+            return Ok(Collected::default());
+        }
+        let named = self.named_files(view).await?;
+        folder.collect(&named, grace, self.clock().now()).await
     }
 
     /// The files of a view that count, or will when its backfill is committed.

@@ -188,7 +188,7 @@ impl Jobs {
                 // What a push found when it came is not what would be found today.
                 return Ok(Compared::Unknown);
             }
-            events = self.pushed().state_at(state.pushed).await?.events();
+            events = self.pushed().events_until(state.pushed).await?;
         }
         let sources = Sources { catalog, store: self.store(), pushed: &events };
         let session = self.seeing(self.session()?, catalog, view, now)?;

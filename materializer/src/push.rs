@@ -217,6 +217,9 @@ impl EventSink for Pushes {
 
     async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck> {
         self.shared.fence.hold()?;
+        if let Some(producer) = &header.producer {
+            self.shared.log.admit_producer(source, producer)?;
+        }
         let catalog = (self.shared.catalog)();
         let events = self.accepted(accept::source_of(&catalog, source)?, &events, &header).await?;
         self.shared.try_events(&catalog, source, &events).await?;
@@ -340,7 +343,8 @@ impl Shared {
         self.fence.hold()?;
         let _changing = self.changing.lock().await;
         let catalog = (self.catalog)();
-        if self.applied().is_none() || !self.behind().is_empty() {
+        // Views that are behind are brought up beside pushes, not before them.
+        if self.applied().is_none() {
             self.apply_missing(&catalog).await?;
         }
         self.apply(&catalog, entries, &reach).await?;

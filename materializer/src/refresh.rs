@@ -16,7 +16,7 @@ use springhouse_featurestore::tier::{
     DataFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
 };
 use springhouse_featurestore::time::Timestamp;
-use springhouse_sql::view_rows::{RowStream, Sources, view_rows};
+use springhouse_sql::view_rows::{RowStream, Sources, rows_between, view_rows};
 
 use crate::Jobs;
 use crate::jobs::{until_first, write_file};
@@ -163,7 +163,12 @@ impl Jobs {
         let sources = Sources { catalog, store: self.store(), pushed: &pushed };
         let written = WriteOrder::of_commit(history.until.max(state.pushed), state.number + 1);
         let session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
-        let rows = view_rows(&session, &sources, view, state.read_until, now).await?;
+        // The first refresh takes what has been pushed, whatever the clocks of those who pushed say.
+        let rows = if state.number == 0 && !pushed.files.is_empty() && !view.is_static() {
+            rows_between(&session, &sources, view, (Timestamp::MIN, Timestamp::MAX), now).await?
+        } else {
+            view_rows(&session, &sources, view, state.read_until, now).await?
+        };
         self.write_file(view, log, state, rows).await
     }
 

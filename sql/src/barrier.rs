@@ -9,34 +9,36 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::Result;
 
 use crate::session::{Session, query_error};
 
-/// One partition of a plan.
-struct Part {
+/// A plan of one partition, made ready anew each time that it is run.
+struct Source {
     plan: Arc<dyn ExecutionPlan>,
     schema: SchemaRef,
-    partition: usize,
 }
 
-impl fmt::Debug for Part {
+impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "partition {} of {}", self.partition, self.plan.name())
+        f.write_str(self.plan.name())
     }
 }
 
-impl PartitionStream for Part {
+impl PartitionStream for Source {
     fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
-        self.plan.execute(self.partition, context).unwrap_or_else(|error| {
+        let run = reset_plan_states(Arc::clone(&self.plan)).and_then(|plan| plan.execute(0, context));
+        run.unwrap_or_else(|error| {
             let failed = futures::stream::once(async { Err(error) });
             Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), failed))
         })
@@ -50,10 +52,8 @@ impl PartitionStream for Part {
 pub(crate) async fn as_it_comes(session: &Session, frame: DataFrame) -> Result<DataFrame> {
     let plan = frame.create_physical_plan().await.map_err(query_error)?;
     let schema = plan.schema();
-    let part = |partition| -> Arc<dyn PartitionStream> {
-        Arc::new(Part { plan: Arc::clone(&plan), schema: Arc::clone(&schema), partition })
-    };
-    let parts = (0..plan.output_partitioning().partition_count()).map(part).collect();
-    let table = StreamingTable::try_new(Arc::clone(&schema), parts).map_err(query_error)?;
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(CoalescePartitionsExec::new(plan));
+    let source: Arc<dyn PartitionStream> = Arc::new(Source { plan, schema: Arc::clone(&schema) });
+    let table = StreamingTable::try_new(schema, vec![source]).map_err(query_error)?;
     session.context().read_table(Arc::new(table)).map_err(query_error)
 }

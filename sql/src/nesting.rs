@@ -26,6 +26,9 @@ const JOIN_LEVELS: usize = 8;
 /// The most `SELECT`s of a statement: each is a level of the plan where one reads from another.
 const MOST_SELECTS: usize = 100;
 
+/// The most `FROM`s: one may stand without a `SELECT`, and nest as one does; others belong to functions.
+const MOST_FROMS: usize = 500;
+
 /// The most bytes of a query or an expression.
 const MOST_BYTES: usize = 1 << 20;
 
@@ -93,6 +96,10 @@ pub(crate) fn check(tokens: &[TokenWithSpan]) -> std::result::Result<(), TooMuch
             return Err(TooMuch::new(place(token), message, "put its values into a table, and join it"));
         }
         levels.take(&token.token);
+        if levels.froms > MOST_FROMS {
+            let message = format!("the statement has more than {MOST_FROMS} FROMs");
+            return Err(TooMuch::new(place(token), message, "divide it into views that read from one another"));
+        }
         if levels.selects > MOST_SELECTS {
             let message = format!("the statement has more than {MOST_SELECTS} SELECTs");
             return Err(TooMuch::new(place(token), message, "divide it into views that read from one another"));
@@ -166,13 +173,15 @@ impl Group {
 struct Levels {
     groups: Vec<Group>,
     selects: usize,
+    /// `FROM`s so far.
+    froms: usize,
     /// Whether the last word was `DISTINCT`: the `FROM` of `IS DISTINCT FROM` has no tables.
     distinct: bool,
 }
 
 impl Default for Levels {
     fn default() -> Self {
-        Self { groups: vec![Group::new(Opened::Bracket)], selects: 0, distinct: false }
+        Self { groups: vec![Group::new(Opened::Bracket)], selects: 0, froms: 0, distinct: false }
     }
 }
 
@@ -261,6 +270,7 @@ impl Levels {
             Keyword::FROM if !distinct => {
                 top.next();
                 top.tables = true;
+                self.froms += 1;
             }
             Keyword::WHERE
             | Keyword::HAVING

@@ -20,6 +20,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
+use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -252,7 +253,8 @@ impl Session {
     /// DataFusion's own; [`query_error`] makes them ours.
     pub async fn plan(&self, sql: &str) -> Result<DataFrame, DataFusionError> {
         check_text(sql)?;
-        self.context.sql(sql).await
+        let reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        self.context.sql_with_options(sql, reads).await
     }
 
     /// Runs a query that people wrote and holds its whole result.

@@ -136,7 +136,13 @@ impl Staged {
             std::fs::rename(&self.path, &self.target).map_err(|error| failed(&self.target, error))?;
         }
         if let Some(folder) = self.target.parent() {
-            sync_folder(folder).map_err(|error| failed(folder, error))?;
+            sync_folder(folder).map_err(|error| {
+                // Whoever looks must not take it for written.
+                if matches!(mode, PutMode::Create) {
+                    drop(std::fs::remove_file(&self.target));
+                }
+                failed(folder, error)
+            })?;
         }
         Ok(PutResult { e_tag: None, version: None })
     }

@@ -205,26 +205,29 @@ impl PushHistoryState {
 
     /// What producers have said that is new here, with the sequences of some entries.
     fn news(&self, flush: &Flush<'_>) -> Said {
-        let mut taken: BTreeMap<(&str, &str), Vec<(u64, u64)>> = BTreeMap::new();
-        let of_entries = flush.entries.iter().filter(|_| self.flushed.len() > 1);
-        for PushEntry { source, origin, .. } in of_entries {
+        let mut taken: BTreeMap<(&str, &str), (u64, Vec<(u64, u64)>)> = BTreeMap::new();
+        for PushEntry { source, origin, .. } in flush.entries {
             let Some(sequence) = origin.sequence else { continue };
-            let runs = taken.entry((source, &origin.producer)).or_default();
-            match runs.last_mut().filter(|(_, last)| last.checked_add(1) == Some(sequence)) {
-                Some((_, last)) => *last = sequence,
-                None => runs.push((sequence, sequence)),
+            let (last, runs) = taken.entry((source, &origin.producer)).or_default();
+            *last = sequence.max(*last);
+            if self.flushed.len() > 1 {
+                match runs.last_mut().filter(|(_, last)| last.checked_add(1) == Some(sequence)) {
+                    Some((_, last)) => *last = sequence,
+                    None => runs.push((sequence, sequence)),
+                }
             }
         }
         let mut news = Said::new();
         for ((source, producer), said) in &flush.said {
             let known = self.producers.get(source).and_then(|of| of.get(producer));
-            let mut taken = taken.remove(&(source.as_str(), producer.as_str())).unwrap_or_default();
+            let (last, mut taken) = match taken.remove(&(source.as_str(), producer.as_str())) {
+                Some((last, taken)) => (Some(last), taken),
+                None => (None, Vec::new()),
+            };
             taken.drain(..taken.len().saturating_sub(RUNS_REMEMBERED));
-            let same = known.is_some_and(|known| {
-                known.last == said.last && said.watermark.is_none_or(|watermark| known.watermark == Some(watermark))
-            });
-            if !taken.is_empty() || !same {
-                let said = SaidByProducer { taken, ..said.clone() };
+            let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
+            if last.is_some() || !same {
+                let said = SaidByProducer { last, taken, ..said.clone() };
                 news.entry(source.clone()).or_default().insert(producer.clone(), said);
             }
         }
@@ -270,19 +273,17 @@ impl PushHistory {
         &self.log
     }
 
-    /// The state after the flush that took the log to `position`, or beyond it where one flush did both.
+    /// The pushed events of flushes up to `position`, those of the flush that holds it included.
     ///
     /// # Errors
     /// As [`Self::state`].
-    pub async fn state_at(&self, position: u64) -> Result<PushHistoryState> {
-        let mut state = PushHistoryState::default();
-        for (number, commit) in self.log.read_after(0).await? {
-            if state.until >= position {
-                break;
-            }
-            state.apply(number, commit);
+    pub async fn events_until(&self, position: u64) -> Result<PushedEvents> {
+        let mut files = self.state().await?.files;
+        for of_source in files.values_mut() {
+            of_source.retain(|file| file.positions.is_none_or(|range| range.after < position));
         }
-        Ok(state)
+        files.retain(|_, of_source| !of_source.is_empty());
+        Ok(PushedEvents { files, batches: BTreeMap::new() })
     }
 
     /// Who has written the newest commit after `number`; `None` where there is none.
@@ -437,9 +438,7 @@ mod tests {
     }
 
     fn flush(entries: &[PushEntry]) -> Flush<'_> {
-        let last = entries.last().and_then(|entry| entry.origin.sequence);
-        let said = SaidByProducer { last, ..SaidByProducer::default() };
-        let said = [(("paid".to_owned(), "till".to_owned()), said)].into();
+        let said = [(("paid".to_owned(), "till".to_owned()), SaidByProducer::default())].into();
         Flush { at: Timestamp::from_micros(1), entries, watermarks: BTreeMap::new(), said }
     }
 

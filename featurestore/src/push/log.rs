@@ -42,6 +42,12 @@ const COMPACT_FROM_FILES: i32 = 8;
 /// Entries of so many bytes, the newest, are held in memory too: what is flushed is seldom read back from the disk.
 const RECENT_BYTES: u64 = 64 << 20;
 
+/// The most producers of a source: each is remembered for ever.
+const MOST_PRODUCERS: usize = 10_000;
+
+/// The most bytes of a producer's name.
+const MOST_PRODUCER_BYTES: usize = 256;
+
 /// What an entry takes in memory beside its events.
 const ENTRY_BYTES: u64 = 1 << 10;
 
@@ -422,17 +428,46 @@ impl PushLog {
         Ok(())
     }
 
-    /// What producers have said: for each source and producer the last sequence and the watermark.
-    pub fn said(&self) -> BTreeMap<(String, String), SaidByProducer> {
+    /// How far producers have said that they are, as far as a flush may tell that takes the log to where it had got: what came
+    /// after that may not have been applied, or acknowledged.
+    pub fn said(&self, reach: &LogReach) -> BTreeMap<(String, String), SaidByProducer> {
         let state = self.state();
-        let mut said: BTreeMap<(String, String), SaidByProducer> = BTreeMap::new();
-        for (of, last) in &state.sequences {
-            said.entry(of.clone()).or_default().last = Some(*last);
+        let all = state.last == reach.last;
+        let known = state.sequences.keys().chain(state.watermarks.keys()).cloned();
+        let said = known.map(|of| {
+            let watermark = state.watermarks.get(&of).copied();
+            let told = |watermark: &Timestamp| all || reach.watermarks.get(&of.0) >= Some(watermark);
+            let watermark = watermark.filter(told);
+            (of, SaidByProducer { watermark, ..SaidByProducer::default() })
+        });
+        said.collect()
+    }
+
+    /// Whether a producer of a source may push: one that is known, or one of not too many.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] for a name that is too long, [`crate::ErrorKind::Busy`] with too many producers.
+    pub fn admit_producer(&self, source: &str, producer: &str) -> Result<()> {
+        if producer.len() > MOST_PRODUCER_BYTES {
+            return Err(Error::invalid("a producer's name is too long")
+                .with("bytes", producer.len())
+                .with("limit", MOST_PRODUCER_BYTES)
+                .remedy("give each producer a short name, and keep it"));
         }
-        for (of, watermark) in &state.watermarks {
-            said.entry(of.clone()).or_default().watermark = Some(*watermark);
+        let state = self.state();
+        let of = (source.to_owned(), producer.to_owned());
+        if state.sequences.contains_key(&of) || state.watermarks.contains_key(&of) || state.heard.contains_key(&of) {
+            return Ok(());
         }
-        said
+        let known =
+            state.heard.range((source.to_owned(), String::new())..).take_while(|((of, _), _)| of == source).count();
+        if known >= MOST_PRODUCERS {
+            return Err(Error::busy("the source has as many producers as there may be")
+                .with("source", source)
+                .with("producers", known)
+                .remedy("let each sender keep its name: a producer is remembered for ever"));
+        }
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -587,7 +622,8 @@ impl PushLog {
                 batch.put(producer_key(b'r', source, producer), bytes(at));
             }
             ProducerChange::Watermark(watermark) => {
-                if before.watermark.is_none_or(|said| said <= watermark) {
+                // The same once more: a correction that was cut off is gone on with.
+                if before.watermark.is_none_or(|said| said < watermark) {
                     return Err(Error::invalid("a watermark is corrected to an earlier one")
                         .with("producer", producer)
                         .with("value", watermark)

@@ -140,7 +140,8 @@ impl DiskTier {
                     .with("key", String::from_utf8_lossy(&key))
                     .remedy(REBUILD)
             })?;
-            if record.layout == LAYOUT {
+            // A power cut may have taken the rows and left their mark.
+            if record.layout == LAYOUT && families.contains(&family(&view, record.generation)) {
                 let record = self.with_added(&view, record)?;
                 views.insert(view, Arc::new(RwLock::new(record)));
             } else {
@@ -377,6 +378,7 @@ impl OnlineTier for DiskTier {
         if let Some(slot) = slot {
             let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
             self.database.delete(view.to_string()).map_err(|error| self.failed(error))?;
+            self.database.flush_wal(true).map_err(|error| self.failed(error))?;
             self.database.drop_cf(&family(view, state.generation)).map_err(|error| self.failed(error))?;
             // Who has come to it before finds nothing.
             *state = DiskView { generation: FORGOTTEN, ..DiskView::default() };

@@ -92,7 +92,8 @@ pub async fn catch_up_with(
             return Ok(mark);
         }
         let mut lacks = Lacks::of(mark, &commits);
-        lacks.anew |= unknown;
+        // Beside pushes a view that the tier does not have comes with all that was pushed: nothing may lie before the next.
+        lacks.anew |= unknown || mark.commit == 0 && pushing.is_some() && !commits.is_empty();
         let files = if lacks.anew { None } else { lacks.files(log, mark, &commits).await? };
         let Some(files) = files else { return load_anew(tier, log, (view, &packer), progress, pushing).await };
         let rows = files.iter().map(|(_, file)| file.rows).sum::<u64>();

@@ -287,8 +287,8 @@ impl<T: OnlineTier> OnlineTier for MemoryTier<T> {
                 state.groups.retain(|of| !Arc::ptr_eq(of, &group));
             }
         }
-        drop(groups);
         self.views.write().unwrap_or_else(PoisonError::into_inner).remove(view);
+        drop(groups);
         self.below.forget(view)
     }
 }

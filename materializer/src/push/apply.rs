@@ -137,7 +137,11 @@ impl Shared {
             Err(error) if error.kind() == ErrorKind::Invalid => {
                 let (good, aside) = self.separated(catalog, view, new).await?;
                 set_aside::tell(view, &aside);
-                self.packed_rows(catalog, view, &good, mark).await?
+                let mut rows = BTreeMap::new();
+                for some in good {
+                    merge_rows(&mut rows, self.packed_rows(catalog, view, &some, mark).await?.into_iter().collect())?;
+                }
+                rows
             }
             packed => packed?,
         };

@@ -59,7 +59,8 @@ impl Shared {
             if entries.is_empty() && watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark)) {
                 return Ok(());
             }
-            let flush = Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said: self.log.said() };
+            let flush =
+                Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said: self.log.said(reach) };
             match self.jobs.pushed().commit(&mut history, flush).await {
                 Ok(()) => {
                     tracing::info!(until = history.until, pushes = entries.len(), "flushed");
@@ -117,9 +118,15 @@ impl Shared {
         let mut aside = Vec::new();
         let files = match self.write_rows_of(catalog, view, (&log, &state), &entries).await {
             Err(error) if error.kind() == ErrorKind::Invalid => {
-                (entries, aside) = self.separated(catalog, view, entries).await?;
+                let good;
+                (good, aside) = self.separated(catalog, view, entries.clone()).await?;
                 set_aside::tell(view, &aside);
-                self.write_rows_of(catalog, view, (&log, &state), &entries).await?
+                let mut files = Vec::new();
+                for some in &good {
+                    files.extend(self.write_rows_of(catalog, view, (&log, &state), some).await?);
+                }
+                entries = good.into_iter().flatten().collect();
+                files
             }
             files => files?,
         };

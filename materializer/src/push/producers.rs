@@ -32,12 +32,15 @@ impl Shared {
     async fn set_back(&self, source: &str) -> Result<()> {
         let _one = self.flushing.lock().await;
         let (catalog, history) = ((self.catalog)(), self.history());
+        let mut failed = None;
         for (view, sources) in self.pushed_views(&catalog) {
-            if sources.contains(source) {
-                until_first(view, || self.set_view_back(&catalog, view, &history)).await?;
+            if sources.contains(source)
+                && let Err(error) = until_first(view, || self.set_view_back(&catalog, view, &history)).await
+            {
+                failed.get_or_insert(error.with("view", &view.name));
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     async fn set_view_back(

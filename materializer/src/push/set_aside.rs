@@ -56,7 +56,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The entries that a view's query takes, and those on which it fails.
+    /// The entries that a view's query takes, in groups that it takes together, and those on which it fails.
     ///
     /// # Errors
     /// Those that say nothing about the entries.
@@ -65,7 +65,7 @@ impl Shared {
         catalog: &CatalogState,
         view: &FeatureView,
         entries: Vec<PushEntry>,
-    ) -> Result<(Vec<PushEntry>, Vec<SetAside>)> {
+    ) -> Result<(Vec<Vec<PushEntry>>, Vec<SetAside>)> {
         let prepared = self.prepared(catalog, view).await?;
         let (mut good, mut aside) = (Vec::new(), Vec::new());
         let mut left = vec![entries];
@@ -75,10 +75,9 @@ impl Shared {
                 Err(error) => Err(error),
             };
             match tried {
-                Ok(()) => good.extend(some),
+                Ok(()) => good.push(some),
                 Err(error) if error.kind() != ErrorKind::Invalid => return Err(error),
-                // What reads other events too fails on all of them alike.
-                Err(_) if some.len() > 1 && !view.reaches_back() => {
+                Err(_) if some.len() > 1 => {
                     let rest = some.split_off(some.len() / 2);
                     left.extend([rest, some]);
                 }

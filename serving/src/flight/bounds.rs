@@ -58,6 +58,19 @@ enum Layout {
     FixedList(u64, Box<Self>),
 }
 
+impl Layout {
+    /// The buffers that an array has, without the further ones of views.
+    fn buffers(&self) -> usize {
+        match self {
+            Self::Null => 0,
+            Self::Fixed(_) | Self::View => 2,
+            Self::Text(_) => 3,
+            Self::List(_, elements) => 2 + elements.buffers(),
+            Self::FixedList(_, elements) => 1 + elements.buffers(),
+        }
+    }
+}
+
 /// A stream's dictionary.
 #[derive(Debug)]
 struct Dictionary {
@@ -249,7 +262,7 @@ impl Bounds {
         if usize::try_from(batch.length()).unwrap_or(usize::MAX) > self.most_rows {
             return Err(too_much("rows", batch.length(), self.most_rows));
         }
-        let mut walk = Walk::new(batch, body)?;
+        let mut walk = Walk::new(batch, body, self.columns.iter().map(Layout::buffers).sum())?;
         for column in &self.columns {
             walk.column(column)?;
         }
@@ -258,9 +271,9 @@ impl Bounds {
 
     fn check_dictionary(&mut self, batch: &ipc::DictionaryBatch<'_>, body: &[u8]) -> Result<()> {
         let values = batch.data().ok_or_else(|| malformed("a dictionary has no values"))?;
-        let mut walk = Walk::new(&values, body)?;
         let dictionary = self.dictionaries.get_mut(&batch.id());
         let dictionary = dictionary.ok_or_else(|| malformed("no column has its dictionary"))?;
+        let mut walk = Walk::new(&values, body, dictionary.values.buffers())?;
         walk.column(&dictionary.values)?;
         dictionary.bytes = if batch.isDelta() { dictionary.bytes.saturating_add(walk.bytes) } else { walk.bytes };
         walk.end()?;
@@ -296,7 +309,15 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(batch: &ipc::RecordBatch<'a>, body: &[u8]) -> Result<Self> {
+    /// Looks at all buffers, of which columns need `needed` beside those of views: none may lie in another, so that they are
+    /// together no longer than the body, and take no longer to be tried.
+    fn new(batch: &ipc::RecordBatch<'a>, body: &[u8], needed: usize) -> Result<Self> {
+        let further = batch.variadicBufferCounts().into_iter().flatten();
+        let further = further.filter_map(|count| usize::try_from(count).ok()).fold(0, usize::saturating_add);
+        if batch.buffers().is_some_and(|buffers| buffers.len() > needed.saturating_add(further)) {
+            return Err(malformed("it has more buffers than its columns need"));
+        }
+        let mut end = 0;
         let codec = batch.compression().map(|compression| compression.codec());
         let mut sizes = Vec::new();
         let mut bytes = 0_u64;
@@ -304,6 +325,12 @@ impl<'a> Walk<'a> {
             let place = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
             let part = place.and_then(|(start, length)| body.get(start..start.checked_add(length)?));
             let part = part.ok_or_else(|| malformed("a buffer lies outside of its body"))?;
+            if let Some((start, length)) = place.filter(|(_, length)| *length > 0) {
+                if start < end {
+                    return Err(malformed("a buffer lies in another"));
+                }
+                end = start + length;
+            }
             let size = decompressed_bytes(part, codec)?;
             bytes = bytes.saturating_add(size);
             if bytes > MOST_BYTES {
@@ -389,9 +416,10 @@ fn decompressed_bytes(part: &[u8], codec: Option<CompressionType>) -> Result<u64
     }
     if codec == CompressionType::LZ4_FRAME {
         let mut made = FrameDecoder::new(compressed).take(declared + 1);
-        // What is no frame is told by the decoder.
-        if std::io::copy(&mut made, &mut std::io::sink()).is_ok_and(|made| made > declared) {
-            return Err(malformed("a buffer is longer than it says"));
+        match std::io::copy(&mut made, &mut std::io::sink()) {
+            Ok(made) if made <= declared => {}
+            Ok(_) => return Err(malformed("a buffer is longer than it says")),
+            Err(error) => return Err(malformed("a buffer is no LZ4 frame").source(error)),
         }
     }
     Ok(declared)

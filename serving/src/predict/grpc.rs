@@ -127,7 +127,17 @@ fn wanted_outputs(outputs: &[Column], request: &ModelInferRequest) -> Result<Vec
                 .remedy(format!("the outputs are: {}", names.join(", ")))
         })
     };
-    request.outputs.iter().map(|output| index_of(&output.name)).collect()
+    let mut wanted: Vec<usize> = Vec::new();
+    for output in &request.outputs {
+        let index = index_of(&output.name)?;
+        if wanted.contains(&index) {
+            return Err(
+                springhouse_featurestore::Error::invalid("an output is asked for twice").with("output", &output.name)
+            );
+        }
+        wanted.push(index);
+    }
+    Ok(wanted)
 }
 
 /// What is left of a caller's time for the answer to reach it: so it hears why, and not only that its time is over.

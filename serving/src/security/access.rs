@@ -1,6 +1,7 @@
 //! The client's side: which token or certificate it shows, and which servers it believes.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +39,12 @@ impl Access {
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names the file that is not right.
     pub(crate) fn channel(&self, endpoint: &Endpoint) -> Result<Channel> {
         if endpoint.uri().scheme_str() != Some("https") {
+            let host = endpoint.uri().host().unwrap_or_default();
+            if self.token_file.is_some() && endpoint.uri().scheme_str() == Some("http") && !is_loopback(host) {
+                return Err(Error::refused("a token would be sent unencrypted")
+                    .with("address", endpoint.uri())
+                    .remedy("connect to an https address, or leave the token's file out"));
+            }
             return Ok(endpoint.connect_lazy());
         }
         let connector = TlsConnector::from(Arc::new(self.config()?));
@@ -80,6 +87,12 @@ impl Access {
         }
         Ok(())
     }
+}
+
+/// Whether a host is this one, so that nobody is on the way.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// The errors never hold what the file does.

@@ -7,6 +7,7 @@ use axum::extract::ConnectInfo;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Request, Response, StatusCode};
 use futures::future::{Either, Ready, ready};
+use http_body_util::Limited;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use tower::{Layer, Service};
 
@@ -43,15 +44,25 @@ pub(crate) struct Authenticated<S> {
     inner: S,
 }
 
+/// The most bytes of a request that needs no caller: whether a process is alive is asked in a few.
+const MOST_BYTES_OF_NOBODY: usize = 4 << 10;
+
 /// A body that can say no, in its protocol.
 pub(crate) trait Refusal: Sized {
     /// The answer for an error.
     fn refusal(error: Error) -> Response<Self>;
+
+    /// The same body, which fails beyond what nobody in particular may send.
+    fn limited(self) -> Self;
 }
 
 impl Refusal for tonic::body::Body {
     fn refusal(error: Error) -> Response<Self> {
         to_status(error).into_http()
+    }
+
+    fn limited(self) -> Self {
+        Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
     }
 }
 
@@ -65,11 +76,16 @@ impl Refusal for axum::body::Body {
         }
         response
     }
+
+    fn limited(self) -> Self {
+        Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
+    }
 }
 
 impl<S, B, R> Service<Request<B>> for Authenticated<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    B: Refusal,
     R: Refusal,
 {
     type Response = Response<R>;
@@ -82,6 +98,9 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         match admit(&self.callers, &mut request) {
+            Ok(()) if of_path(request.uri().path()) == Need::Nothing => {
+                Either::Right(self.inner.call(request.map(Refusal::limited)))
+            }
             Ok(()) => Either::Right(self.inner.call(request)),
             Err(error) => {
                 tracing::debug!(path = request.uri().path(), error = %error, "refused");

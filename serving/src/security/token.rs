@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -200,6 +200,10 @@ impl CallersFile {
             let text = toml::to_string(&file)
                 .map_err(|error| Error::internal("the callers cannot be written as TOML").source(error))?;
             writing.write_all(format!("{HEADING}{text}").as_bytes()).map_err(failed)?;
+            // Who serves reads it, whoever changes it.
+            if let Ok(before) = std::fs::metadata(path) {
+                std::os::unix::fs::fchown(&writing, Some(before.uid()), Some(before.gid())).map_err(failed)?;
+            }
             writing.sync_all().map_err(failed)?;
             std::fs::rename(&next, path).map_err(failed)?;
             Ok(done)

@@ -135,6 +135,8 @@ impl Generation for DiskGeneration<'_> {
             *state = record;
             old
         };
+        // The mark is on the disk before the rows that it no longer names go: a power cut leaves one of the two whole.
+        tier.database.flush_wal(true).map_err(|error| tier.failed(error))?;
         tier.database.drop_cf(&old).map_err(|error| tier.failed(error))
     }
 }
