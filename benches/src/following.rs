@@ -139,7 +139,9 @@ async fn followed(views: u64, by_lists: bool) -> Result<(u64, u64)> {
     let names: Vec<Pinned> = all.iter().map(|of| of.view.clone()).collect();
     let mut seen = HeadsSeen::default();
     let first = seen.look(Heads::now(&store).await?, &names);
-    names.iter().for_each(|name| seen.view_was_read(&first, name));
+    for name in &names {
+        seen.view_was_read(&first, name);
+    }
     seen.catalog_was_read(&first);
     let (mut requests, mut bytes) = (0, 0);
     for second in 0..SECONDS {

@@ -22,7 +22,9 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-pub use history::{Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, SaidByProducer, Taken, Taker};
+pub use history::{
+    Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, Runs, SaidByProducer, Taken, Taker,
+};
 pub use log::{LogReach, Push, PushEntry, PushLog, PushOrigin};
 
 use crate::Result;

@@ -307,7 +307,9 @@ async fn a_backfill_keeps_what_was_pushed_after_the_last_refresh() {
             if view.name == "so_far" {
                 expected = so_far(&expected);
             } else if view.name == "at_once" {
-                expected.iter_mut().for_each(|event| event.2 = event.1);
+                for event in &mut expected {
+                    event.2 = event.1;
+                }
             }
             assert_eq!(distinct(&project, view).await, rows_of(&expected), "{place}");
             project.clock.set(at(100));
@@ -348,8 +350,8 @@ async fn what_is_pushed_while_a_backfill_runs_stays_and_wins() {
             let greatest = backfilled.map(|(number, _)| *number).max().expect("backfilled");
             assert!(greatest <= if done.resumed > 0 { base } else { held.number }, "{place}, {greatest}");
             if !view.reaches_back() {
-                let pushes = committed(&project, view).await.iter().filter(|row| row.3 == Some(400)).count();
-                assert!(pushes > 0, "{place}");
+                let of_pushes = committed(&project, view).await.iter().filter(|row| row.3 == Some(400)).count();
+                assert!(of_pushes > 0, "{place}");
             }
         }
     }

@@ -185,8 +185,8 @@ async fn a_file_that_is_added_while_others_are_merged_stays() {
     let view = state.live_views()[0];
     let before = project.jobs().log(view).state().await.expect("readable");
     project.clock.set(at(60 * 17));
-    let (one, other, refresher) = (project.jobs(), project.jobs(), project.jobs());
-    let (one, other, refreshed) = tokio::join!(one.compact(view), other.compact(view), refresher.refresh(&state, view));
+    let (one, other, third) = (project.jobs(), project.jobs(), project.jobs());
+    let (one, other, refreshed) = tokio::join!(one.compact(view), other.compact(view), third.refresh(&state, view));
     let (one, other) = (one.expect("compacts"), other.expect("compacts"));
     assert!(one.written + other.written >= 1, "{one:?} {other:?}");
     let after = project.jobs().log(view).state().await.expect("readable");

@@ -80,7 +80,7 @@ async fn tunnel(mut caller: TcpStream, server: String, network: watch::Receiver<
 
 async fn until_lost(network: &mut watch::Receiver<Network>) {
     if network.wait_for(|network| *network == Network::Lost).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -67,12 +67,12 @@ impl Jobs {
 
     async fn check_catalog(&self) -> Result<Checked> {
         let (commits, wrong) = self.catalog().log().verify().await?;
-        Ok(Checked { what: "catalog".to_owned(), commits, wrong: told(wrong), ..Checked::default() })
+        Ok(Checked { what: "catalog".to_owned(), commits, wrong: told(&wrong), ..Checked::default() })
     }
 
     async fn check_pushes(&self, full: bool) -> Result<Checked> {
         let (commits, wrong) = self.pushed().log().verify().await?;
-        let mut checked = Checked { what: "pushes".to_owned(), commits, wrong: told(wrong), ..Checked::default() };
+        let mut checked = Checked { what: "pushes".to_owned(), commits, wrong: told(&wrong), ..Checked::default() };
         if !checked.wrong.is_empty() {
             return Ok(checked);
         }
@@ -89,7 +89,7 @@ impl Jobs {
         let log = self.log(view);
         let (commits, wrong) = log.log().verify().await?;
         let what = view.pinned().to_string();
-        let mut checked = Checked { what, commits, wrong: told(wrong), ..Checked::default() };
+        let mut checked = Checked { what, commits, wrong: told(&wrong), ..Checked::default() };
         if commits == 0 || !checked.wrong.is_empty() {
             return Ok(checked);
         }
@@ -186,7 +186,7 @@ fn check_sizes(listed: &DataFolder, files: &[DataFile], checked: &mut Checked) {
     }
 }
 
-fn told(wrong: Vec<Error>) -> Vec<String> {
+fn told(wrong: &[Error]) -> Vec<String> {
     wrong.iter().map(Error::chain).collect()
 }
 

@@ -86,7 +86,7 @@ impl Jobs {
         done: &mut Compacted,
     ) -> Result<Option<DataFile>> {
         for group in groups(&state.files) {
-            for (further, files) in by_columns(view, log, group).await? {
+            if let Some((further, files)) = by_columns(view, log, group).await?.into_iter().next() {
                 let file = self.merge(view, log, state.number, &files, &further).await?;
                 if until_first(view, || self.replace(log, &files, &file)).await? {
                     done.merged += files.len();

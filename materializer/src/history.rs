@@ -54,6 +54,7 @@ impl Jobs {
 
     /// The same session, in which a view's tables consist of these files alone: what comes while it reads waits for the
     /// next refresh, and counts once.
+    #[expect(clippy::unused_self, reason = "sessions are made by jobs")]
     pub(crate) fn seeing(
         &self,
         session: Session,

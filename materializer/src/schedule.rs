@@ -52,6 +52,7 @@ pub struct TurnDone {
 }
 
 /// What a schedule tells of itself.
+#[expect(clippy::large_enum_variant, reason = "one is told at a time, and a turn is what is told nearly always")]
 #[derive(Debug)]
 pub enum Told {
     /// A view had its turn.

@@ -146,21 +146,21 @@ pub fn shown(report: &Report) -> String {
             vec![view.view.clone(), watermark, lag, view.refresh_every.clone()]
         })
         .collect();
-    text += &format!("\n{}", table(&["view", "watermark", "lag", "refresh every"], &views));
+    let mut parts = vec![text, "\n".to_owned(), table(&["view", "watermark", "lag", "refresh every"], &views)];
     for view in &features.views {
         let what = if view.state.is_unavailable() { "unavailable" } else { "behind" };
         if let Some(Trouble { since, reason }) = view.state.trouble() {
-            text += &format!("\n{} is {what} since {since}: {reason}\n", view.view);
+            parts.push(format!("\n{} is {what} since {since}: {reason}\n", view.view));
         }
         if let Some(restated) = &view.restated {
-            text += &format!("\n{}\n", told(&view.view, restated));
+            parts.push(format!("\n{}\n", told(&view.view, restated)));
         }
     }
     if !features.silent_producers.is_empty() {
         let silent = features.silent_producers.join(", ");
-        text += &format!("\n\nsilent producers, left out of watermarks: {silent}");
+        parts.push(format!("\n\nsilent producers, left out of watermarks: {silent}"));
     }
-    text
+    parts.concat()
 }
 
 fn not_fresh_share(counts: Option<&BTreeMap<String, String>>) -> String {

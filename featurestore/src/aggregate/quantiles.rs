@@ -212,7 +212,9 @@ mod tests {
         assert!(matches!((&short.counts, &long.counts), (Buckets::Listed(_), Buckets::Mapped(_))));
         for parts in [[&short, &long, &other], [&long, &short, &other], [&other, &long, &short]] {
             let mut merged = Quantiles::default();
-            parts.iter().for_each(|part| merged.merge(part));
+            for part in parts {
+                merged.merge(part);
+            }
             let mut expected = of(0, 17_000);
             (500..600).chain(8_500..9_000).for_each(|name| expected.merge(&of(name, name + 1)));
             assert_eq!(merged, expected);

@@ -251,12 +251,14 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better where it is called")]
     fn taken(kind: ColumnType, given: ArrayRef) -> ArrayRef {
         let cast = strict_cast(&Column::nullable("key", kind), &given).expect("of its type");
         assert_eq!((cast.data_type(), cast.len()), (&kind.to_arrow(), given.len()));
         cast
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better where it is called")]
     fn refused(kind: ColumnType, given: ArrayRef, row: usize, value: &str) {
         let error = strict_cast(&Column::nullable("key", kind), &given).expect_err("not of its type").to_string();
         for part in ["column: key".to_owned(), format!("row: {row}"), format!("value: {value}")] {

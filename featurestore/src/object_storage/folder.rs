@@ -48,6 +48,7 @@ impl DurableFolder {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn failed(path: &FilePath, error: io::Error) -> Error {
     Error::Generic { store: STORE, source: format!("{}: {error}", path.display()).into() }
 }

@@ -31,10 +31,10 @@ impl fmt::Display for ActsThenFails {
 impl ObjectStore for ActsThenFails {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
         let done = self.inner.put_opts(location, payload, options).await?;
-        match self.failing.load(Ordering::SeqCst) {
-            true => Err(StoreError::Generic { store: "test", source: "timed out".into() }),
-            false => Ok(done),
+        if self.failing.load(Ordering::SeqCst) {
+            return Err(StoreError::Generic { store: "test", source: "timed out".into() });
         }
+        Ok(done)
     }
 
     async fn put_multipart_opts(

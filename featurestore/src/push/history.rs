@@ -58,7 +58,7 @@ pub struct SaidByProducer {
     /// The sequences of the pushes among them, as runs of numbers that follow each other; kept where more than one log has
     /// ever taken pushes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub taken: Vec<(u64, u64)>,
+    pub taken: Runs,
 }
 
 /// Sequences of a producer that a log has taken: from one to another, all of them.
@@ -97,6 +97,9 @@ impl KnownProducer {
         self.taken.drain(..forgotten);
     }
 }
+
+/// Sequences as runs of numbers that follow each other.
+pub type Runs = Vec<(u64, u64)>;
 
 /// What producers said, by source and producer.
 type Said = BTreeMap<String, BTreeMap<String, SaidByProducer>>;
@@ -205,7 +208,7 @@ impl PushHistoryState {
 
     /// What producers have said that is new here, with the sequences of some entries.
     fn news(&self, flush: &Flush<'_>) -> Said {
-        let mut taken: BTreeMap<(&str, &str), (u64, Vec<(u64, u64)>)> = BTreeMap::new();
+        let mut taken: BTreeMap<(&str, &str), (u64, Runs)> = BTreeMap::new();
         for PushEntry { source, origin, .. } in flush.entries {
             let Some(sequence) = origin.sequence else { continue };
             let (last, runs) = taken.entry((source, &origin.producer)).or_default();

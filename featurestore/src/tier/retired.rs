@@ -63,7 +63,7 @@ mod tests {
         for (minutes, needed) in [(0, &both), (10, &one), (69, &one), (69, &both), (70, &one), (129, &one)] {
             assert!(retired.forget(&tier, needed, at(minutes)).expect("forgets").is_empty(), "at {minutes} min");
         }
-        assert_eq!(retired.forget(&tier, &one, at(130)).expect("forgets"), [old.clone()]);
+        assert_eq!(retired.forget(&tier, &one, at(130)).expect("forgets"), std::slice::from_ref(&old));
         assert_eq!(tier.views(), [new]);
         assert_eq!(tier.mark(&old).expect("readable"), crate::tier::Mark::default());
     }

@@ -76,13 +76,13 @@ impl World {
     async fn suffer(&mut self, fault: Fault) {
         match fault {
             Fault::Ambiguous => self.ambiguous().await,
-            Fault::Backfill => self.backfill().await,
+            Fault::Backfill => Box::pin(self.backfill()).await,
             Fault::Crash => {
                 let end = if self.chance(3) { End::WithoutDiskTier } else { End::Killed };
                 self.crash(end).await;
             }
             Fault::Dying => self.dying().await,
-            Fault::FirstRefresh => self.first_refresh().await,
+            Fault::FirstRefresh => Box::pin(self.first_refresh()).await,
             Fault::LateFile => self.late_file().await,
             Fault::LatePut => self.late_put().await,
             Fault::PowerCut => self.crash(End::PowerCut).await,
@@ -119,7 +119,7 @@ impl World {
         if self.chance(3) {
             job.await.expect("backfills");
         } else {
-            self.meanwhile(job).await.expect("backfills");
+            Box::pin(self.meanwhile(job)).await.expect("backfills");
         }
         self.follow().await;
     }
@@ -170,7 +170,7 @@ impl World {
         let view = self.views().into_iter().find(|view| view.name == name).expect("defined");
         let (jobs, state) = (self.worker_jobs(), self.state.clone());
         let job = async move { jobs.refresh(&state, &view).await };
-        self.meanwhile(job).await.expect("refreshes");
+        Box::pin(self.meanwhile(job)).await.expect("refreshes");
         self.refreshed = self.now;
         self.follow().await;
     }

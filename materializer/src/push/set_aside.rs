@@ -12,6 +12,7 @@ use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{PushEntry, PushOrigin};
 use springhouse_featurestore::tier::SetAside;
 use springhouse_featurestore::{Error, ErrorKind, Result};
+use springhouse_sql::pushed::PushedQuery;
 
 use super::{Prepared, Shared};
 
@@ -40,7 +41,7 @@ impl Shared {
             }
             // A view that cannot be planned is in trouble by itself.
             let Ok(prepared) = self.prepared(catalog, view).await else { continue };
-            if !prepared.query.as_ref().is_some_and(|query| query.may_fail()) {
+            if !prepared.query.as_ref().is_some_and(PushedQuery::may_fail) {
                 continue;
             }
             if let Err(error) = runs(&prepared, source, events).await {

@@ -11,6 +11,7 @@ use springhouse_featurestore::time::{Clock, DrivenClock};
 use super::*;
 
 /// What goes wrong at the moment, and what has been done.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 #[derive(Debug, Default)]
 struct Script {
     catalog_fails: bool,

@@ -45,10 +45,9 @@ pub(crate) fn of_path(path: &str) -> Need {
 /// The scopes of which a Flight command needs one, whatever is asked of it: its data, its schema or its tickets.
 pub(crate) fn of_command(command: &Command) -> &'static [Scope] {
     match command {
-        Command::Lookup(_) | Command::Package(_) => &[Scope::Read],
         // SQL text reads any table, and a name any file.
         Command::TrainingSet(set) if set.spine.is_some() => &[Scope::Query],
-        Command::TrainingSet(_) => &[Scope::Read],
+        Command::TrainingSet(_) | Command::Lookup(_) | Command::Package(_) => &[Scope::Read],
         Command::Push(_) => &[Scope::Push],
     }
 }

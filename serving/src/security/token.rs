@@ -144,7 +144,7 @@ impl CallersFile {
         };
         let file: Self = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start).min(text.len());
-            let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = text[..start].matches('\n').count() + 1;
             wrong(line, "no [[token]] or [[certificate]] entry with the fields and scopes that there are")
         })?;
         for certificate in &file.certificates {

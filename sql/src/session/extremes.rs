@@ -84,6 +84,7 @@ impl Floats {
 }
 
 /// The same arguments for integers.
+#[expect(clippy::needless_pass_by_value, reason = "the trait hands them over")]
 fn of_integers(arguments: AccumulatorArgs<'_>) -> AccumulatorArgs<'_> {
     let field = Field::new(arguments.return_field.name(), DataType::Int64, true);
     AccumulatorArgs { return_field: Arc::new(field), ..arguments }

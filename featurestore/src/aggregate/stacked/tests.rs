@@ -155,7 +155,9 @@ fn histories(in_event_order: bool) -> impl Strategy<Value = (i64, Vec<Entity>)> 
     prop_oneof![Just(60_i64), Just(300), Just(420), Just(3_600)].prop_flat_map(move |step| {
         let entity = (events(step, 60), times(step, 40), any::<bool>()).prop_map(move |(mut events, asked, near)| {
             if in_event_order {
-                events.iter_mut().for_each(|event| event.1 = 0);
+                for event in &mut events {
+                    event.1 = 0;
+                }
             }
             events.sort_by_key(|event| (event.0 + event.1, event.0));
             // As often as not, questions begin with the events.
@@ -198,7 +200,7 @@ fn dense(count: i64, apart: i64, late: i64) -> Vec<Event> {
         .map(|number| {
             mixed = mixed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let draw = mixed >> 33;
-            let value = if draw % 3 == 0 { draw % 7 } else { draw % 2_500 };
+            let value = if draw.is_multiple_of(3) { draw % 7 } else { draw % 2_500 };
             let delay = if late > 0 { i64::try_from(draw).expect("31 bits") % late } else { 0 };
             let number_of = u32::try_from(value).expect("small");
             (number * apart, delay, Some(f64::from(number_of) / 8.0), Some(format!("v{value}")))
