@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{Float64Type, Int64Type};
 use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::push::{EventSink, PushHeader};
@@ -132,4 +132,47 @@ async fn pushes_are_acknowledged_while_object_storage_stands_still_or_is_away() 
     server.pushes.flush().await.expect("flushes");
     server.features.follow(&()).await.expect("follows");
     assert!((total_of(&server, "ann") - 11.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn a_source_of_pushes_gains_a_column_and_its_producers_go_on() {
+    let clicks = |columns: &str, selected: &str| {
+        format!(
+            "CREATE ENTITY user_account KEY (user_name VARCHAR);
+             CREATE SOURCE clicks EVENT TIME clicked_at AS PUSHED (user_name VARCHAR, clicked_at TIMESTAMP{columns});
+             CREATE FEATURE VIEW last_click ENTITY user_account REFRESH EVERY '1 minute' AS SELECT {selected} FROM clicks;"
+        )
+    };
+    let project = TestProject::new(&[]);
+    let before = clicks(", amount DOUBLE", "user_name, clicked_at, amount");
+    let state = project.apply(&before).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    let events = |second: i64| {
+        let clicked: ArrayRef =
+            Arc::new(TimestampMicrosecondArray::from(vec![second * 1_000_000]).with_timezone("UTC"));
+        let columns: [(&str, ArrayRef); 3] = [
+            ("user_name", Arc::new(StringArray::from(vec!["ann"]))),
+            ("clicked_at", clicked),
+            ("amount", Arc::new(Float64Array::from(vec![7.0]))),
+        ];
+        RecordBatch::try_from_iter(columns).expect("three columns")
+    };
+    {
+        let server = Server::start_on(&project, &project.store, 0).await;
+        server.pushes.push("clicks", events(900), header(1)).await.expect("taken");
+        server.pushes.flush().await.expect("flushes");
+    }
+    let after = clicks(", amount DOUBLE, page VARCHAR", "user_name, clicked_at, amount, page");
+    let state = project.apply(&after).await.expect("valid definitions");
+    refresh_all(&project, &state).await;
+    let server = Server::start_on(&project, &project.store, 0).await;
+    // The producer does not know of it yet.
+    server.pushes.push("clicks", events(950), header(2)).await.expect("taken");
+    let time_is_needed = events(960).project(&[0, 2]).expect("two columns");
+    assert!(server.pushes.push("clicks", time_is_needed, header(3)).await.is_err());
+    server.pushes.flush().await.expect("flushes");
+    let view = state.live_views().into_iter().find(|view| view.name == "last_click" && view.features.len() == 2);
+    let log = project.jobs().log(view.expect("the new version")).state().await.expect("readable");
+    assert_eq!(log.files.iter().map(|(_, file)| file.rows).sum::<u64>(), 2, "both events, of either width");
 }

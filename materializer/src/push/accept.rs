@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray, new_null_array};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{
@@ -60,7 +60,8 @@ impl Now {
 /// which may lie as far ahead of the clock as it tolerates; the events are not to count before it.
 ///
 /// # Errors
-/// [`springhouse_featurestore::ErrorKind::Invalid`] names the column, the row and the value.
+/// [`springhouse_featurestore::ErrorKind::Invalid`] names the column, the row and the value. Of a source that has no history
+/// a column that may be null may be left out.
 pub(super) fn accept(source: &Source, events: &RecordBatch, now: Now) -> Result<(RecordBatch, Option<Timestamp>)> {
     let schema = Column::to_schema(source.columns.iter());
     if events.num_rows() == 0 {
@@ -93,6 +94,10 @@ pub(super) fn accept(source: &Source, events: &RecordBatch, now: Now) -> Result<
             // The time at which it came is known better here.
             (_, Available::Column(available)) if *available == column.name => {
                 stamped(source, column, given.ok(), events, now)?
+            }
+            // A source of pushes may have gained it since its producers began.
+            _ if given.is_err() && source.query.is_none() && column.nullable => {
+                new_null_array(&column.column_type.to_arrow(), events.num_rows())
             }
             _ => typed(source, column, given?, now)?,
         };

@@ -10,7 +10,6 @@ use springhouse_featurestore::time::Clock;
 use tonic::{Request, Response, Status};
 
 use super::tensor::{TensorData, columns_to_tensors, datatype, request_columns};
-use crate::flight::max_message_bytes;
 use crate::generated::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use crate::generated::inference::infer_parameter::ParameterChoice;
 use crate::generated::inference::model_infer_response::InferOutputTensor;
@@ -22,6 +21,10 @@ use crate::generated::inference::{
 };
 use crate::status::to_status;
 use crate::worker::{Answer, Contracts, Question};
+
+/// The largest request: 4,096 rows of 500 numbers. A few bytes of a request can become hundreds in memory before anything of it
+/// can be looked at.
+const MOST_REQUEST_BYTES: usize = 16 << 20;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -40,7 +43,7 @@ impl PredictService {
     /// As a tonic service.
     pub fn into_service(self) -> GrpcInferenceServiceServer<Self> {
         GrpcInferenceServiceServer::new(self)
-            .max_decoding_message_size(max_message_bytes())
+            .max_decoding_message_size(MOST_REQUEST_BYTES)
             .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
     }
 
