@@ -58,7 +58,7 @@ fuzz: build ## Mutate what comes from outside or from disk, for FOR seconds (600
 	@seed=$${SEED:-$$(date +%s)}; for=$${FOR:-600}; echo "seed $$seed, $$for seconds: SEED=$$seed make fuzz does the same again"; \
 	SPRINGHOUSE_FUZZ_SEED=$$seed SPRINGHOUSE_FUZZ_SECONDS=$$for cargo test --workspace --test integration -- fuzz::
 
-bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs, skewed, pushes or following)
+bench: build venv ## Measure: every figure as a ratio taken in the same run (PART=lookups, direct, entity, predictions, jobs, skewed, security, outage, switching, pushes or following)
 	@$(CARGO_TARGET_DIR)/debug/springhouse-bench $(PART)
 
 bench-scale: build venv ## Measure with 20 to 50 million events against DuckDB, Polars and DataFusion: 8 to 15 minutes (PART=refresh, growth, backfill, windows or latest)

@@ -194,8 +194,8 @@ def backfill(binary, folder, millions, rounds):
 def group_by(binary, folder):
     (folder / "grouped.parquet").unlink(missing_ok=True)
     sql = """COPY (SELECT user_id, date_bin(INTERVAL '5 minutes', at) AS step, count(*) AS n, sum(amount) AS total,
-        min(amount) AS least, max(amount) AS most FROM payments GROUP BY 1, 2) TO 'grouped.parquet' STORED AS PARQUET"""
-    return Job([binary, "--clock", NOW, "query", sql], folder)
+        min(amount) AS least, max(amount) AS most FROM events GROUP BY 1, 2) TO 'grouped.parquet' STORED AS PARQUET"""
+    return Job([f"{binary}-bench", "datafusion", "events", sql], folder)
 
 
 def latest(binary, folder, millions, rounds):

@@ -87,32 +87,54 @@ impl House {
 
     /// The store, opened and loaded; `name` names the disk tier's folder.
     pub async fn features(&self, name: &str, memory: Memory) -> Result<Arc<FeatureServer>> {
+        self.features_on(&self.store, name, memory).await
+    }
+
+    async fn features_on(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        name: &str,
+        memory: Memory,
+    ) -> Result<Arc<FeatureServer>> {
         let disk = DiskTier::open(&self.folder.path().join(name))?;
         let bytes = if memory == Memory::Warm { 256 << 20 } else { 0 };
-        let features = Arc::new(FeatureServer::new(Arc::clone(&self.store), disk, bytes, self.clock.clone()));
+        let features = Arc::new(FeatureServer::new(Arc::clone(store), disk, bytes, self.clock.clone()));
         features.follow(&()).await?;
         Ok(features)
     }
 
     /// Starts a store and a worker in this process on one port; `name` names the disk tier's folder.
     pub async fn serve(&self, name: &str, memory: Memory) -> Result<SocketAddr> {
-        let features = self.features(name, memory).await?;
+        self.serve_on(&self.store, name, memory, Security::open()).await
+    }
+
+    /// The same on another store, or for those whom it knows.
+    pub async fn serve_on(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        name: &str,
+        memory: Memory,
+        security: Security,
+    ) -> Result<SocketAddr> {
+        let features = self.features_on(store, name, memory).await?;
         let contracts = Arc::new(Contracts::new(direct(&features), WorkerOptions::default())?);
         contracts.follow().await?;
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let address = listener.local_addr().map_err(|error| Error::internal("no address").source(error))?;
         let log = PushLog::open(&self.folder.path().join(format!("{name}-log")))?;
         let (tier, changing) = features.tier();
-        let pushes = Arc::new(Pushes::start(self.jobs(), log, tier, changing, Box::new(features.followed())).await?);
+        let pushes = Arc::new(
+            Pushes::start(jobs(store, &self.clock), log, tier, changing, Box::new(features.followed())).await?,
+        );
         features.push_to(Arc::clone(&pushes) as _);
-        let queries = Arc::new(WireQueries::start(self.jobs())?);
+        let queries = Arc::new(WireQueries::start(jobs(store, &self.clock))?);
         let flight = FlightServer::new(Arc::clone(&features), queries, None).with_sink(pushes);
         let app = App {
             listeners: vec![listener],
             store: Some(StorePart { features, flight, socket: None }),
             worker: Some(WorkerPart { contracts, clock: self.clock.clone() }),
             http: None,
-            security: Security::open(),
+            security,
         };
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(async move {

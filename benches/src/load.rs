@@ -125,6 +125,15 @@ pub async fn bursts<A: Caller, B: Caller>(
 /// Latencies of an open loop: calls arrive as a Poisson process of `rate` per second whether or not the earlier ones
 /// are answered; each is measured from its arrival, and waits for a free caller if there is none.
 pub async fn open_loop<C: Caller>(rate: f64, callers: Vec<C>) -> Result<Vec<Duration>> {
+    open_loop_while(rate, callers, |passed| passed < Duration::from_secs(2)).await.map(|(latencies, _)| latencies)
+}
+
+/// The same for as long as is wanted, of which the time that has passed is told; the callers come back.
+pub async fn open_loop_while<C: Caller>(
+    rate: f64,
+    callers: Vec<C>,
+    mut wanted: impl FnMut(Duration) -> bool,
+) -> Result<(Vec<Duration>, Vec<C>)> {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let (free, mut idle) = mpsc::unbounded_channel();
     for caller in callers {
@@ -132,7 +141,7 @@ pub async fn open_loop<C: Caller>(rate: f64, callers: Vec<C>) -> Result<Vec<Dura
     }
     let mut tasks = JoinSet::new();
     let (start, mut arrival) = (now(), 0.0_f64);
-    while arrival < 2.0 {
+    while wanted(Duration::from_secs_f64(arrival)) {
         arrival += -random.random_range(f64::MIN_POSITIVE..1.0).ln() / rate;
         // Timers are a millisecond coarse: arrivals of one millisecond come together, and count from then.
         tokio::time::sleep_until((start + Duration::from_secs_f64(arrival)).into()).await;
@@ -151,7 +160,14 @@ pub async fn open_loop<C: Caller>(rate: f64, callers: Vec<C>) -> Result<Vec<Dura
         latencies.push(joined.map_err(|error| Error::internal("a caller panicked").source(error))??);
     }
     latencies.sort_unstable();
-    Ok(latencies)
+    let callers = std::iter::from_fn(|| idle.try_recv().ok()).collect();
+    Ok((latencies, callers))
+}
+
+/// The latency that so many hundredths of all are no greater than, in milliseconds; 0 of none.
+pub fn percentile(sorted: &[Duration], share: usize) -> f64 {
+    let index = (sorted.len() * share / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
 }
 
 /// Rates of two sides that alternate, and the ratio's median and extremes.
@@ -186,11 +202,8 @@ impl Compared {
 
     /// A row of the table.
     pub fn row(&self, what: &str, unit: &str, latencies: &[Duration]) -> String {
-        let at = |share: usize| {
-            let index = (latencies.len() * share / 100).min(latencies.len().saturating_sub(1));
-            latencies.get(index).map_or_else(|| "-".to_owned(), |latency| format!("{:.2}", latency.as_secs_f64() * 1e3))
-        };
-        let latency = if latencies.is_empty() { "-".to_owned() } else { format!("{} / {} ms", at(50), at(99)) };
+        let at = |share: usize| percentile(latencies, share);
+        let latency = if latencies.is_empty() { "-".to_owned() } else { format!("{:.2} / {:.2} ms", at(50), at(99)) };
         format!(
             "| {what} | {:.0} {unit} | {:.0} {unit} | {:.2} ({:.2} to {:.2}) | {latency} |",
             self.ours, self.peer, self.ratio, self.spread.0, self.spread.1

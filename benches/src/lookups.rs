@@ -31,12 +31,17 @@ fn failed(error: FlightError) -> Error {
 impl Exchange {
     /// Opens an exchange for keys of this schema.
     pub async fn open(address: SocketAddr, keys: &RecordBatch) -> Result<Self> {
+        Self::open_for(address, CONTRACT, keys).await
+    }
+
+    /// Opens one for another contract.
+    pub async fn open_for(address: SocketAddr, contract: &str, keys: &RecordBatch) -> Result<Self> {
         let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| Error::internal("no address").source(error))?
             .tcp_nodelay(true)
             .connect_lazy();
         let (questions, asked) = mpsc::channel(1);
-        let descriptor = FlightDescriptor::new_cmd(Command::lookup(CONTRACT).to_bytes());
+        let descriptor = FlightDescriptor::new_cmd(Command::lookup(contract).to_bytes());
         let encoded = FlightDataEncoderBuilder::new()
             .with_schema(keys.schema())
             .with_flight_descriptor(Some(descriptor))
@@ -55,9 +60,9 @@ impl Exchange {
 }
 
 /// Asks for the same keys again and again.
-struct Asker {
-    exchange: Exchange,
-    keys: RecordBatch,
+pub struct Asker {
+    pub exchange: Exchange,
+    pub keys: RecordBatch,
 }
 
 impl Caller for Asker {

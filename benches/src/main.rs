@@ -1,18 +1,23 @@
 //! Side-by-side measurements: each figure is a ratio to a peer or to a bare echo, taken in the same run, the two sides
 //! alternating. Prints Markdown. Arguments choose among `lookups`, `direct`, `entity`, `predictions`, `pushes`, `jobs`,
-//! `skewed` and `following`; without any it measures all.
+//! `skewed`, `outage`, `switching`, `security` and `following`; without any it measures all. `datafusion FOLDER SQL` is a peer of
+//! `scale.py`.
 
 mod counting;
 mod echo;
 mod entity;
 mod following;
+mod grouping;
 mod house;
 mod jobs;
 mod load;
 mod lookups;
+mod outage;
 mod predictions;
 mod pushes;
+mod security;
 mod skewed;
+mod switching;
 
 use std::process::ExitCode;
 
@@ -45,6 +50,11 @@ fn main() -> ExitCode {
 async fn measure() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    if let [peer, folder, sql] = wanted.as_slice()
+        && peer == "datafusion"
+    {
+        return grouping::run(folder, sql).await;
+    }
     if wanted == ["following"] {
         // It needs no features.
         return following::measure().await;
@@ -78,6 +88,18 @@ async fn measure() -> Result<()> {
     if wants("skewed") {
         skewed::measure().await?;
         peaks.note("skewed");
+    }
+    if wants("security") {
+        security::measure(&house).await?;
+        peaks.note("security");
+    }
+    if wants("outage") {
+        outage::measure(&house).await?;
+        peaks.note("outage");
+    }
+    if wants("switching") {
+        switching::measure().await?;
+        peaks.note("switching");
     }
     // Last: what is pushed ends up in the views that the others read.
     if wants("pushes") {

@@ -15,7 +15,7 @@ use crate::house::{CONTRACT, House, Memory, plain_session};
 use crate::load::{CALLERS, Caller, compare, say};
 
 /// A request of flights of the last November day, in raw tensors.
-async fn request(house: &House, rows: usize) -> Result<ModelInferRequest> {
+pub async fn request(house: &House, rows: usize) -> Result<ModelInferRequest> {
     let session = plain_session(house).await?;
     let sql = format!(
         "SELECT origin, dest, carrier, tailnum, distance, CAST(scheduled_at AS BIGINT) AS scheduled_at FROM flights \
@@ -62,7 +62,8 @@ async fn ask(
     Ok(answer.map_err(|status| Error::unavailable(status.message().to_owned()))?.into_inner())
 }
 
-fn client(address: std::net::SocketAddr) -> Result<GrpcInferenceServiceClient<Channel>> {
+/// A client on a connection of its own.
+pub fn client(address: std::net::SocketAddr) -> Result<GrpcInferenceServiceClient<Channel>> {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Error::internal("no address").source(error))?;
     Ok(GrpcInferenceServiceClient::new(endpoint.tcp_nodelay(true).connect_lazy()))

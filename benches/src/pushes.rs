@@ -1,5 +1,6 @@
 //! Pushes over Flight, acknowledged when durable and visible, against the log's own synced write of the same batches.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,8 +41,8 @@ impl Hour {
     }
 }
 
-/// Sends batches.
-struct Producer {
+/// Sends batches, each when the one before was acknowledged.
+pub struct Producer {
     pusher: Pusher,
     hour: Hour,
 }
@@ -90,15 +91,39 @@ fn events(source: &Source, rows: usize, number: usize, now: i64) -> Result<Recor
     Ok(RecordBatch::try_new(schema, columns)?)
 }
 
-/// Callers on both sides: producers on connections of their own, and writers of one log.
-async fn callers(store: &RemoteFeatures, hour: &Hour, log: &Arc<PushLog>) -> Result<(Vec<Producer>, Vec<Writer>)> {
-    let schema = hour.batches[0].schema();
-    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+/// Producers on connections of their own, of batches of so many events.
+pub async fn producers(house: &House, address: SocketAddr, rows: usize) -> Result<Vec<Producer>> {
+    let store = RemoteFeatures::new(&format!("http://{address}"))?;
+    let hour = hour(house, rows)?;
+    let mut producers = Vec::new();
     for _ in 0..CALLERS {
-        let pusher = store.pusher(SOURCE, Arc::clone(&schema)).await?;
-        ours.push(Producer { pusher, hour: hour.clone() });
-        peer.push(Writer { log: Arc::clone(log), hour: hour.clone() });
+        let pusher = store.pusher(SOURCE, hour.batches[0].schema()).await?;
+        producers.push(Producer { pusher, hour: hour.clone() });
     }
+    Ok(producers)
+}
+
+/// An hour's batches of so many events.
+fn hour(house: &House, rows: usize) -> Result<Hour> {
+    let source = house.state.definitions().find_map(|definition| match definition.as_ref() {
+        Definition::Source(source) if source.name == SOURCE => Some(source.clone()),
+        _ => None,
+    });
+    let source = source.ok_or_else(|| Error::internal("the example has no departures"))?;
+    let now = house.clock.now().micros();
+    let batches = (0..BATCHES).map(|number| events(&source, rows, number, now)).collect::<Result<Vec<_>>>()?;
+    Ok(Hour { batches: Arc::new(batches), next: 0 })
+}
+
+/// Callers on both sides: producers on connections of their own, and writers of one log.
+async fn callers(
+    house: &House,
+    address: SocketAddr,
+    rows: usize,
+    log: &Arc<PushLog>,
+) -> Result<(Vec<Producer>, Vec<Writer>)> {
+    let ours = producers(house, address, rows).await?;
+    let peer = ours.iter().map(|producer| Writer { log: Arc::clone(log), hour: producer.hour.clone() }).collect();
     Ok((ours, peer))
 }
 
@@ -106,17 +131,9 @@ async fn callers(store: &RemoteFeatures, hour: &Hour, log: &Arc<PushLog>) -> Res
 pub async fn measure(house: &House) -> Result<()> {
     let address = house.serve("pushed", Memory::Warm).await?;
     let store = RemoteFeatures::new(&format!("http://{address}"))?;
-    let source = house.state.definitions().find_map(|definition| match definition.as_ref() {
-        Definition::Source(source) if source.name == SOURCE => Some(source.clone()),
-        _ => None,
-    });
-    let source = source.ok_or_else(|| Error::internal("the example has no departures"))?;
     for rows in [1, 100, 10_000] {
-        let now = house.clock.now().micros();
-        let batches = (0..BATCHES).map(|number| events(&source, rows, number, now)).collect::<Result<Vec<_>>>()?;
-        let hour = Hour { batches: Arc::new(batches), next: 0 };
         let log = Arc::new(PushLog::open(&house.folder.path().join(format!("bare-{rows}")))?);
-        let (ours, peer) = callers(&store, &hour, &log).await?;
+        let (ours, peer) = callers(house, address, rows, &log).await?;
         let (compared, latencies) = compare(ours, peer).await?;
         say(&compared.row(
             &format!("push of {rows} events, durable and in every view, peer: the log's synced write alone"),
@@ -125,7 +142,7 @@ pub async fn measure(house: &House) -> Result<()> {
         ));
         if rows == 10_000 {
             // What the log holds at once, without the moves to object storage that go on all the time above.
-            let (ours, peer) = callers(&store, &hour, &log).await?;
+            let (ours, peer) = callers(house, address, rows, &log).await?;
             let compared = bursts(ours, peer, BURST, async || store.act("flush", "").await.map(|_| ())).await?;
             say(&compared.row("the same, in bursts of 0.1 s that the log holds", "batches/s", &[]));
         }
