@@ -1,0 +1,144 @@
+//! Pushes on their way into the log, its entries, and how those are read, let go of and numbered anew.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
+use rocksdb::{Direction, IteratorMode, WriteBatch};
+
+use super::format::{Head, decode, entry_key, number};
+use super::{PushLog, damaged};
+use crate::Result;
+use crate::push::PushHeader;
+use crate::tier::{WRITE_POSITION, WRITE_WITHIN};
+use crate::time::Timestamp;
+
+/// A batch to append.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// Its source.
+    pub source: String,
+    /// Its events, with the source's columns; none for a heartbeat.
+    pub events: RecordBatch,
+    /// What its producer says.
+    pub header: PushHeader,
+    /// When it came.
+    pub at: Timestamp,
+}
+
+/// A push in the log.
+#[derive(Debug, Clone)]
+pub struct PushEntry {
+    /// Its number, from 1.
+    pub position: u64,
+    /// Its source.
+    pub source: String,
+    /// Its events.
+    pub events: RecordBatch,
+    /// Who sent it, as which batch, and when it came.
+    pub origin: PushOrigin,
+}
+
+/// Who sent a push, as which batch, and when it came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PushOrigin {
+    /// When it came; absent where that was not kept.
+    pub at: Option<Timestamp>,
+    /// The producer; empty where it did not say.
+    pub producer: String,
+    /// The batch's sequence.
+    pub sequence: Option<u64>,
+}
+
+impl PushEntry {
+    /// Its events with their place in the order of writes: [`WRITE_POSITION`] and [`WRITE_WITHIN`] after their columns.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when events already have such columns.
+    pub fn ordered_events(&self) -> Result<RecordBatch> {
+        let rows = self.events.num_rows();
+        let position = i64::try_from(self.position).unwrap_or(i64::MAX);
+        let within = (0..i64::MAX).take(rows);
+        let order: [(&str, ArrayRef); 2] = [
+            (WRITE_POSITION, Arc::new(Int64Array::from_value(position, rows))),
+            (WRITE_WITHIN, Arc::new(Int64Array::from_iter_values(within))),
+        ];
+        let mut fields: Vec<FieldRef> = self.events.schema_ref().fields().iter().cloned().collect();
+        let mut columns = self.events.columns().to_vec();
+        for (name, column) in order {
+            fields.push(Arc::new(Field::new(name, DataType::Int64, true)));
+            columns.push(column);
+        }
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+    }
+}
+
+impl PushLog {
+    /// The entries after a position, oldest first.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
+    pub fn entries_after(&self, position: u64) -> Result<Vec<PushEntry>> {
+        let (older, recent) = self.state().recent_after(position);
+        if older == 0 {
+            return Ok(recent);
+        }
+        let start = entry_key(position.saturating_add(1));
+        let end = recent.first().map_or(u64::MAX, |entry| entry.position);
+        let mut entries = Vec::with_capacity(older + recent.len());
+        for item in self.database.iterator(IteratorMode::From(&start, Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            let Some(position) = key.strip_prefix(b"e").and_then(number).filter(|position| *position < end) else {
+                break;
+            };
+            let entry = decode(position, &value).map_err(|error| {
+                damaged(&self.folder, "an entry is not readable").with("position", position).source(error)
+            })?;
+            entries.push(entry);
+        }
+        entries.extend(recent);
+        Ok(entries)
+    }
+
+    /// Lets go of the entries up to a position.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn trim(&self, position: u64) -> Result<()> {
+        let Some((first, last)) = self.state().held_until(position) else { return Ok(()) };
+        let (from, until) = (entry_key(first), entry_key(last + 1));
+        let mut batch = WriteBatch::default();
+        batch.delete_range(from, until);
+        self.database.write(batch).map_err(|error| self.failed(error))?;
+        // Files of nothing else go at once, without a compaction.
+        self.database.delete_file_in_range(from, until).map_err(|error| self.failed(error))?;
+        self.state().let_go(last);
+        Ok(())
+    }
+
+    /// Gives all entries new positions after one, in their order, where another log's positions have passed theirs; those
+    /// that `taken` tells of were taken by the other log too, and go. In one atomic write.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read, [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn renumber(&self, after: u64, taken: impl Fn(&str, &PushOrigin) -> bool) -> Result<()> {
+        let _appending = self.appending();
+        let mut last = after.max(self.last());
+        let mut batch = WriteBatch::default();
+        batch.delete_range(entry_key(0), entry_key(u64::MAX));
+        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            if !key.starts_with(b"e") {
+                break;
+            }
+            let head = Head::read(&value).ok_or_else(|| damaged(&self.folder, "an entry is not readable"))?;
+            if !taken(head.source, &head.origin) {
+                last += 1;
+                batch.put(entry_key(last), &value);
+            }
+        }
+        batch.put(b"n", last.to_be_bytes());
+        self.write(batch)?;
+        self.read_state()
+    }
+}

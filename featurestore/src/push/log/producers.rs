@@ -1,0 +1,160 @@
+//! What the log keeps of producers, and what a person changes about them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rocksdb::{WriteBatch, WriteOptions};
+
+use super::format::producer_key;
+use super::state::Producers;
+use super::{LogReach, PushLog};
+use crate::push::{ProducerChange, ProducerState, SaidByProducer};
+use crate::time::{Span, Timestamp};
+use crate::{Error, Result};
+
+/// The most producers of a source: each is remembered for ever.
+const MOST_PRODUCERS: usize = 10_000;
+
+/// The most bytes of a producer's name.
+const MOST_PRODUCER_BYTES: usize = 256;
+
+impl PushLog {
+    /// Learns what another log was told by producers.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn learn<'a>(&self, said: impl Iterator<Item = (&'a str, &'a str, SaidByProducer)>) -> Result<()> {
+        let _appending = self.appending();
+        let (mut batch, mut sequences, mut watermarks) = (WriteBatch::default(), Producers::new(), Producers::new());
+        for (source, producer, SaidByProducer { last, watermark, .. }) in said {
+            let of = (source.to_owned(), producer.to_owned());
+            let state = self.state();
+            if let Some(last) = last
+                && state.sequences.get(&of).is_none_or(|known| *known < last)
+            {
+                batch.put(producer_key(b'p', source, producer), last.to_be_bytes());
+                sequences.insert(of.clone(), last);
+            }
+            if let Some(watermark) = watermark
+                && !state.retired.contains_key(&of)
+                && state.watermarks.get(&of).is_none_or(|known| *known < watermark)
+            {
+                batch.put(producer_key(b'w', source, producer), watermark.micros().cast_unsigned().to_be_bytes());
+                watermarks.insert(of, watermark);
+            }
+        }
+        if !sequences.is_empty() || !watermarks.is_empty() {
+            self.write(batch)?;
+            let mut state = self.state();
+            state.sources.extend(sequences.keys().chain(watermarks.keys()).map(|(source, _)| source.clone()));
+            state.sequences.extend(sequences);
+            state.watermarks.extend(watermarks);
+        }
+        Ok(())
+    }
+
+    /// How far producers have said that they are, as far as a flush may tell that takes the log to where it had got: what came
+    /// after that may not have been applied, or acknowledged.
+    pub fn said(&self, reach: &LogReach) -> BTreeMap<(String, String), SaidByProducer> {
+        let state = self.state();
+        let all = state.last == reach.last;
+        let known = state.sequences.keys().chain(state.watermarks.keys()).cloned();
+        let said = known.map(|of| {
+            let watermark = state.watermarks.get(&of).copied();
+            let told = |watermark: &Timestamp| all || reach.watermarks.get(&of.0) >= Some(watermark);
+            let watermark = watermark.filter(told);
+            (of, SaidByProducer { watermark, ..SaidByProducer::default() })
+        });
+        said.collect()
+    }
+
+    /// Whether a producer of a source may push: one that is known, or one of not too many.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Invalid`] for a name that is too long, [`crate::ErrorKind::Busy`] with too many producers.
+    pub fn admit_producer(&self, source: &str, producer: &str) -> Result<()> {
+        if producer.len() > MOST_PRODUCER_BYTES {
+            return Err(Error::invalid("a producer's name is too long")
+                .with("bytes", producer.len())
+                .with("limit", MOST_PRODUCER_BYTES)
+                .remedy("give each producer a short name, and keep it"));
+        }
+        let state = self.state();
+        let of = (source.to_owned(), producer.to_owned());
+        if state.sequences.contains_key(&of) || state.watermarks.contains_key(&of) || state.heard.contains_key(&of) {
+            return Ok(());
+        }
+        let known =
+            state.heard.range((source.to_owned(), String::new())..).take_while(|((of, _), _)| of == source).count();
+        if known >= MOST_PRODUCERS {
+            return Err(Error::busy("the source has as many producers as there may be")
+                .with("source", source)
+                .with("producers", known)
+                .remedy("let each sender keep its name: a producer is remembered for ever"));
+        }
+        Ok(())
+    }
+
+    /// Leaves those producers out of their sources' watermarks that say nothing for longer than this while others do.
+    pub fn leave_out_after(&self, silence: Option<Span>) {
+        self.state().silence = silence;
+    }
+
+    /// The producers of a source, or of all, in order of name.
+    pub fn producers(&self, source: Option<&str>) -> Vec<ProducerState> {
+        let state = self.state();
+        let known = state.sequences.keys().chain(state.watermarks.keys()).chain(state.heard.keys());
+        let known: BTreeSet<_> = known.filter(|of| source.is_none_or(|source| of.0 == source)).collect();
+        known.into_iter().map(|of| state.producer(of)).collect()
+    }
+
+    /// Changes what counts of a producer, by the will of a person; synced.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] with the producers that there are, [`crate::ErrorKind::Invalid`] for a watermark that is
+    /// not earlier than what the producer said, [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn change(&self, source: &str, producer: &str, change: ProducerChange, at: Timestamp) -> Result<ProducerState> {
+        let _appending = self.appending();
+        let of = (source.to_owned(), producer.to_owned());
+        let known = self.producers(Some(source));
+        let Some(before) = known.iter().find(|state| state.producer == producer) else {
+            let names: Vec<&str> = known.iter().map(|state| state.producer.as_str()).collect();
+            return Err(Error::not_found("no such producer has pushed to the source")
+                .with("source", source)
+                .with("producer", producer)
+                .with("producers", names.join(", ")));
+        };
+        let mut batch = WriteBatch::default();
+        let bytes = |time: Timestamp| time.micros().cast_unsigned().to_be_bytes();
+        match change {
+            ProducerChange::Retire => {
+                batch.delete(producer_key(b'w', source, producer));
+                batch.put(producer_key(b'r', source, producer), bytes(at));
+            }
+            ProducerChange::Watermark(watermark) => {
+                // The same once more: a correction that was cut off is gone on with.
+                if before.watermark.is_none_or(|said| said < watermark) {
+                    return Err(Error::invalid("a watermark is corrected to an earlier one")
+                        .with("producer", producer)
+                        .with("value", watermark)
+                        .with("said", before.watermark.map_or_else(|| "nothing".to_owned(), |said| said.to_string()))
+                        .remedy("the producer itself moves it forward; to count it no more, retire it"));
+                }
+                batch.put(producer_key(b'w', source, producer), bytes(watermark.dated()?));
+            }
+        }
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
+        let mut state = self.state();
+        match change {
+            ProducerChange::Retire => {
+                state.watermarks.remove(&of);
+                state.retired.insert(of.clone(), at);
+            }
+            ProducerChange::Watermark(watermark) => {
+                state.watermarks.insert(of.clone(), watermark);
+            }
+        }
+        Ok(state.producer(&of))
+    }
+}

@@ -1,0 +1,124 @@
+//! The log keeps what it was given, once, and what producers said.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::Int64Type;
+
+use super::*;
+use crate::push::{ProducerChange, PushHeader};
+use crate::time::Span;
+
+fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
+    let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
+    Push {
+        source: "paid".to_owned(),
+        events: RecordBatch::try_from_iter([("value", array)]).expect("a batch"),
+        header: PushHeader {
+            producer: Some(producer.to_owned()),
+            sequence: Some(sequence),
+            watermark: watermark.map(Timestamp::from_micros),
+        },
+        at: Timestamp::from_micros(sequence.cast_signed()),
+    }
+}
+
+fn held(log: &PushLog, after: u64) -> Vec<(u64, i64)> {
+    let entries = log.entries_after(after).expect("readable");
+    entries.iter().map(|e| (e.position, e.events.column(0).as_primitive::<Int64Type>().value(0))).collect()
+}
+
+#[test]
+fn entries_are_the_same_from_memory_and_from_the_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    // Two of these are as many as memory holds.
+    let many = vec![0; 3 << 20];
+    for first in [10_i64, 20, 30, 40] {
+        let values = [&[first], many.as_slice()].concat();
+        log.append(vec![push("a", first.cast_unsigned(), &values, None)]).expect("writable");
+    }
+    let all = [(1, 10), (2, 20), (3, 30), (4, 40)];
+    for after in 0..5_u8 {
+        assert_eq!(held(&log, after.into()), all[usize::from(after)..], "after {after}");
+    }
+    log.trim(1).expect("writable");
+    assert_eq!(held(&log, 0), all[1..]);
+    log.trim(3).expect("writable");
+    assert_eq!(held(&log, 0), all[3..]);
+    log.append(vec![push("a", 50, &[50], None)]).expect("writable");
+    assert_eq!(held(&log, 3), [(4, 40), (5, 50)]);
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert_eq!(held(&log, 0), [(4, 40), (5, 50)]);
+}
+
+#[test]
+fn what_was_appended_is_there_once_after_reopening() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    let taken =
+        log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
+    let positions: Vec<_> = taken.expect("writable").0.iter().map(|e| e.as_ref().map(|e| e.position)).collect();
+    assert_eq!(positions, [Some(1), Some(2), None]);
+    assert_eq!(PushLog::open(folder.path()).expect_err("in use").kind(), crate::ErrorKind::Busy);
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert_eq!((log.last(), held(&log, 0)), (2, vec![(1, 10), (2, 20)]));
+    assert!(log.append(vec![push("b", 1, &[20], None)]).expect("writable").0[0].is_none());
+    let taken = log.append(vec![push("a", 7, &[30], Some(9)), push("b", 2, &[], Some(3))]);
+    let reach = LogReach { last: 3, watermarks: [("paid".to_owned(), Timestamp::from_micros(5))].into() };
+    assert_eq!((taken.expect("writable").1, log.reach()), (reach.clone(), reach));
+    log.trim(2).expect("writable");
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert_eq!((log.last(), held(&log, 0), held(&log, 3)), (3, vec![(3, 30)], vec![]));
+    log.trim(3).expect("writable");
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert_eq!((log.last(), log.bytes(), log.reach().watermarks.len()), (3, 0, 1));
+}
+
+fn mark(log: &PushLog) -> Option<i64> {
+    log.reach().watermarks.get("paid").map(|mark| mark.micros())
+}
+
+#[test]
+fn a_producer_is_retired_and_a_watermark_corrected_and_both_last() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(4_000))]).expect("writable");
+    let at = Timestamp::from_micros;
+    assert_eq!(
+        log.change("paid", "c", ProducerChange::Retire, at(9)).expect_err("unknown").kind(),
+        crate::ErrorKind::NotFound
+    );
+    assert!(log.change("paid", "b", ProducerChange::Watermark(at(4_001)), at(9)).is_err(), "forward");
+    let retired = log.change("paid", "a", ProducerChange::Retire, at(9)).expect("known");
+    assert_eq!((retired.sequence, retired.watermark, retired.retired), (Some(1), None, Some(at(9))));
+    assert_eq!(mark(&log), Some(4_000));
+    log.change("paid", "b", ProducerChange::Watermark(at(7)), at(9)).expect("earlier");
+    assert_eq!(mark(&log), Some(7));
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert_eq!((mark(&log), log.producers(Some("paid"))[0].retired), (Some(7), Some(at(9))));
+    assert_eq!(log.producers(Some("paid"))[1].heard, Some(at(2)));
+    // What it sent is still known, and it counts again when it says how far it is.
+    assert!(log.append(vec![push("a", 1, &[10], None)]).expect("writable").0[0].is_none());
+    log.append(vec![push("a", 3, &[], Some(6))]).expect("writable");
+    assert_eq!((mark(&log), log.producers(Some("paid"))[0].retired), (Some(6), None));
+}
+
+#[test]
+fn a_silent_producer_is_left_out_while_others_speak() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    log.leave_out_after(Some(Span::from_micros(10)));
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(8))]).expect("writable");
+    log.append(vec![push("b", 11, &[20], Some(9))]).expect("writable");
+    assert_eq!(mark(&log), Some(5), "not yet");
+    log.append(vec![push("b", 12, &[20], Some(9))]).expect("writable");
+    assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(9), true));
+    log.append(vec![push("a", 13, &[10], Some(6))]).expect("writable");
+    assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(6), false));
+}
