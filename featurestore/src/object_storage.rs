@@ -4,6 +4,7 @@
 //! came of such a put is found out in one place, [`put_once`], for every commit of every log.
 
 mod folder;
+mod open;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 pub use folder::{DurableFolder, create_folder};
+pub use open::open_store;
 
 use crate::Error;
 

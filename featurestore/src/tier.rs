@@ -41,13 +41,15 @@ pub use memory::MemoryTier;
 pub use object::{
     AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, RememberedStates, Restated,
     SetAside, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema,
-    get_object, list_objects, open_store, put_object, read_data_file,
+    get_object, list_objects, put_object, read_data_file,
 };
 pub(crate) use object_reader::ObjectReader;
 pub use object_store::ObjectStore;
 pub use only_files::OnlyFiles;
 pub use reference::ReferenceTier;
 pub use retired::Retired;
+
+pub use crate::object_storage::open_store;
 
 use crate::Result;
 use crate::definition::Pinned;
