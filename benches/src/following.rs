@@ -66,20 +66,7 @@ fn at(minutes: u64) -> Timestamp {
 }
 
 fn commit(number: u64, kind: ViewCommitKind, replaced: Vec<String>, files: Vec<DataFile>) -> ViewCommit {
-    ViewCommit {
-        at: at(number),
-        kind,
-        watermark: at(number),
-        read_until: None,
-        pushed: None,
-        late: 0,
-        history: None,
-        restated: None,
-        replaced,
-        files,
-        pushed_from: None,
-        set_aside: Vec::new(),
-    }
+    ViewCommit { replaced, files, ..ViewCommit::new(at(number), kind, at(number)) }
 }
 
 /// A view that is flushed and followed.

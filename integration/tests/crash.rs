@@ -140,20 +140,12 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
     let (log, mut whole) = (ViewLog::new(Arc::clone(&store), &view.pinned()), ViewLogState::default());
     for number in 1..=300 {
         let file = DataFile { path: format!("data/{number}"), rows: number, bytes: 1, ..DataFile::default() };
+        // Now and then one that replaces what was before it.
+        let kind = if number % 90 == 0 { ViewCommitKind::Backfill } else { ViewCommitKind::Refresh };
         let commit = ViewCommit {
-            at: at(0),
-            // Now and then one that replaces what was before it.
-            kind: if number % 90 == 0 { ViewCommitKind::Backfill } else { ViewCommitKind::Refresh },
-            watermark: at(number.cast_signed()),
-            read_until: None,
-            pushed: None,
             late: number % 3,
-            history: None,
-            restated: None,
-            replaced: Vec::new(),
             files: vec![file],
-            pushed_from: None,
-            set_aside: Vec::new(),
+            ..ViewCommit::new(at(0), kind, at(number.cast_signed()))
         };
         log.commit(&mut whole, commit).await.expect("nobody else commits");
         counting.calls_left.store(100, Ordering::SeqCst);

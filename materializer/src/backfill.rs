@@ -356,20 +356,8 @@ impl Jobs {
                 (crate::refresh::watermark_of(catalog, view, &none, None, plan.known)?.0, Some(plan.known))
             }
         };
-        Ok(ViewCommit {
-            at: self.clock().now(),
-            kind: ViewCommitKind::Backfill,
-            watermark,
-            read_until,
-            pushed: None,
-            late: 0,
-            history: Some(history),
-            restated: None,
-            replaced: Vec::new(),
-            files,
-            pushed_from: None,
-            set_aside: Vec::new(),
-        })
+        let commit = ViewCommit::new(self.clock().now(), ViewCommitKind::Backfill, watermark);
+        Ok(ViewCommit { read_until, history: Some(history), files, ..commit })
     }
 
     /// A file without the rows of the stretch; none where nothing is left of it.

@@ -128,18 +128,10 @@ impl Jobs {
         let all = files.iter().all(|(_, file)| held.contains(file.path.as_str()));
         let (true, Some(watermark)) = (all, state.watermark) else { return Ok(false) };
         let commit = ViewCommit {
-            at: self.clock().now(),
-            kind: ViewCommitKind::Compact,
-            watermark,
             read_until: state.read_until,
-            pushed: None,
-            late: 0,
-            history: None,
-            restated: None,
             replaced: files.iter().map(|(_, file)| file.path.clone()).collect(),
             files: vec![merged.clone()],
-            pushed_from: None,
-            set_aside: Vec::new(),
+            ..ViewCommit::new(self.clock().now(), ViewCommitKind::Compact, watermark)
         };
         log.commit(&mut state, commit).await?;
         Ok(true)

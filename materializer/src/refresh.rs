@@ -110,18 +110,13 @@ impl Jobs {
         let first = state.number == 0 && history.until > 0;
         let pushed = first.then_some(PushedRange { after: 0, until: history.until, log: history.taker.log });
         let commit = ViewCommit {
-            at,
-            kind,
-            watermark,
             read_until,
             pushed,
             late: done.late,
             history: (read != state.history).then_some(read),
             restated: past.restated,
-            replaced: Vec::new(),
             files,
-            pushed_from: None,
-            set_aside: Vec::new(),
+            ..ViewCommit::new(at, kind, watermark)
         };
         log.commit(&mut state, commit).await?;
         done.committed = true;

@@ -214,6 +214,26 @@ pub struct ViewCommit {
     pub set_aside: Vec<SetAside>,
 }
 
+impl ViewCommit {
+    /// A commit with neither files nor anything else that a commit may tell.
+    pub fn new(at: Timestamp, kind: ViewCommitKind, watermark: Timestamp) -> Self {
+        Self {
+            at,
+            kind,
+            watermark,
+            read_until: None,
+            pushed: None,
+            late: 0,
+            history: None,
+            restated: None,
+            replaced: Vec::new(),
+            files: Vec::new(),
+            pushed_from: None,
+            set_aside: Vec::new(),
+        }
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
 fn is_zero(count: &u64) -> bool {
     *count == 0

@@ -137,18 +137,13 @@ impl Shared {
             }
         }
         let commit = ViewCommit {
-            at: self.jobs.clock().now(),
-            kind: ViewCommitKind::Push,
-            watermark,
             read_until: state.read_until,
             pushed,
             late,
-            history: None,
-            restated: None,
-            replaced: Vec::new(),
             files,
             pushed_from,
             set_aside: aside,
+            ..ViewCommit::new(self.jobs.clock().now(), ViewCommitKind::Push, watermark)
         };
         log.commit(&mut state, commit).await
     }

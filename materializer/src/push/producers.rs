@@ -54,18 +54,8 @@ impl Shared {
         let told = self.watermark_of(catalog, view, state.watermark, &history.watermarks)?;
         let Some(watermark) = told.filter(|told| Some(*told) < state.watermark) else { return Ok(()) };
         let commit = ViewCommit {
-            at: self.jobs.clock().now(),
-            kind: ViewCommitKind::Correct,
-            watermark,
             read_until: state.read_until,
-            pushed: None,
-            late: 0,
-            history: None,
-            restated: None,
-            replaced: Vec::new(),
-            files: Vec::new(),
-            pushed_from: None,
-            set_aside: Vec::new(),
+            ..ViewCommit::new(self.jobs.clock().now(), ViewCommitKind::Correct, watermark)
         };
         log.commit(&mut state, commit).await?;
         tracing::warn!(view = %view.name, watermark = %watermark, "the view's watermark was set back");
