@@ -191,14 +191,11 @@ impl PushedEvents {
     }
 
     /// Those of some entries of the log, with their place in the order of writes.
-    ///
-    /// # Errors
-    /// As [`PushEntry::ordered_events`].
-    pub fn of_entries<'a>(entries: impl IntoIterator<Item = &'a PushEntry>) -> Result<Self> {
+    pub fn of_entries<'a>(entries: impl IntoIterator<Item = &'a PushEntry>) -> Self {
         let mut batches: BTreeMap<String, Vec<RecordBatch>> = BTreeMap::new();
         for entry in entries {
-            batches.entry(entry.source.clone()).or_default().push(entry.ordered_events()?);
+            batches.entry(entry.source.clone()).or_default().push(entry.ordered_events().clone());
         }
-        Ok(Self { files: BTreeMap::new(), batches })
+        Self { files: BTreeMap::new(), batches }
     }
 }

@@ -323,7 +323,7 @@ impl PushHistory {
         let until = flush.entries.last().map_or(state.until, |entry| entry.position);
         let (number, taker) = (state.number + 1, state.taker);
         let mut files = BTreeMap::new();
-        for (source, batches) in PushedEvents::of_entries(flush.entries)?.batches {
+        for (source, batches) in PushedEvents::of_entries(flush.entries).batches {
             let name = format!("{number:012}-{:x}-{until}.parquet", taker.epoch);
             let positions = PushedRange { after: state.until, until, log: taker.log };
             let file = self.write(&Path::from_iter(["pushes", "data", &source, &name]), &batches).await?;
@@ -408,19 +408,16 @@ fn entries_of(source: &str, batch: &RecordBatch, position: u64) -> Result<Vec<Pu
     let own = |name: &str| name != WRITE_POSITION && name != WRITE_WITHIN;
     let columns: Vec<usize> = (0..schema.fields().len()).filter(|index| own(schema.field(*index).name())).collect();
     let events = batch.project(&columns)?;
-    let entry = |position: u64, events: RecordBatch| PushEntry {
-        position,
-        source: source.to_owned(),
-        events,
-        origin: PushOrigin::default(),
+    let entry = |position: u64, events: RecordBatch| {
+        PushEntry::new(position, source.to_owned(), events, PushOrigin::default())
     };
     let positions = batch.column_by_name(WRITE_POSITION).and_then(|column| column.as_primitive_opt::<Int64Type>());
     let Some(positions) = positions.filter(|positions| positions.null_count() == 0) else {
-        return Ok(vec![entry(position, events)]);
+        return Ok(vec![entry(position, events)?]);
     };
     let (mut entries, mut start) = (Vec::new(), 0);
     for run in positions.values().chunk_by(|one, other| one == other) {
-        entries.push(entry(run[0].cast_unsigned(), events.slice(start, run.len())));
+        entries.push(entry(run[0].cast_unsigned(), events.slice(start, run.len()))?);
         start += run.len();
     }
     Ok(entries)
@@ -437,7 +434,7 @@ mod tests {
         let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
         let origin = PushOrigin { at: None, producer: "till".to_owned(), sequence: Some(sequence) };
         let events = RecordBatch::try_from_iter([("value", array)]).expect("a batch");
-        PushEntry { position, source: "paid".to_owned(), events, origin }
+        PushEntry::new(position, "paid".to_owned(), events, origin).expect("an entry")
     }
 
     fn flush(entries: &[PushEntry]) -> Flush<'_> {

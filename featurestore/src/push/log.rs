@@ -248,15 +248,15 @@ impl PushLog {
                 batch.delete(producer_key(b'r', &producer.0, &producer.1));
                 watermarks.insert(producer, watermark);
             }
-            if events.num_rows() > 0 {
-                last += 1;
-                let value = encode(&source, &origin, &events)?;
-                let (source, events, origin) = (source.clone(), events.clone(), origin.clone());
-                let entry = PushEntry { position: last, source, events, origin };
-                held.push((entry, value.len() as u64));
+            let kept = events.num_rows() > 0;
+            last += u64::from(kept);
+            let entry = PushEntry::new(last, source, events, origin)?;
+            if kept {
+                let value = encode(&entry.source, &entry.origin, &entry.events)?;
+                held.push((entry.clone(), value.len() as u64));
                 batch.put(entry_key(last), value);
             }
-            entries.push(Some(PushEntry { position: last, source, events, origin }));
+            entries.push(Some(entry));
         }
         for ((source, producer), heard) in &heard_of {
             batch.put(producer_key(b'h', source, producer), heard.micros().cast_unsigned().to_be_bytes());

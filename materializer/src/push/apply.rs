@@ -180,7 +180,7 @@ impl Shared {
         entries: &[PushEntry],
     ) -> Result<RowStream> {
         match &prepared.query {
-            Some(query) => query.run(&PushedEvents::of_entries(entries)?),
+            Some(query) => query.run(&PushedEvents::of_entries(entries)),
             None => self.rows_of(catalog, view, entries).await,
         }
     }
@@ -205,14 +205,14 @@ impl Shared {
         view: &FeatureView,
         entries: &[PushEntry],
     ) -> Result<RowStream> {
-        let new = PushedEvents::of_entries(entries)?;
+        let new = PushedEvents::of_entries(entries);
         let mut pushed = PushedEvents::default();
         if view.reaches_back() {
             // Their values reach back to other events: those that have been flushed, and those that have not.
             let history = self.history();
             pushed = PushedEvents {
                 files: history.files.clone(),
-                ..PushedEvents::of_entries(&self.log.entries_after(history.until)?)?
+                ..PushedEvents::of_entries(&self.log.entries_after(history.until)?)
             };
         }
         let sources = Sources { catalog, store: self.jobs.store(), pushed: &pushed };
@@ -235,7 +235,7 @@ impl Shared {
         else {
             return self.rows_of(catalog, view, entries).await;
         };
-        let rows: Vec<RecordBatch> = query.run(&PushedEvents::of_entries(entries)?)?.try_collect().await?;
+        let rows: Vec<RecordBatch> = query.run(&PushedEvents::of_entries(entries))?.try_collect().await?;
         let view = view.clone();
         let sorted = tokio::task::spawn_blocking(move || sorted_in_memory(&view, &rows))
             .await

@@ -101,9 +101,8 @@ impl Shared {
 /// Runs a planned query on events alone.
 async fn runs(prepared: &Prepared, source: &str, events: &RecordBatch) -> Result<()> {
     let Some(query) = &prepared.query else { return Ok(()) };
-    let entry =
-        PushEntry { position: 0, source: source.to_owned(), events: events.clone(), origin: PushOrigin::default() };
-    let new = springhouse_featurestore::push::PushedEvents::of_entries([&entry])?;
+    let entry = PushEntry::new(0, source.to_owned(), events.clone(), PushOrigin::default())?;
+    let new = springhouse_featurestore::push::PushedEvents::of_entries([&entry]);
     query.run(&new)?.try_for_each(|_| std::future::ready(Ok(()))).await
 }
 

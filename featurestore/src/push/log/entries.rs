@@ -37,6 +37,8 @@ pub struct PushEntry {
     pub events: RecordBatch,
     /// Who sent it, as which batch, and when it came.
     pub origin: PushOrigin,
+    /// Its events with their place in the order of writes.
+    ordered: RecordBatch,
 }
 
 /// Who sent a push, as which batch, and when it came.
@@ -51,25 +53,31 @@ pub struct PushOrigin {
 }
 
 impl PushEntry {
-    /// Its events with their place in the order of writes: [`WRITE_POSITION`] and [`WRITE_WITHIN`] after their columns.
+    /// The entry of some events. Every view of the source reads them with their place in the order of writes: those columns are
+    /// made here, once.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when events already have such columns.
-    pub fn ordered_events(&self) -> Result<RecordBatch> {
-        let rows = self.events.num_rows();
-        let position = i64::try_from(self.position).unwrap_or(i64::MAX);
+    pub fn new(position: u64, source: String, events: RecordBatch, origin: PushOrigin) -> Result<Self> {
+        let rows = events.num_rows();
         let within = (0..i64::MAX).take(rows);
         let order: [(&str, ArrayRef); 2] = [
-            (WRITE_POSITION, Arc::new(Int64Array::from_value(position, rows))),
+            (WRITE_POSITION, Arc::new(Int64Array::from_value(i64::try_from(position).unwrap_or(i64::MAX), rows))),
             (WRITE_WITHIN, Arc::new(Int64Array::from_iter_values(within))),
         ];
-        let mut fields: Vec<FieldRef> = self.events.schema_ref().fields().iter().cloned().collect();
-        let mut columns = self.events.columns().to_vec();
+        let mut fields: Vec<FieldRef> = events.schema_ref().fields().iter().cloned().collect();
+        let mut columns = events.columns().to_vec();
         for (name, column) in order {
             fields.push(Arc::new(Field::new(name, DataType::Int64, true)));
             columns.push(column);
         }
-        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+        let ordered = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        Ok(Self { position, source, events, origin, ordered })
+    }
+
+    /// Its events with their place in the order of writes: [`WRITE_POSITION`] and [`WRITE_WITHIN`] after their columns.
+    pub fn ordered_events(&self) -> &RecordBatch {
+        &self.ordered
     }
 }
 

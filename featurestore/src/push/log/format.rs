@@ -94,5 +94,5 @@ pub(super) fn decode(position: u64, value: &[u8]) -> Result<PushEntry> {
     let cut = || Error::damaged("an entry is cut off");
     let Head { source, origin, events } = Head::read(value).ok_or_else(cut)?;
     let events = StreamReader::try_new(events, None)?.next().ok_or_else(cut)??;
-    Ok(PushEntry { position, source: source.to_owned(), events, origin })
+    PushEntry::new(position, source.to_owned(), events, origin)
 }

@@ -12,6 +12,9 @@ const RECENT_BYTES: u64 = 64 << 20;
 /// What an entry takes in memory beside its events.
 const ENTRY_BYTES: u64 = 1 << 10;
 
+/// What each of its rows takes beside them: its place in the order of writes.
+const ROW_BYTES: u64 = 16;
+
 /// How far a log has got.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogReach {
@@ -60,7 +63,7 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn recent_bytes(&self) -> u64 {
-        if self.entry.is_some() { self.bytes + ENTRY_BYTES } else { 0 }
+        self.entry.as_ref().map_or(0, |entry| self.bytes + ENTRY_BYTES + ROW_BYTES * entry.events.num_rows() as u64)
     }
 }
 

@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::Int64Type;
 
 use super::*;
-use crate::push::{ProducerChange, PushHeader};
+use crate::push::{ProducerChange, PushHeader, PushedEvents};
 use crate::time::Span;
 
 fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
@@ -33,7 +33,7 @@ fn entries_are_the_same_from_memory_and_from_the_disk() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = PushLog::open(folder.path()).expect("new");
     // Two of these are as many as memory holds.
-    let many = vec![0; 3 << 20];
+    let many = vec![0; 1 << 20];
     for first in [10_i64, 20, 30, 40] {
         let values = [&[first], many.as_slice()].concat();
         log.append(vec![push("a", first.cast_unsigned(), &values, None)]).expect("writable");
@@ -51,6 +51,21 @@ fn entries_are_the_same_from_memory_and_from_the_disk() {
     drop(log);
     let log = PushLog::open(folder.path()).expect("reopened");
     assert_eq!(held(&log, 0), [(4, 40), (5, 50)]);
+}
+
+#[test]
+fn the_order_of_writes_is_made_once_for_all_views() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    let taken = log.append(vec![push("a", 1, &[10, 11], None)]).expect("writable").0;
+    let of = |entry: &PushEntry| {
+        let events = PushedEvents::of_entries([entry]);
+        assert_eq!(events.batches["paid"][0].num_columns(), 3);
+        events.batches["paid"][0].columns()[1..].to_vec()
+    };
+    let held = log.entries_after(0).expect("readable");
+    let (first, other) = (of(taken[0].as_ref().expect("new")), of(&held[0]));
+    assert!(first.iter().zip(&other).all(|(first, other)| Arc::ptr_eq(first, other)), "they are made anew");
 }
 
 #[test]
