@@ -13,8 +13,9 @@
 //! Ranges follow the data: where the stretch would be cut into many, it is looked once which of them have rows.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use serde::Serialize;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
@@ -264,9 +265,14 @@ impl Jobs {
         }
         progress.begin(&format!("backfilling {}", view.name), events);
         let (number, at_once) = (backfill.lock().await.number, self.threads());
+        let failed = AtomicBool::new(false);
+        let failed = &failed;
         let ranges = futures::stream::iter(ranges.iter().zip(split)).map(|((index, times), rows)| {
             let name = format!("backfill-{number:06}-{index:06}-{}", self.mark());
             async move {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 let session = seeing(self.session_of(at_once)?)?.writing(written);
                 let rows = match &rows {
                     Some(rows) => rows.sorted(&session, view).await?,
@@ -277,9 +283,14 @@ impl Jobs {
                 log.done(&mut backfill, *index, file).await
             }
         });
-        ranges.buffer_unordered(at_once).try_collect::<()>().await?;
+        // What the others are writing arrives even if nobody waits for it: then whoever tries again would meet it.
+        let (mut ranges, mut ended) = (ranges.buffer_unordered(at_once), Ok(()));
+        while let Some(computed) = ranges.next().await {
+            failed.fetch_or(computed.is_err(), Ordering::Relaxed);
+            ended = ended.and(computed);
+        }
         progress.end();
-        Ok(())
+        ended
     }
 
     /// Commits the ranges' files beside what else counts.
