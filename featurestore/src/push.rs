@@ -23,7 +23,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use history::{
-    Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, Runs, SaidByProducer, Taken, Taker,
+    Claim, Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, Runs, SaidByProducer, Taken, Taker,
 };
 pub use log::{LogReach, Push, PushEntry, PushLog, PushOrigin};
 

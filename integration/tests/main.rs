@@ -5,6 +5,7 @@ mod backfill;
 mod bad_definitions;
 mod bounds;
 mod compaction;
+mod copied_log;
 mod crash;
 mod edges;
 mod faulty_store;

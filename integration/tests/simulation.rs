@@ -5,9 +5,10 @@
 //! The same seed gives the same trace. `SIMULATION_SEEDS` says which seeds are run: so many, or `246..247`; and
 //! `SIMULATION_FAULTS` what may go wrong: names of [`faults`] with commas between them, or `none`.
 
+mod copies;
 mod faults;
 mod oracle;
-mod steps;
+pub mod steps;
 mod takers;
 mod world;
 

@@ -13,11 +13,14 @@
 //!
 //! *Positions* are one sequence over all logs that ever fed the store, up to the last flush. Beyond it they are a log's own;
 //! a log that others have passed gives its entries new ones when its process takes over ([`super::PushLog::renumber`]).
+//! A log that was copied, or restored from a backup, is told by what the store knows of it and it does not ([`Claim`]): it
+//! becomes another log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::concat_batches;
 use arrow::datatypes::Int64Type;
 use futures::TryStreamExt;
 use object_store::ObjectStore;
@@ -37,6 +40,10 @@ use crate::{Error, ErrorKind, Result};
 /// rather than lost.
 const RUNS_REMEMBERED: usize = 4_096;
 
+/// The same where one log alone has fed the store: only a copy of it can hold what was taken. Who numbers without gaps has
+/// one run.
+const RUNS_OF_ONE_LOG: usize = 16;
+
 /// Who takes pushes for a store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taker {
@@ -55,8 +62,7 @@ pub struct SaidByProducer {
     /// It has sent every event up to this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watermark: Option<Timestamp>,
-    /// The sequences of the pushes among them, as runs of numbers that follow each other; kept where more than one log has
-    /// ever taken pushes.
+    /// The sequences of the pushes among them, as runs of numbers that follow each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Runs,
 }
@@ -84,7 +90,7 @@ pub struct KnownProducer {
 }
 
 impl KnownProducer {
-    fn hear(&mut self, log: u64, said: SaidByProducer) {
+    fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
         self.last = self.last.max(said.last);
         self.watermark = said.watermark.or(self.watermark);
         for (first, last) in said.taken {
@@ -93,7 +99,7 @@ impl KnownProducer {
                 None => self.taken.push(Taken { log, first, last }),
             }
         }
-        let forgotten = self.taken.len().saturating_sub(RUNS_REMEMBERED);
+        let forgotten = self.taken.len().saturating_sub(most_runs);
         self.taken.drain(..forgotten);
     }
 }
@@ -112,6 +118,9 @@ pub struct PushCommit {
     /// Who wrote it.
     #[serde(default)]
     pub taker: Taker,
+    /// Of the beginning of an epoch, the process: two that begin with copies of one log mean different things.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u64>,
     /// The position up to which pushes are on object storage.
     pub until: u64,
     /// How far each source's producers have got.
@@ -121,6 +130,38 @@ pub struct PushCommit {
     pub producers: Said,
     /// The events that it adds, by source.
     pub files: BTreeMap<String, Vec<DataFile>>,
+}
+
+/// A log whose process is about to take pushes, by what it knows of itself. The store knows more of a log that is a copy, or
+/// older than it was: such a log feeds the store under a new number, and its positions are nobody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The log.
+    pub log: u64,
+    /// The epoch that it took last; absent where it has taken none, or that was not kept.
+    pub epoch: Option<u64>,
+    /// Its last position.
+    pub last: u64,
+    /// Whether it is known to be older than it was.
+    pub older: bool,
+    /// Tells the process apart from all others, as does the number of a log that it begins.
+    pub process: u64,
+}
+
+impl Claim {
+    /// The log as which it feeds a store.
+    fn log_in(&self, state: &PushHistoryState) -> u64 {
+        let later = self.epoch.is_some_and(|epoch| state.epoch_of(self.log) > epoch);
+        if !later && !self.older && state.flushed_of(self.log) <= self.last {
+            return self.log;
+        }
+        let used = |log| log == self.log || log == state.taker.log || state.flushed.contains_key(&log);
+        let mut new = self.process;
+        while used(new) {
+            new = new.wrapping_add(1);
+        }
+        new
+    }
 }
 
 /// What of a log is to be flushed.
@@ -149,6 +190,9 @@ pub struct PushHistoryState {
     /// The greatest position that each log has flushed.
     #[serde(default)]
     pub flushed: BTreeMap<u64, u64>,
+    /// The last epoch of each log.
+    #[serde(default)]
+    pub epochs: BTreeMap<u64, u64>,
     /// How far each source's producers have got.
     pub watermarks: BTreeMap<String, Timestamp>,
     /// What is known of producers, by source and producer.
@@ -169,11 +213,13 @@ impl PushHistoryState {
         if commit.until > self.until {
             (*flushed, self.until) = (commit.until, commit.until);
         }
+        self.epochs.insert(log, commit.taker.epoch);
         self.watermarks.extend(commit.watermarks);
+        let most_runs = self.most_runs();
         for (source, producers) in commit.producers {
             let known = self.producers.entry(source).or_default();
             for (producer, said) in producers {
-                known.entry(producer).or_default().hear(log, said);
+                known.entry(producer).or_default().hear(log, most_runs, said);
             }
         }
         for (source, files) in commit.files {
@@ -198,6 +244,23 @@ impl PushHistoryState {
         self.flushed.get(&log).copied().unwrap_or_default()
     }
 
+    /// Who has ever taken pushes, each log in its last epoch.
+    pub fn takers(&self) -> impl Iterator<Item = Taker> + '_ {
+        let known = self.epochs.iter().map(|(log, epoch)| Taker { epoch: *epoch, log: *log });
+        known.chain([self.taker])
+    }
+
+    /// The last epoch that a log has taken; 0 for a log that has taken none.
+    fn epoch_of(&self, log: u64) -> u64 {
+        let newest = if self.taker.log == log { self.taker.epoch } else { 0 };
+        self.epochs.get(&log).copied().unwrap_or(newest)
+    }
+
+    /// How many runs of sequences of a producer are remembered.
+    fn most_runs(&self) -> usize {
+        if self.flushed.len() > 1 { RUNS_REMEMBERED } else { RUNS_OF_ONE_LOG }
+    }
+
     /// Whether a push that a log holds was taken by another log too.
     pub fn taken_elsewhere(&self, log: u64, source: &str, origin: &PushOrigin) -> bool {
         let Some(sequence) = origin.sequence else { return false };
@@ -213,11 +276,9 @@ impl PushHistoryState {
             let Some(sequence) = origin.sequence else { continue };
             let (last, runs) = taken.entry((source, &origin.producer)).or_default();
             *last = sequence.max(*last);
-            if self.flushed.len() > 1 {
-                match runs.last_mut().filter(|(_, last)| last.checked_add(1) == Some(sequence)) {
-                    Some((_, last)) => *last = sequence,
-                    None => runs.push((sequence, sequence)),
-                }
+            match runs.last_mut().filter(|(_, last)| last.checked_add(1) == Some(sequence)) {
+                Some((_, last)) => *last = sequence,
+                None => runs.push((sequence, sequence)),
             }
         }
         let mut news = Said::new();
@@ -227,7 +288,7 @@ impl PushHistoryState {
                 Some((last, taken)) => (Some(last), taken),
                 None => (None, Vec::new()),
             };
-            taken.drain(..taken.len().saturating_sub(RUNS_REMEMBERED));
+            taken.drain(..taken.len().saturating_sub(self.most_runs()));
             let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
             if last.is_some() || !same {
                 let said = SaidByProducer { last, taken, ..said.clone() };
@@ -289,24 +350,26 @@ impl PushHistory {
         Ok(PushedEvents { files, batches: BTreeMap::new() })
     }
 
-    /// Who has written the newest commit after `number`; `None` where there is none.
+    /// Who has written the commits after `number`, the newest last.
     ///
     /// # Errors
     /// As [`Self::state`].
-    pub async fn taker_after(&self, number: u64) -> Result<Option<Taker>> {
-        Ok(self.log.read_after(number).await?.last().map(|(_, commit)| commit.taker))
+    pub async fn takers_after(&self, number: u64) -> Result<Vec<Taker>> {
+        Ok(self.log.read_after(number).await?.iter().map(|(_, commit)| commit.taker).collect())
     }
 
-    /// Begins an epoch for a log: from here on nobody else's flush succeeds.
+    /// Begins an epoch for a log: from here on nobody else's flush succeeds. The state's taker tells as which log: of one that
+    /// is a copy, or older than it was, as a new one.
     ///
     /// # Errors
     /// As [`Self::state`], and [`crate::ErrorKind::Unavailable`].
-    pub async fn take_over(&self, log: u64, at: Timestamp) -> Result<PushHistoryState> {
+    pub async fn take_over(&self, claim: &Claim, at: Timestamp) -> Result<PushHistoryState> {
         loop {
             let mut state = self.state().await?;
-            let taker = Taker { epoch: state.taker.epoch + 1, log };
+            let taker = Taker { epoch: state.taker.epoch + 1, log: claim.log_in(&state) };
             let (watermarks, producers, files) = Default::default();
-            let commit = PushCommit { at, taker, until: state.until, watermarks, producers, files };
+            let (process, until) = (Some(claim.process), state.until);
+            let commit = PushCommit { at, taker, process, until, watermarks, producers, files };
             match self.append(&mut state, commit).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 done => return done.map(|()| state),
@@ -330,7 +393,8 @@ impl PushHistory {
             files.insert(source, vec![DataFile { positions: Some(positions), ..file }]);
         }
         let producers = state.news(&flush);
-        let commit = PushCommit { at: flush.at, taker, until, watermarks: flush.watermarks, producers, files };
+        let (at, watermarks) = (flush.at, flush.watermarks);
+        let commit = PushCommit { at, taker, process: None, until, watermarks, producers, files };
         self.append(state, commit).await
     }
 
@@ -383,7 +447,25 @@ impl PushHistory {
         }
         entries.retain(|entry| after < entry.position && entry.position <= until);
         entries.sort_by_key(|entry| entry.position);
-        Ok(entries)
+        joined(&entries)
+    }
+
+    /// The positions of those among some entries that were flushed as they are: the store holds the same events of the same
+    /// source at the same position.
+    ///
+    /// # Errors
+    /// As [`Self::entries`].
+    pub async fn flushed_among(&self, state: &PushHistoryState, entries: &[PushEntry]) -> Result<BTreeSet<u64>> {
+        let Some((first, last)) = entries.first().zip(entries.last()) else { return Ok(BTreeSet::new()) };
+        let sources: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
+        let flushed = self.entries(state, &sources, (first.position.saturating_sub(1), last.position)).await?;
+        let flushed: BTreeMap<(u64, &str), &RecordBatch> =
+            flushed.iter().map(|entry| ((entry.position, entry.source.as_str()), &entry.events)).collect();
+        let same = |entry: &&PushEntry| {
+            let held = flushed.get(&(entry.position, entry.source.as_str()));
+            held.is_some_and(|held| held.columns() == entry.events.columns())
+        };
+        Ok(entries.iter().filter(same).map(|entry| entry.position).collect())
     }
 
     async fn read(&self, file: &DataFile) -> Result<Vec<RecordBatch>> {
@@ -400,6 +482,20 @@ impl PushHistory {
             .map_err(damaged)?;
         stream.try_collect().await.map_err(damaged)
     }
+}
+
+/// Entries in which those are one that were read in parts: a file is read in batches, which end where they end.
+fn joined(entries: &[PushEntry]) -> Result<Vec<PushEntry>> {
+    let parts = entries.chunk_by(|one, other| (one.position, &one.source) == (other.position, &other.source));
+    let joined = parts.map(|parts| {
+        let first = &parts[0];
+        if parts.len() == 1 {
+            return Ok(first.clone());
+        }
+        let events = concat_batches(&first.events.schema(), parts.iter().map(|part| &part.events))?;
+        PushEntry::new(first.position, first.source.clone(), events, first.origin.clone())
+    });
+    joined.collect()
 }
 
 /// The entries of a batch of a file, which has them by position. A file from before positions were kept is one entry.
@@ -437,6 +533,11 @@ mod tests {
         PushEntry::new(position, "paid".to_owned(), events, origin).expect("an entry")
     }
 
+    /// A log that has taken no epoch yet, or this one; of so many pushes.
+    fn claim(log: u64, last: u64) -> Claim {
+        Claim { log, epoch: None, last, older: false, process: 100 + log }
+    }
+
     fn flush(entries: &[PushEntry]) -> Flush<'_> {
         let said = [(("paid".to_owned(), "till".to_owned()), SaidByProducer::default())].into();
         Flush { at: Timestamp::from_micros(1), entries, watermarks: BTreeMap::new(), said }
@@ -445,8 +546,8 @@ mod tests {
     #[tokio::test]
     async fn a_flush_of_an_epoch_that_is_over_fails_and_replaces_no_file() {
         let history = PushHistory::new(Arc::new(InMemory::new()));
-        let mut old = history.take_over(7, Timestamp::from_micros(1)).await.expect("taken");
-        let mut new = history.take_over(8, Timestamp::from_micros(2)).await.expect("taken");
+        let mut old = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+        let mut new = history.take_over(&claim(8, 0), Timestamp::from_micros(2)).await.expect("taken");
         history.commit(&mut new, flush(&[entry(1, 5, &[10, 11])])).await.expect("flushed");
         let error = history.commit(&mut old, flush(&[entry(1, 4, &[99])])).await.expect_err("over");
         assert_eq!(error.kind(), ErrorKind::Conflict);
@@ -466,12 +567,58 @@ mod tests {
     #[tokio::test]
     async fn flushed_entries_are_found_again_by_position() {
         let history = PushHistory::new(Arc::new(InMemory::new()));
-        let mut state = history.take_over(7, Timestamp::from_micros(1)).await.expect("taken");
+        let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
         history.commit(&mut state, flush(&[entry(1, 1, &[10]), entry(2, 2, &[20, 21])])).await.expect("flushed");
         history.commit(&mut state, flush(&[entry(5, 3, &[50])])).await.expect("flushed");
         for (range, expected) in [((0, 9), vec![1, 2, 5]), ((1, 2), vec![2]), ((2, 4), vec![]), ((2, 5), vec![5])] {
             let held = history.entries(&state, &["paid"].into(), range).await.expect("readable");
             assert_eq!(held.iter().map(|entry| entry.position).collect::<Vec<_>>(), expected);
         }
+        let origin = |sequence| PushOrigin { producer: "till".to_owned(), sequence: Some(sequence), at: None };
+        let elsewhere = [3, 4].map(|sequence| state.taken_elsewhere(8, "paid", &origin(sequence)));
+        assert_eq!(elsewhere, [true, false], "of one log alone it is known too");
+        // The log of which it is: what it holds and did not flush is its own.
+        let of_log = [entry(2, 2, &[20, 21]), entry(5, 3, &[51]), entry(6, 6, &[50])];
+        assert_eq!(history.flushed_among(&state, &of_log).await.expect("readable"), [2].into());
+    }
+
+    #[tokio::test]
+    async fn an_entry_of_many_rows_is_one_when_it_is_read_back() {
+        let history = PushHistory::new(Arc::new(InMemory::new()));
+        let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+        let values: Vec<i64> = (0..20_000).collect();
+        let flushed = [entry(1, 1, &values), entry(2, 2, &[7])];
+        history.commit(&mut state, flush(&flushed)).await.expect("flushed");
+        let held = history.entries(&state, &["paid"].into(), (0, 9)).await.expect("readable");
+        assert_eq!(held.len(), 2);
+        assert!(held.iter().zip(&flushed).all(|(held, of)| held.ordered_events().columns() == of.ordered_events().columns()));
+    }
+
+    #[tokio::test]
+    async fn a_copy_of_a_log_becomes_another_log() {
+        let (history, at) = (PushHistory::new(Arc::new(InMemory::new())), Timestamp::from_micros(1));
+        let mut state = history.take_over(&claim(7, 0), at).await.expect("taken");
+        history.commit(&mut state, flush(&[entry(1, 1, &[10]), entry(2, 2, &[20])])).await.expect("flushed");
+        let of = async |claim: Claim| history.take_over(&claim, at).await.expect("taken").taker;
+        // Itself, begun again; and a copy, of which nobody can tell yet that it is one.
+        let known = Claim { epoch: Some(1), ..claim(7, 3) };
+        assert_eq!(of(known).await, Taker { epoch: 2, log: 7 });
+        assert_eq!(of(known).await, Taker { epoch: 3, log: 107 }, "another process has taken an epoch of it");
+        let known = Claim { epoch: Some(2), ..known };
+        assert_eq!(of(Claim { last: 1, ..known }).await, Taker { epoch: 4, log: 108 }, "it is older than what it flushed");
+        assert_eq!(of(Claim { older: true, ..known }).await, Taker { epoch: 5, log: 109 });
+        assert_eq!(of(known).await, Taker { epoch: 6, log: 7 });
+        assert_eq!(history.state().await.expect("readable").epoch_of(7), 6);
+    }
+
+    #[tokio::test]
+    async fn two_that_begin_with_copies_of_one_log_at_one_time_know_of_each_other() {
+        let (history, at) = (PushHistory::new(Arc::new(InMemory::new())), Timestamp::from_micros(1));
+        let other = Claim { process: 200, ..claim(7, 0) };
+        let (one, two) = (claim(7, 0), other);
+        let (one, two) = tokio::join!(history.take_over(&one, at), history.take_over(&two, at));
+        let mut epochs = [one, two].map(|state| state.expect("taken").taker.epoch);
+        epochs.sort_unstable();
+        assert_eq!(epochs, [1, 2]);
     }
 }

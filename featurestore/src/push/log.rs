@@ -11,6 +11,7 @@
 //! | `r`, source, `00`, producer | when the producer was retired (8) |
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
+//! | `t` | the epoch that its process took last (8): a copy does not know of later ones |
 //!
 //! What is known of a push: when it came (8), whether it has a sequence (1), the sequence (8), its producer's length (2),
 //! the producer. Entries without it are of a log from before it was kept: their source's length has no highest bit.
@@ -102,6 +103,7 @@ impl PushLog {
                 }
                 b'n' => state.last = number(&value).ok_or_else(wrong)?,
                 b'i' => incarnation = Some(number(&value).ok_or_else(wrong)?),
+                b't' => state.epoch = Some(number(&value).ok_or_else(wrong)?),
                 b'p' => {
                     let of = producer().ok_or_else(wrong)?;
                     state.sources.insert(of.0.clone());
@@ -127,7 +129,9 @@ impl PushLog {
             }
         }
         state.incarnation = incarnation.unwrap_or_default();
-        *self.state() = state;
+        let mut held = self.state();
+        state.silence = held.silence;
+        *held = state;
         Ok(())
     }
 
@@ -153,6 +157,24 @@ impl PushLog {
     /// Which log this is, once it is [identified](Self::identified).
     pub fn incarnation(&self) -> u64 {
         self.state().incarnation
+    }
+
+    /// The epoch that it took last; `None` where it has taken none, or that was not kept.
+    pub fn epoch(&self) -> Option<u64> {
+        self.state().epoch
+    }
+
+    /// Notes the epoch that it has taken, before anything is acknowledged in it; synced.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn took(&self, epoch: u64) -> Result<()> {
+        let _appending = self.appending();
+        let mut batch = WriteBatch::default();
+        batch.put(b"t", epoch.to_be_bytes());
+        self.write(batch)?;
+        self.state().epoch = Some(epoch);
+        Ok(())
     }
 
     /// Writes a batch and waits until it is on the disk.

@@ -11,6 +11,8 @@ pub enum Fault {
     Backfill,
     /// Clocks stand still, jump, differ between takers, and producers' are ahead.
     Clock,
+    /// A push log is copied: an older one is restored, or both run by turns.
+    CopiedLog,
     /// The process is killed, and sometimes loses its disk tier.
     Crash,
     /// Object storage dies in the middle of a flush or of a refresh.
@@ -33,10 +35,11 @@ pub enum Fault {
     Watermark,
 }
 
-const NAMES: [(&str, Fault); 13] = [
+const NAMES: [(&str, Fault); 14] = [
     ("ambiguous", Fault::Ambiguous),
     ("backfill", Fault::Backfill),
     ("clock", Fault::Clock),
+    ("copied_log", Fault::CopiedLog),
     ("crash", Fault::Crash),
     ("dying", Fault::Dying),
     ("first_refresh", Fault::FirstRefresh),

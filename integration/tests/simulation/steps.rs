@@ -77,6 +77,7 @@ impl World {
         match fault {
             Fault::Ambiguous => self.ambiguous().await,
             Fault::Backfill => Box::pin(self.backfill()).await,
+            Fault::CopiedLog => Box::pin(self.copied_log()).await,
             Fault::Crash => {
                 let end = if self.chance(3) { End::WithoutDiskTier } else { End::Killed };
                 self.crash(end).await;
@@ -387,7 +388,7 @@ impl World {
 }
 
 /// Copies a folder of plain files; again where it changed meanwhile.
-fn copied(from: &Path, to: &Path) {
+pub fn copied(from: &Path, to: &Path) {
     let listed = || -> BTreeMap<_, _> {
         let files = std::fs::read_dir(from).expect("readable").filter_map(Result::ok);
         files.filter_map(|file| Some((file.file_name(), file.metadata().ok()?.len()))).collect()

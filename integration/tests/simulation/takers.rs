@@ -14,7 +14,7 @@ use super::world::{Sent, World};
 const CALLS: u64 = 10;
 
 /// Clocks of takers differ by less than this many seconds.
-const APART: i64 = 10;
+pub const APART: i64 = 10;
 
 impl World {
     /// The other taker begins, maybe while the first one flushes; each then does what it did before.
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// What a taker does that does not own the store any more.
-    async fn outlives(&mut self, older: usize) {
+    pub async fn outlives(&mut self, older: usize) {
         let pushes = Arc::clone(&self.takers[older].server.as_ref().expect("running").pushes);
         let Sent { source, batch, header, events } = self.next_batch(older);
         if pushes.push(source, batch, header).await.is_ok() {

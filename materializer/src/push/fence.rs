@@ -4,12 +4,18 @@
 //! older epoch cannot succeed; and every few seconds the newest epoch is looked at, so that a process whose store was taken
 //! over stops acknowledging soon. What it had acknowledged and not flushed stays in its log, and is taken in, once, when it
 //! is started again.
+//!
+//! A log that was copied, or restored from a backup, would number pushes as the one that it comes from. The log keeps the
+//! epoch that it took last, and the store those that were taken with it: where the store knows of a later one, or of
+//! positions that the log has not come to, the log becomes another ([`Claim`]). Of its entries those go that the store holds at
+//! the same positions, and those whose sequences it has.
 
 use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
-use springhouse_featurestore::push::{PushHistoryState, PushLog, SaidByProducer, Taker};
-use springhouse_featurestore::tier::OnlineTier;
+use springhouse_featurestore::definition::Pinned;
+use springhouse_featurestore::push::{Claim, PushHistoryState, PushLog, SaidByProducer, Taker};
+use springhouse_featurestore::tier::{Mark, OnlineTier};
 use springhouse_featurestore::{Error, Result};
 
 use super::{FollowedCatalog, Shared};
@@ -50,15 +56,22 @@ impl Fence {
         self.passed_by.get().is_some()
     }
 
-    /// Notes who wrote the newest commit.
-    pub(super) fn see(&self, newest: Taker) {
-        if newest.epoch > self.own.epoch && self.passed_by.set(newest).is_ok() {
+    /// Notes who has taken an epoch; whether it is the first that has come after this one.
+    fn see(&self, other: Taker) -> bool {
+        let passed = other.epoch > self.own.epoch && self.passed_by.set(other).is_ok();
+        if passed {
             tracing::error!(
-                epoch = newest.epoch,
+                epoch = other.epoch,
                 own_epoch = self.own.epoch,
                 "another process has begun to take pushes for this store: this one acknowledges nothing more"
             );
         }
+        passed
+    }
+
+    /// Whether it is another process with a copy of this one's log.
+    fn has_copy(&self, other: Taker) -> bool {
+        other.epoch > self.own.epoch && other.log == self.own.log
     }
 }
 
@@ -73,17 +86,26 @@ pub(super) async fn take_over(
     tier: &dyn OnlineTier,
     catalog: &FollowedCatalog,
 ) -> Result<PushHistoryState> {
-    let own = log.identified(jobs.writer())?;
-    let history = jobs.pushed().take_over(own, jobs.clock().now()).await?;
-    let flushed = history.flushed_of(own);
-    let passed = history.until > flushed;
-    let mut used = history.until;
+    let mut marks: Vec<(Pinned, Mark)> = Vec::new();
     for view in catalog().live_views() {
-        let mark = tier.mark(&view.pinned())?;
+        marks.push((view.pinned(), tier.mark(&view.pinned())?));
+    }
+    let known = log.identified(jobs.writer())?;
+    // What a tier has of a log was in the log first.
+    let older = marks.iter().any(|(_, mark)| mark.log == known && mark.pushed > log.last());
+    let claim = Claim { log: known, epoch: log.epoch(), last: log.last(), older, process: jobs.writer() };
+    let history = jobs.pushed().take_over(&claim, jobs.clock().now()).await?;
+    let own = history.taker.log;
+    let (copied, flushed) = (own != known, history.flushed_of(own));
+    let passed = copied || history.until > flushed;
+    let mut used = history.until;
+    for (view, mark) in marks {
         let uncommitted = mark.pushed > history.flushed_of(mark.log);
-        if uncommitted && (passed || mark.log != own) {
-            tier.forget(&view.pinned())?;
-            tracing::warn!(view = %view.name, "the tier held pushes that are not in the store's order: it is loaded anew");
+        // Of a log that was copied nobody knows whose its positions are.
+        let nobodys = copied && mark.log == known && mark.pushed > 0;
+        if nobodys || uncommitted && (passed || mark.log != own) {
+            tier.forget(&view)?;
+            tracing::warn!(%view, "the tier held pushes that are not in the store's order: it is loaded anew");
         }
         used = used.max(mark.pushed);
     }
@@ -93,14 +115,26 @@ pub(super) async fn take_over(
             (source.as_str(), producer.as_str(), said)
         })
     });
-    if passed {
+    if copied {
+        tracing::warn!(
+            log = format!("{known:x}"),
+            becomes = format!("{own:x}"),
+            "the push log is a copy, or was restored from a backup: what it holds and the store does not is taken in under \
+             positions of its own"
+        );
+        let held = jobs.pushed().flushed_among(&history, &log.entries_after(0)?).await?;
+        log.renumber(own, used, |position, source, origin| {
+            held.contains(&position) || history.taken_elsewhere(own, source, origin)
+        })?;
+    } else if passed {
         // What this log flushed is found on object storage by whoever needs it.
         log.trim(flushed)?;
-        log.renumber(used, |source, origin| history.taken_elsewhere(own, source, origin))?;
+        log.renumber(own, used, |_, source, origin| history.taken_elsewhere(own, source, origin))?;
     }
     log.learn(said)?;
     // A new log of an old store goes on where the last one was: positions that a tier has are not given again.
     log.begin_after(used)?;
+    log.took(history.taker.epoch)?;
     Ok(history)
 }
 
@@ -125,8 +159,24 @@ impl Shared {
     /// Those of the store.
     pub(super) async fn look_at_fence(&self) -> Result<()> {
         let known = self.history().number;
-        if let Some(newest) = self.jobs.pushed().taker_after(known).await? {
-            self.fence.see(newest);
+        let takers = self.jobs.pushed().takers_after(known).await?;
+        self.see(takers).await
+    }
+
+    /// Notes who has taken epochs. Where one of them has a copy of this process's log its pushes have positions that rows here
+    /// have too: those go, and are loaded anew from what is committed.
+    pub(super) async fn see(&self, takers: impl IntoIterator<Item = Taker>) -> Result<()> {
+        let takers: Vec<Taker> = takers.into_iter().collect();
+        let Some(newest) = takers.iter().max_by_key(|taker| taker.epoch) else { return Ok(()) };
+        if !self.fence.see(*newest) || !takers.iter().any(|taker| self.fence.has_copy(*taker)) {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().await;
+        for view in (self.catalog)().live_views() {
+            if self.tier.mark(&view.pinned())?.log == self.fence.own.log {
+                self.tier.forget(&view.pinned())?;
+                tracing::warn!(view = %view.name, "another process has a copy of the push log: the view is loaded anew");
+            }
         }
         Ok(())
     }

@@ -70,7 +70,7 @@ impl Shared {
                 Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
                     attempt += 1;
                     let newest = self.jobs.pushed().state().await?;
-                    self.fence.see(newest.taker);
+                    self.see(newest.takers()).await?;
                     self.fence.hold()?;
                     // Of this epoch: an earlier flush of this process succeeded after all.
                     self.flushed(newest).await;

@@ -125,27 +125,28 @@ impl PushLog {
     }
 
     /// Gives all entries new positions after one, in their order, where another log's positions have passed theirs; those
-    /// that `taken` tells of were taken by the other log too, and go. In one atomic write.
+    /// that `taken` tells of, by position, source and origin, were taken by the other log too, and go. From then on it is this
+    /// log, which is another where it was a copy. In one atomic write.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read, [`crate::ErrorKind::Unavailable`] when the disk fails.
-    pub fn renumber(&self, after: u64, taken: impl Fn(&str, &PushOrigin) -> bool) -> Result<()> {
+    pub fn renumber(&self, log: u64, after: u64, taken: impl Fn(u64, &str, &PushOrigin) -> bool) -> Result<()> {
         let _appending = self.appending();
         let mut last = after.max(self.last());
         let mut batch = WriteBatch::default();
         batch.delete_range(entry_key(0), entry_key(u64::MAX));
         for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
             let (key, value) = item.map_err(|error| self.failed(error))?;
-            if !key.starts_with(b"e") {
-                break;
-            }
-            let head = Head::read(&value).ok_or_else(|| damaged(&self.folder, "an entry is not readable"))?;
-            if !taken(head.source, &head.origin) {
+            let Some(position) = key.strip_prefix(b"e") else { break };
+            let wrong = || damaged(&self.folder, "an entry is not readable");
+            let (position, head) = number(position).zip(Head::read(&value)).ok_or_else(wrong)?;
+            if !taken(position, head.source, &head.origin) {
                 last += 1;
                 batch.put(entry_key(last), &value);
             }
         }
         batch.put(b"n", last.to_be_bytes());
+        batch.put(b"i", log.to_be_bytes());
         self.write(batch)?;
         self.read_state()
     }

@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) last: u64,
     /// Which log this is.
     pub(super) incarnation: u64,
+    /// The epoch that it took last.
+    pub(super) epoch: Option<u64>,
     /// The sources that were pushed to, as far as the log knows.
     pub(super) sources: BTreeSet<String>,
     pub(super) sequences: Producers<u64>,
