@@ -49,10 +49,14 @@ impl Catalog {
     /// The state after the newest commit.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Damaged`] names a commit whose bytes do not match its checksum.
+    /// [`crate::ErrorKind::Damaged`] names a commit that is missing, or whose bytes do not match its checksum.
     pub async fn state(&self) -> Result<CatalogState> {
+        // In this order: a commit is there before its head tells of it.
+        let told = self.head.told().await?;
         let mut state = self.checkpoints.newest().await?.unwrap_or_default();
-        self.follow(&mut state).await?;
+        for (number, commit) in self.log.read_after_as_told(state.number(), told).await? {
+            state.apply(number, commit);
+        }
         Ok(state)
     }
 
@@ -125,5 +129,10 @@ mod tests {
         }
         assert_eq!(catalog.state().await.expect("readable"), state, "without checkpoints it is the same");
         assert_eq!(catalog.history().await.expect("readable").len(), 150);
+        for number in [149, 150] {
+            store.delete(&catalog.log.path(number)).await.expect("there");
+        }
+        let error = catalog.state().await.expect_err("two are lost");
+        assert!(error.kind() == crate::ErrorKind::Damaged && error.to_string().contains("000000000149"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::object_storage::api::path::Path;
 use springhouse_featurestore::object_storage::api::{
     self as object_storage, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
@@ -156,4 +157,10 @@ async fn what_many_commits_add_up_to_is_read_from_few() {
     let folder = project.folder.path().join(format!("store/views/{}/{}/state", view.name, view.version.as_str()));
     std::fs::remove_dir_all(folder).expect("there are some");
     assert_eq!(log.state().await.expect("readable"), whole);
+    // Two that are lost are not taken for the end of the log.
+    for number in [299, 300] {
+        std::fs::remove_file(project.folder.path().join("store").join(log.log().path(number).as_ref())).expect("there");
+    }
+    let error = log.state().await.expect_err("damaged");
+    assert!(error.kind() == ErrorKind::Damaged && error.to_string().contains("000000000299"), "{error}");
 }

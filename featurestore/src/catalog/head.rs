@@ -9,8 +9,9 @@
 //! and reads the logs whose heads are others than before. So following costs the same whether ten views are followed or
 //! a thousand, and a quiet store costs one request a look.
 //!
-//! A head is advice, and nobody believes its number: it is overwritten without a condition, by the slower of two writers too, and
-//! a process that dies after its commit does not write it. Therefore every look also reads one log whose head has not
+//! A head is advice, and nobody takes its number for the newest: it is overwritten without a condition, by the slower of two
+//! writers too, and a process that dies after its commit does not write it. It is never ahead of its log: a log that ends before
+//! its head has lost records. Therefore every look also reads one log whose head has not
 //! changed, each in its turn: a head that was lost costs a delay of as many looks as there are logs, and nothing else. A
 //! follower reads the heads before the logs: what is committed between is seen in the log or in the next look's heads.
 
@@ -51,6 +52,18 @@ impl Head {
     /// A view's.
     pub fn of_view(store: Arc<dyn ObjectStore>, view: &Pinned) -> Self {
         Self { store, path: of_view(view) }
+    }
+
+    /// The number of a commit that the log has, or had: nobody tells of one before it is there. It may have more.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the store fails.
+    pub async fn told(&self) -> Result<Option<u64>> {
+        match self.store.get(&self.path).await {
+            Ok(object) => Ok(std::str::from_utf8(&object.bytes().await?).ok().and_then(|text| text.trim().parse().ok())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Tells that the log has a new commit. Where that fails, who follows finds it later.

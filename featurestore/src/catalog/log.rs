@@ -43,7 +43,8 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     /// All records after `number`, oldest first.
     ///
     /// Nothing is listed: a log grows for years, and who follows it asks for the next record. The end is where two in a row are
-    /// missing, so that a single one that is lost is seen; [`Self::numbers`] tells of all.
+    /// missing, so that a single one that is lost is seen; more are by [`Self::read_after_as_told`], [`Self::check_end`] and
+    /// [`Self::verify`].
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] for a record that does not match its checksum, or a gap in the numbers.
@@ -71,6 +72,36 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
             }
             next = missing.unwrap_or(next + at_once);
             at_once = if missing.is_some() { 2 } else { (2 * at_once).min(READ_AT_ONCE as u64) };
+        }
+    }
+
+    /// The same of a log of which somebody has told before that it has a record `told`: then it has all up to that one, however
+    /// many of them are lost.
+    ///
+    /// # Errors
+    /// As [`Self::read_after`].
+    pub async fn read_after_as_told(&self, number: u64, told: Option<u64>) -> Result<Vec<(u64, T)>> {
+        let records = self.read_after(number).await?;
+        let last = records.last().map_or(number, |(number, _)| *number);
+        match told.filter(|told| *told > last) {
+            Some(told) => Err(self.gap(last + 1, told)),
+            None => Ok(records),
+        }
+    }
+
+    /// Makes sure that the log ends with a number, or that others have gone on from it, before something is appended that could
+    /// be taken for a record that was lost: what the store lists tells of a gap of any length.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for a gap, [`crate::ErrorKind::Unavailable`] when the store fails.
+    pub async fn check_end(&self, number: u64) -> Result<()> {
+        let listed = self.store.list_with_offset(Some(&self.prefix), &self.path(number));
+        let beyond = listed.try_filter_map(async |object| Ok(number_of(&object.location)));
+        let least = beyond.try_fold(None, async |least: Option<u64>, of| Ok(Some(least.map_or(of, |least| least.min(of)))));
+        match least.await?.filter(|least| *least > number + 1) {
+            // Others may have written it meanwhile.
+            Some(found) if self.read(number + 1).await?.is_none() => Err(self.gap(number + 1, found)),
+            _ => Ok(()),
         }
     }
 
@@ -120,8 +151,11 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     fn gap(&self, missing: u64, found: u64) -> Error {
         Error::damaged("a commit is missing from the log")
             .with("path", self.path(missing))
-            .with("next found", self.path(found))
-            .remedy("restore the object from a backup of the store")
+            .with("the log goes on to", self.path(found))
+            .remedy(
+                "restore the object, and those between, from a backup of the store: springhouse check names all that are \
+                 missing; nothing is written until then, so that nothing takes their place",
+            )
     }
 
     /// The record of a number, if there is one.
@@ -235,6 +269,31 @@ mod tests {
         }
         assert_eq!(log.numbers().await.expect("lists"), (1..=70).collect::<Vec<_>>());
         assert_eq!(log.read(71).await.expect("none"), None);
+    }
+
+    #[tokio::test]
+    async fn any_number_of_lost_records_is_named_before_anything_takes_their_place() {
+        let (store, log) = log();
+        for number in 1..=9 {
+            log.append(number, &number.to_string()).await.expect("new number");
+        }
+        assert_eq!(log.read_after_as_told(7, Some(9)).await.expect("all there").len(), 2);
+        assert_eq!(log.read_after_as_told(7, Some(3)).await.expect("told long ago").len(), 2);
+        log.check_end(9).await.expect("the end");
+        log.check_end(4).await.expect("others went on");
+        for number in 4..=6 {
+            store.delete(&log.path(number)).await.expect("there");
+        }
+        assert_eq!(log.read_after(0).await.expect("taken for the end").len(), 3);
+        let told = log.read_after_as_told(0, Some(9)).await.expect_err("lost");
+        for error in [told, log.check_end(3).await.expect_err("lost")] {
+            assert_eq!(error.kind(), ErrorKind::Damaged);
+            assert!(error.to_string().contains("log/000000000004.json"), "{error}");
+        }
+        for number in 7..=9 {
+            store.delete(&log.path(number)).await.expect("there");
+        }
+        assert!(log.read_after_as_told(0, Some(9)).await.is_err(), "the newest are lost too");
     }
 
     #[tokio::test]

@@ -364,6 +364,7 @@ impl PushHistory {
     /// # Errors
     /// As [`Self::state`], and [`crate::ErrorKind::Unavailable`].
     pub async fn take_over(&self, claim: &Claim, at: Timestamp) -> Result<PushHistoryState> {
+        self.log.check_end(self.state().await?.number).await?;
         loop {
             let mut state = self.state().await?;
             let taker = Taker { epoch: state.taker.epoch + 1, log: claim.log_in(&state) };
@@ -522,6 +523,7 @@ fn entries_of(source: &str, batch: &RecordBatch, position: u64) -> Result<Vec<Pu
 #[cfg(test)]
 mod tests {
     use arrow::array::{ArrayRef, Int64Array};
+    use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
 
     use super::*;
@@ -609,6 +611,23 @@ mod tests {
         assert_eq!(of(Claim { older: true, ..known }).await, Taker { epoch: 5, log: 109 });
         assert_eq!(of(known).await, Taker { epoch: 6, log: 7 });
         assert_eq!(history.state().await.expect("readable").epoch_of(7), 6);
+    }
+
+    #[tokio::test]
+    async fn nobody_begins_where_flushes_are_lost() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let (history, at) = (PushHistory::new(Arc::clone(&store)), Timestamp::from_micros(1));
+        let mut state = history.take_over(&claim(7, 0), at).await.expect("taken");
+        for position in 1..=4 {
+            let pushed = [entry(position, position, &[10])];
+            history.commit(&mut state, flush(&pushed)).await.expect("flushed");
+        }
+        for number in [3, 4] {
+            store.delete(&history.log.path(number)).await.expect("there");
+        }
+        let error = history.take_over(&claim(7, 4), at).await.expect_err("two flushes are lost");
+        assert!(error.kind() == ErrorKind::Damaged && error.to_string().contains("000000000003"), "{error}");
+        assert!(history.log.read(3).await.expect("readable").is_none(), "nothing has taken their place");
     }
 
     #[tokio::test]

@@ -353,14 +353,18 @@ impl ViewLog {
     /// The state after the newest commit.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Damaged`] names a damaged commit.
+    /// [`crate::ErrorKind::Damaged`] names a commit that is damaged or missing.
     pub async fn state(&self) -> Result<ViewLogState> {
         let remembered = self.remembered.as_ref().and_then(|states| states.of(&self.view));
-        let mut state = match remembered {
-            Some(state) => state,
-            None => self.checkpoints.newest().await?.unwrap_or_default(),
+        let (mut state, told) = match remembered {
+            Some(state) => (state, None),
+            None => {
+                // In this order: a commit is there before its head tells of it.
+                let told = self.head.told().await?;
+                (self.checkpoints.newest().await?.unwrap_or_default(), told)
+            }
         };
-        for (number, commit) in self.log.read_after(state.number).await? {
+        for (number, commit) in self.log.read_after_as_told(state.number, told).await? {
             state.apply(number, commit);
         }
         self.remember(&state);
