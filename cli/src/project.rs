@@ -228,7 +228,7 @@ impl Project {
 }
 
 /// Who is committing.
-fn who() -> String {
+pub fn who() -> String {
     ["SPRINGHOUSE_USER", "USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))

@@ -21,7 +21,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 
 pub use checkpoint::Checkpoints;
-pub use commit::{CatalogCommit, Change, PackageRecord};
+pub use commit::{CatalogCommit, Change, PackageRecord, Signature};
 pub use head::{Head, Heads, HeadsSeen, Look};
 pub use log::CommitLog;
 pub use state::{CatalogState, Deployment};

@@ -28,6 +28,7 @@ pub use history::{
 pub use log::{LogReach, Push, PushEntry, PushLog, PushOrigin};
 
 use crate::Result;
+use crate::catalog::Signature;
 use crate::definition::{FeatureView, Source};
 use crate::tier::{DataFile, KeyedRow, Mark};
 use crate::time::Timestamp;
@@ -65,6 +66,9 @@ pub struct ProducerState {
     pub retired: Option<Timestamp>,
     /// Whether it is left out of the source's watermark because it says nothing any more.
     pub silent: bool,
+    /// What a person changed about it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrected: Option<ProducerCorrection>,
 }
 
 /// What a person changes about a producer.
@@ -75,6 +79,15 @@ pub enum ProducerChange {
     Retire,
     /// It has got only so far, whatever it said.
     Watermark(Timestamp),
+}
+
+/// What a person changed about a producer, and who that was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProducerCorrection {
+    /// What.
+    pub change: ProducerChange,
+    /// Who, when and why.
+    pub by: Signature,
 }
 
 /// The answer to a batch, once it is durable and every view shows it.
@@ -150,12 +163,18 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     async fn producers(&self, source: &str) -> Result<Vec<ProducerState>>;
 
     /// Retires a producer, or corrects its watermark to an earlier one, and with it those of the source and its views; durable
-    /// and committed when it returns.
+    /// and committed when it returns, with who wanted it.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] for a producer that is not known, [`crate::ErrorKind::Invalid`] for a watermark that is not
     /// earlier, and those of the log and the store.
-    async fn change_producer(&self, source: &str, producer: &str, change: ProducerChange) -> Result<ProducerState>;
+    async fn change_producer(
+        &self,
+        source: &str,
+        producer: &str,
+        change: ProducerChange,
+        by: Signature,
+    ) -> Result<ProducerState>;
 
     /// The producers of all sources that are left out of watermarks because they say nothing any more.
     fn silent_producers(&self) -> Vec<ProducerState>;

@@ -11,7 +11,7 @@ use arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, Int64Array, Re
 use arrow::datatypes::{Float64Type, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use springhouse_featurestore::ErrorKind;
-use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
 use springhouse_featurestore::push::{EventSink, ProducerChange, PushHeader};
 use springhouse_featurestore::time::{Span, Timestamp};
@@ -385,19 +385,20 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     server.pushes.flush().await.expect("flushes");
     server.features.follow(&()).await.expect("follows");
     assert_eq!(mark(&server), 2_000);
+    let by = |why: &str| Signature { at: at(2_000), who: "dora".to_owned(), why: why.to_owned() };
     let back = ProducerChange::Watermark(at(1_500));
-    let changed = server.pushes.change_producer("paid", "a", back).await.expect("earlier");
+    let changed = server.pushes.change_producer("paid", "a", back, by("said too much")).await.expect("earlier");
     assert_eq!((changed.watermark, changed.heard), (Some(at(1_500)), Some(at(2_000))));
     server.features.follow(&()).await.expect("follows");
     assert_eq!(mark(&server), 1_500);
     let later = ProducerChange::Watermark(at(1_501));
-    assert!(server.pushes.change_producer("paid", "a", later).await.is_err(), "it is no further");
-    server.pushes.change_producer("paid", "a", back).await.expect("the same once more, as after an error");
+    assert!(server.pushes.change_producer("paid", "a", later, by("later")).await.is_err(), "it is no further");
+    server.pushes.change_producer("paid", "a", back, by("said too much")).await.expect("the same once more, as after an error");
     // Another producer is behind, and gone.
     server.pushes.push("paid", batch(&[]), header("b", Some(at(1_600)))).await.expect("taken");
     server.pushes.push("paid", batch(&[]), header("a", Some(at(1_900)))).await.expect("taken");
     assert_eq!(mark(&server), 1_600);
-    server.pushes.change_producer("paid", "b", ProducerChange::Retire).await.expect("known");
+    server.pushes.change_producer("paid", "b", ProducerChange::Retire, by("gone")).await.expect("known");
     assert_eq!(mark(&server), 1_900);
     drop(server);
     let server = Server::start_on(&project, &project.store, 0).await;
@@ -405,5 +406,16 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     let producers = server.pushes.producers("paid").await.expect("known");
     let told: Vec<_> = producers.iter().map(|of| (of.producer.as_str(), of.watermark, of.retired.is_some())).collect();
     assert_eq!(told, [("a", Some(at(1_900)), false), ("b", None, true)]);
+    // Who wanted it, and why, is in the log, on object storage, and in the commits that set views back.
+    let signed: Vec<_> = producers.iter().map(|of| of.corrected.clone().map(|of| (of.change, of.by))).collect();
+    assert_eq!(signed, [Some((back, by("said too much"))), Some((ProducerChange::Retire, by("gone")))]);
+    let flushed = project.jobs().pushed().state().await.expect("readable");
+    for producer in &producers {
+        assert_eq!(flushed.producers["paid"][&producer.producer].corrected, producer.corrected);
+    }
+    let view = state.live_views().into_iter().find(|view| view.name == "spending").expect("defined");
+    let commits = project.jobs().log(view).commits_after(0).await.expect("readable");
+    let corrected: Vec<_> = commits.iter().filter_map(|(_, commit)| commit.signed.clone()).collect();
+    assert_eq!(corrected, [by("said too much")]);
     refresh_all(&project, &state).await;
 }

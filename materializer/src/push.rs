@@ -22,7 +22,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{
     EventSink, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
@@ -246,10 +246,16 @@ impl EventSink for Pushes {
         Ok(self.shared.log.producers(Some(source)))
     }
 
-    async fn change_producer(&self, source: &str, producer: &str, change: ProducerChange) -> Result<ProducerState> {
+    async fn change_producer(
+        &self,
+        source: &str,
+        producer: &str,
+        change: ProducerChange,
+        by: Signature,
+    ) -> Result<ProducerState> {
         let catalog = (self.shared.catalog)();
         accept::source_of(&catalog, source)?;
-        self.change(source, producer, change).await
+        self.change(source, producer, change, by).await
     }
 
     fn silent_producers(&self) -> Vec<ProducerState> {

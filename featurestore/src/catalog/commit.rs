@@ -18,6 +18,18 @@ pub struct CatalogCommit {
     pub changes: Vec<Change>,
 }
 
+/// Who changed something by hand, when and why: what else than the catalog is corrected says it in its own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub who: String,
+    /// Why: the message given with `-m`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
 /// One part of a commit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

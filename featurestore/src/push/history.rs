@@ -30,7 +30,7 @@ use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::async_writer::AsyncArrowWriter;
 use serde::{Deserialize, Serialize};
 
-use super::{PushEntry, PushOrigin, PushedEvents};
+use super::{ProducerCorrection, PushEntry, PushOrigin, PushedEvents};
 use crate::catalog::{Checkpoints, CommitLog};
 use crate::tier::{DataFile, ObjectReader, PushedRange, WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
@@ -65,6 +65,9 @@ pub struct SaidByProducer {
     /// The sequences of the pushes among them, as runs of numbers that follow each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Runs,
+    /// What a person changed about it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrected: Option<ProducerCorrection>,
 }
 
 /// Sequences of a producer that a log has taken: from one to another, all of them.
@@ -87,12 +90,16 @@ pub struct KnownProducer {
     pub watermark: Option<Timestamp>,
     /// Which logs took which of its batches, the newest last.
     pub taken: Vec<Taken>,
+    /// What a person changed about it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrected: Option<ProducerCorrection>,
 }
 
 impl KnownProducer {
     fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
         self.last = self.last.max(said.last);
         self.watermark = said.watermark.or(self.watermark);
+        self.corrected = said.corrected.or_else(|| self.corrected.take());
         for (first, last) in said.taken {
             match self.taken.last_mut().filter(|taken| taken.log == log && taken.last.checked_add(1) == Some(first)) {
                 Some(taken) => taken.last = last,
@@ -269,6 +276,18 @@ impl PushHistoryState {
         taken.iter().any(|taken| taken.log != log && taken.first <= sequence && sequence <= taken.last)
     }
 
+    /// Whether all corrections among what producers have said are on object storage.
+    pub fn has_corrections(&self, said: &BTreeMap<(String, String), SaidByProducer>) -> bool {
+        said.iter().all(|((source, producer), said)| {
+            said.corrected.as_ref().is_none_or(|correction| self.has_correction(source, producer, correction))
+        })
+    }
+
+    fn has_correction(&self, source: &str, producer: &str, correction: &ProducerCorrection) -> bool {
+        let known = self.producers.get(source).and_then(|of| of.get(producer));
+        known.is_some_and(|known| known.corrected.as_ref() == Some(correction))
+    }
+
     /// What producers have said that is new here, with the sequences of some entries.
     fn news(&self, flush: &Flush<'_>) -> Said {
         let mut taken: BTreeMap<(&str, &str), (u64, Runs)> = BTreeMap::new();
@@ -290,8 +309,9 @@ impl PushHistoryState {
             };
             taken.drain(..taken.len().saturating_sub(self.most_runs()));
             let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
-            if last.is_some() || !same {
-                let said = SaidByProducer { last, taken, ..said.clone() };
+            let corrected = said.corrected.clone().filter(|of| !self.has_correction(source, producer, of));
+            if last.is_some() || !same || corrected.is_some() {
+                let said = SaidByProducer { last, taken, corrected, ..said.clone() };
                 news.entry(source.clone()).or_default().insert(producer.clone(), said);
             }
         }

@@ -9,6 +9,7 @@
 //! | `w`, source, `00`, producer | the producer's watermark (8) |
 //! | `h`, source, `00`, producer | when the producer was last heard of (8) |
 //! | `r`, source, `00`, producer | when the producer was retired (8) |
+//! | `c`, source, `00`, producer | what a person changed about the producer last, as JSON |
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
 //! | `t` | the epoch that its process took last (8): a copy does not know of later ones |
@@ -114,6 +115,10 @@ impl PushLog {
                     let of = producer().ok_or_else(wrong)?;
                     state.sources.insert(of.0.clone());
                     state.watermarks.insert(of, Timestamp::from_micros(micros));
+                }
+                b'c' => {
+                    let correction = serde_json::from_slice(&value).map_err(|error| wrong().source(error))?;
+                    state.corrected.insert(producer().ok_or_else(wrong)?, correction);
                 }
                 b'h' | b'r' => {
                     let at = Timestamp::from_micros(number(&value).ok_or_else(wrong)?.cast_signed());

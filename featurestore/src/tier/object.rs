@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
-use crate::catalog::{Checkpoints, CommitLog, Head};
+use crate::catalog::{Checkpoints, CommitLog, Head, Signature};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
 use crate::time::Timestamp;
 use crate::{Error, Result};
@@ -212,6 +212,9 @@ pub struct ViewCommit {
     /// The pushes that it leaves out, since the view's query fails on them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set_aside: Vec<SetAside>,
+    /// Of one that sets back how far the view has got: who wanted it, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<Signature>,
 }
 
 impl ViewCommit {
@@ -230,6 +233,7 @@ impl ViewCommit {
             files: Vec::new(),
             pushed_from: None,
             set_aside: Vec::new(),
+            signed: None,
         }
     }
 }

@@ -111,7 +111,8 @@ pub(super) async fn take_over(
     }
     let said = history.producers.iter().flat_map(|(source, producers)| {
         producers.iter().map(move |(producer, known)| {
-            let said = SaidByProducer { last: known.last, watermark: known.watermark, ..SaidByProducer::default() };
+            let (last, watermark, corrected) = (known.last, known.watermark, known.corrected.clone());
+            let said = SaidByProducer { last, watermark, corrected, ..SaidByProducer::default() };
             (source.as_str(), producer.as_str(), said)
         })
     });

@@ -55,12 +55,12 @@ impl Shared {
             let mut history = PushHistoryState::clone(&self.history());
             let mut entries = self.log.entries_after(history.until)?;
             entries.truncate(entries.partition_point(|entry| entry.position <= reach.last));
-            let watermarks = reach.watermarks.clone();
-            if entries.is_empty() && watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark)) {
+            let (watermarks, said) = (reach.watermarks.clone(), self.log.said(reach));
+            let told = watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark));
+            if entries.is_empty() && told && history.has_corrections(&said) {
                 return Ok(());
             }
-            let flush =
-                Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said: self.log.said(reach) };
+            let flush = Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said };
             match self.jobs.pushed().commit(&mut history, flush).await {
                 Ok(()) => {
                     tracing::info!(until = history.until, pushes = entries.len(), "flushed");

@@ -5,6 +5,8 @@
 
 use arrow::array::RecordBatch;
 use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::{CatalogState, Signature};
+use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{EventSink, ProducerChange, ProducerState, PushHeader, PushHistoryState};
 use springhouse_featurestore::tier::{ViewCommit, ViewCommitKind};
 
@@ -13,15 +15,21 @@ use crate::jobs::until_first;
 
 impl Pushes {
     /// Changes a producer, in the log, in what is flushed and in the views.
-    pub(super) async fn change(&self, source: &str, producer: &str, change: ProducerChange) -> Result<ProducerState> {
+    pub(super) async fn change(
+        &self,
+        source: &str,
+        producer: &str,
+        change: ProducerChange,
+        by: Signature,
+    ) -> Result<ProducerState> {
         let shared = &self.shared;
-        let changed = shared.log.change(source, producer, change, shared.jobs.clock().now())?;
-        tracing::warn!(source, producer, ?change, "a producer was changed");
+        let changed = shared.log.change(source, producer, change, by.clone())?;
+        tracing::warn!(source, producer, ?change, who = %by.who, why = %by.why, "a producer was changed");
         let nothing = RecordBatch::new_empty(self.schema(source).await?);
         self.push(source, nothing, PushHeader::default()).await?;
         shared.flush().await?;
         if matches!(change, ProducerChange::Watermark(_)) {
-            shared.set_back(source).await?;
+            shared.set_back(source, &by).await?;
         }
         Ok(changed)
     }
@@ -29,13 +37,13 @@ impl Pushes {
 
 impl Shared {
     /// Sets the watermarks of a source's views back to what its producers say, where they are further.
-    async fn set_back(&self, source: &str) -> Result<()> {
+    async fn set_back(&self, source: &str, by: &Signature) -> Result<()> {
         let _one = self.flushing.lock().await;
         let (catalog, history) = ((self.catalog)(), self.history());
         let mut failed = None;
         for (view, sources) in self.pushed_views(&catalog) {
             if sources.contains(source)
-                && let Err(error) = until_first(view, || self.set_view_back(&catalog, view, &history)).await
+                && let Err(error) = until_first(view, || self.set_view_back(&catalog, view, &history, by)).await
             {
                 failed.get_or_insert(error.with("view", &view.name));
             }
@@ -45,9 +53,10 @@ impl Shared {
 
     async fn set_view_back(
         &self,
-        catalog: &springhouse_featurestore::catalog::CatalogState,
-        view: &springhouse_featurestore::definition::FeatureView,
+        catalog: &CatalogState,
+        view: &FeatureView,
         history: &PushHistoryState,
+        by: &Signature,
     ) -> Result<()> {
         let log = self.jobs.log(view);
         let mut state = log.state().await?;
@@ -55,6 +64,7 @@ impl Shared {
         let Some(watermark) = told.filter(|told| Some(*told) < state.watermark) else { return Ok(()) };
         let commit = ViewCommit {
             read_until: state.read_until,
+            signed: Some(by.clone()),
             ..ViewCommit::new(self.jobs.clock().now(), ViewCommitKind::Correct, watermark)
         };
         log.commit(&mut state, commit).await?;

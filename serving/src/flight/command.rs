@@ -36,6 +36,12 @@ pub struct ProducersCommand {
     /// Which of them, and what is to be changed about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<(String, ProducerChange)>,
+    /// Who wants that, where the server asks nobody who they are.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+    /// And why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
 }
 
 /// Which lookup.

@@ -11,6 +11,7 @@ use arrow_flight::{
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use springhouse_featurestore::catalog::Signature;
 use springhouse_featurestore::push::EventSink;
 use springhouse_featurestore::time::{DrivenClock, Timestamp};
 use springhouse_featurestore::training_set::{Batches, TrainingSets};
@@ -78,7 +79,7 @@ impl FlightServer {
         self.sink.clone().ok_or_else(|| Error::invalid("this server takes no pushes"))
     }
 
-    async fn act(&self, action: &Action) -> Result<Vec<u8>> {
+    async fn act(&self, action: &Action, caller: &Caller) -> Result<Vec<u8>> {
         match action.r#type.as_str() {
             "contracts" => json(&self.features.deployments().await?),
             "status" => json(&self.features.status()?),
@@ -93,9 +94,10 @@ impl FlightServer {
             }
             "producers" => json(&self.sink()?.producers(&producers(action)?.source).await?),
             "change_producer" => {
-                let ProducersCommand { source, change } = producers(action)?;
+                let ProducersCommand { source, change, who, why } = producers(action)?;
                 let (producer, change) = change.ok_or_else(|| Error::invalid("no change to a producer is named"))?;
-                let changed = self.sink()?.change_producer(&source, &producer, change).await?;
+                let by = Signature { at: self.features.clock().now(), who: caller.signs(&who), why };
+                let changed = self.sink()?.change_producer(&source, &producer, change, by).await?;
                 self.features.follow(&()).await?;
                 json(&changed)
             }
@@ -253,8 +255,9 @@ impl FlightService for FlightServer {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        caller(&request)?.require_one_of(table::of_action(&request.get_ref().r#type)).map_err(to_status)?;
-        let body = self.act(request.get_ref()).await.map_err(to_status)?;
+        let caller = caller(&request)?;
+        caller.require_one_of(table::of_action(&request.get_ref().r#type)).map_err(to_status)?;
+        let body = self.act(request.get_ref(), &caller).await.map_err(to_status)?;
         Ok(Response::new(stream::iter([Ok(arrow_flight::Result::new(body))]).boxed()))
     }
 

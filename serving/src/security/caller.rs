@@ -16,6 +16,9 @@ use super::scope::{Scope, Scopes, any_of};
 use super::tls::Peer;
 use super::token::{CallersFile, KnownCertificate, KnownToken, Token};
 
+/// The name of every caller where nobody is asked who they are.
+const ANYBODY: &str = "anybody";
+
 /// Who calls, and what they may. It is in the extensions of every request that came past the layer.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -34,6 +37,12 @@ impl Caller {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The name under which a change of its is recorded: its own; of a caller whom nobody asked who they are, what it says.
+    pub fn signs(&self, said: &str) -> String {
+        let name = if &*self.name == ANYBODY && !said.is_empty() { said } else { &self.name };
+        name.to_owned()
     }
 
     /// What it may.
@@ -109,7 +118,7 @@ impl Callers {
             file: None,
             known: RwLock::default(),
             text: Mutex::default(),
-            everybody: Caller::new("anybody", Scopes::all()),
+            everybody: Caller::new(ANYBODY, Scopes::all()),
         }
     }
 

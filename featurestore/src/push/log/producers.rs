@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rocksdb::{WriteBatch, WriteOptions};
+use rocksdb::WriteBatch;
 
 use super::format::producer_key;
 use super::state::Producers;
 use super::{LogReach, PushLog};
-use crate::push::{ProducerChange, ProducerState, SaidByProducer};
+use crate::catalog::Signature;
+use crate::push::{ProducerChange, ProducerCorrection, ProducerState, SaidByProducer};
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
 
@@ -17,6 +18,11 @@ const MOST_PRODUCERS: usize = 10_000;
 /// The most bytes of a producer's name.
 const MOST_PRODUCER_BYTES: usize = 256;
 
+fn json(correction: &ProducerCorrection) -> Result<Vec<u8>> {
+    serde_json::to_vec(correction)
+        .map_err(|error| Error::internal("a correction cannot be written as JSON").source(error))
+}
+
 impl PushLog {
     /// Learns what another log was told by producers.
     ///
@@ -25,9 +31,16 @@ impl PushLog {
     pub fn learn<'a>(&self, said: impl Iterator<Item = (&'a str, &'a str, SaidByProducer)>) -> Result<()> {
         let _appending = self.appending();
         let (mut batch, mut sequences, mut watermarks) = (WriteBatch::default(), Producers::new(), Producers::new());
-        for (source, producer, SaidByProducer { last, watermark, .. }) in said {
+        let mut corrections = Producers::new();
+        for (source, producer, SaidByProducer { last, watermark, corrected, .. }) in said {
             let of = (source.to_owned(), producer.to_owned());
             let state = self.state();
+            if let Some(correction) = corrected
+                && state.corrected.get(&of).is_none_or(|known| known.by.at < correction.by.at)
+            {
+                batch.put(producer_key(b'c', source, producer), json(&correction)?);
+                corrections.insert(of.clone(), correction);
+            }
             if let Some(last) = last
                 && state.sequences.get(&of).is_none_or(|known| *known < last)
             {
@@ -42,9 +55,10 @@ impl PushLog {
                 watermarks.insert(of, watermark);
             }
         }
-        if !sequences.is_empty() || !watermarks.is_empty() {
+        if !sequences.is_empty() || !watermarks.is_empty() || !corrections.is_empty() {
             self.write(batch)?;
             let mut state = self.state();
+            state.corrected.extend(corrections);
             state.sources.extend(sequences.keys().chain(watermarks.keys()).map(|(source, _)| source.clone()));
             state.sequences.extend(sequences);
             state.watermarks.extend(watermarks);
@@ -57,12 +71,13 @@ impl PushLog {
     pub fn said(&self, reach: &LogReach) -> BTreeMap<(String, String), SaidByProducer> {
         let state = self.state();
         let all = state.last == reach.last;
-        let known = state.sequences.keys().chain(state.watermarks.keys()).cloned();
+        let known = state.sequences.keys().chain(state.watermarks.keys()).chain(state.corrected.keys()).cloned();
         let said = known.map(|of| {
             let watermark = state.watermarks.get(&of).copied();
             let told = |watermark: &Timestamp| all || reach.watermarks.get(&of.0) >= Some(watermark);
             let watermark = watermark.filter(told);
-            (of, SaidByProducer { watermark, ..SaidByProducer::default() })
+            let corrected = state.corrected.get(&of).cloned();
+            (of, SaidByProducer { watermark, corrected, ..SaidByProducer::default() })
         });
         said.collect()
     }
@@ -103,17 +118,19 @@ impl PushLog {
     pub fn producers(&self, source: Option<&str>) -> Vec<ProducerState> {
         let state = self.state();
         let known = state.sequences.keys().chain(state.watermarks.keys()).chain(state.heard.keys());
-        let known: BTreeSet<_> = known.filter(|of| source.is_none_or(|source| of.0 == source)).collect();
+        let known: BTreeSet<_> = known.chain(state.corrected.keys()).filter(|of| source.is_none_or(|source| of.0 == source)).collect();
         known.into_iter().map(|of| state.producer(of)).collect()
     }
 
-    /// Changes what counts of a producer, by the will of a person; synced.
+    /// Changes what counts of a producer, by the will of a person, whose name is kept; synced.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] with the producers that there are, [`crate::ErrorKind::Invalid`] for a watermark that is
     /// not earlier than what the producer said, [`crate::ErrorKind::Unavailable`] when the disk fails.
-    pub fn change(&self, source: &str, producer: &str, change: ProducerChange, at: Timestamp) -> Result<ProducerState> {
+    pub fn change(&self, source: &str, producer: &str, change: ProducerChange, by: Signature) -> Result<ProducerState> {
         let _appending = self.appending();
+        let at = by.at;
+        let correction = ProducerCorrection { change, by };
         let of = (source.to_owned(), producer.to_owned());
         let known = self.producers(Some(source));
         let Some(before) = known.iter().find(|state| state.producer == producer) else {
@@ -142,10 +159,10 @@ impl PushLog {
                 batch.put(producer_key(b'w', source, producer), bytes(watermark.dated()?));
             }
         }
-        let mut synced = WriteOptions::default();
-        synced.set_sync(true);
-        self.database.write_opt(batch, &synced).map_err(|error| self.failed(error))?;
+        batch.put(producer_key(b'c', source, producer), json(&correction)?);
+        self.write(batch)?;
         let mut state = self.state();
+        state.corrected.insert(of.clone(), correction);
         match change {
             ProducerChange::Retire => {
                 state.watermarks.remove(&of);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::PushEntry;
-use crate::push::ProducerState;
+use crate::push::{ProducerCorrection, ProducerState};
 use crate::time::{Span, Timestamp};
 
 /// Entries of so many bytes, the newest, are held in memory too: what is flushed is seldom read back from the disk.
@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) heard: Producers<Timestamp>,
     /// When those were retired that are not counted any more.
     pub(super) retired: Producers<Timestamp>,
+    /// What a person changed about each last.
+    pub(super) corrected: Producers<ProducerCorrection>,
     /// When anybody was last heard of.
     pub(super) latest: Option<Timestamp>,
     /// How long a producer may be silent while others speak and still count; `None` for ever.
@@ -132,6 +134,7 @@ impl State {
             heard: self.heard.get(of).copied(),
             retired: self.retired.get(of).copied(),
             silent: self.watermarks.contains_key(of) && self.is_silent(of),
+            corrected: self.corrected.get(of).cloned(),
         }
     }
 }

@@ -6,7 +6,8 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::Int64Type;
 
 use super::*;
-use crate::push::{ProducerChange, PushHeader, PushedEvents};
+use crate::catalog::Signature;
+use crate::push::{ProducerChange, ProducerCorrection, PushHeader, PushedEvents};
 use crate::time::Span;
 
 fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
@@ -104,20 +105,23 @@ fn a_producer_is_retired_and_a_watermark_corrected_and_both_last() {
     let log = PushLog::open(folder.path()).expect("new");
     log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(4_000))]).expect("writable");
     let at = Timestamp::from_micros;
+    let by = |second| Signature { at: at(second), who: "ann".to_owned(), why: "it is gone".to_owned() };
     assert_eq!(
-        log.change("paid", "c", ProducerChange::Retire, at(9)).expect_err("unknown").kind(),
+        log.change("paid", "c", ProducerChange::Retire, by(9)).expect_err("unknown").kind(),
         crate::ErrorKind::NotFound
     );
-    assert!(log.change("paid", "b", ProducerChange::Watermark(at(4_001)), at(9)).is_err(), "forward");
-    let retired = log.change("paid", "a", ProducerChange::Retire, at(9)).expect("known");
+    assert!(log.change("paid", "b", ProducerChange::Watermark(at(4_001)), by(9)).is_err(), "forward");
+    let retired = log.change("paid", "a", ProducerChange::Retire, by(9)).expect("known");
     assert_eq!((retired.sequence, retired.watermark, retired.retired), (Some(1), None, Some(at(9))));
     assert_eq!(mark(&log), Some(4_000));
-    log.change("paid", "b", ProducerChange::Watermark(at(7)), at(9)).expect("earlier");
+    log.change("paid", "b", ProducerChange::Watermark(at(7)), by(9)).expect("earlier");
     assert_eq!(mark(&log), Some(7));
     drop(log);
     let log = PushLog::open(folder.path()).expect("reopened");
     assert_eq!((mark(&log), log.producers(Some("paid"))[0].retired), (Some(7), Some(at(9))));
     assert_eq!(log.producers(Some("paid"))[1].heard, Some(at(2)));
+    let corrected = ProducerCorrection { change: ProducerChange::Watermark(at(7)), by: by(9) };
+    assert_eq!(log.producers(Some("paid"))[1].corrected, Some(corrected));
     // What it sent is still known, and it counts again when it says how far it is.
     assert!(log.append(vec![push("a", 1, &[10], None)]).expect("writable").0[0].is_none());
     log.append(vec![push("a", 3, &[], Some(6))]).expect("writable");
