@@ -16,6 +16,7 @@ pub use folder::{DurableFolder, create_folder};
 pub use open::open_store;
 
 use crate::Error;
+use crate::time::Timestamp;
 
 /// What stores for tests are made of.
 #[cfg(feature = "test-util")]
@@ -54,6 +55,14 @@ pub async fn put_once(store: &Arc<dyn ObjectStore>, path: &Path, bytes: Bytes) -
         Err(_) if taken => Err(NotPut::Taken(error.into())),
         Err(_) => Err(NotPut::Failed(error.into())),
     }
+}
+
+/// When an object was written, by the store's own clock.
+///
+/// # Errors
+/// [`crate::ErrorKind::NotFound`] or [`crate::ErrorKind::Unavailable`].
+pub async fn written_at(store: &Arc<dyn ObjectStore>, path: &Path) -> crate::Result<Timestamp> {
+    Ok(Timestamp::from_micros(store.head(path).await?.last_modified.timestamp_micros()))
 }
 
 #[cfg(test)]

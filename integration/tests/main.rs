@@ -4,6 +4,7 @@ mod architecture;
 mod backfill;
 mod bad_definitions;
 mod bounds;
+mod clock_jumps;
 mod compaction;
 mod copied_log;
 mod crash;

@@ -78,7 +78,8 @@ impl TestProject {
         self.jobs().with_memory(memory_bytes)
     }
 
-    fn options(&self) -> SessionOptions {
+    /// The options of its jobs' sessions.
+    pub fn options(&self) -> SessionOptions {
         SessionOptions { project: self.folder.path().to_owned(), memory_bytes: 256 << 20, partitions: 2 }
     }
 

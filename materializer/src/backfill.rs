@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use serde::Serialize;
-use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
@@ -79,13 +79,55 @@ impl Jobs {
         asked: BackfillAsked,
         progress: &dyn Progress,
     ) -> Result<Backfilled> {
+        self.run_backfill(catalog, view, (asked, None), progress).await
+    }
+
+    /// Computes all of a view's rows anew, of what is known now, and sets its watermark and until when history was read back to
+    /// now, or to what producers say: the remedy for a clock that was ahead when the view was refreshed (rule T6). The commit
+    /// says who wanted it.
+    ///
+    /// # Errors
+    /// As [`Self::backfill`], and [`springhouse_featurestore::ErrorKind::Invalid`] for a view that is not ahead of the clock.
+    pub async fn reset(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        every: Span,
+        by: Signature,
+        progress: &dyn Progress,
+    ) -> Result<Backfilled> {
+        let (state, now) = (self.log(view).state().await?, self.clock().now());
+        if state.watermark.max(state.read_until).is_none_or(|reached| reached <= now) {
+            return Err(Error::invalid("the view is not ahead of the clock: there is nothing to set back")
+                .with("view", &view.name)
+                .with("watermark", state.watermark.map_or_else(|| "never refreshed".to_owned(), |mark| mark.to_string()))
+                .with("now", now)
+                .remedy("springhouse backfill without --reset-watermark computes rows anew"));
+        }
+        if view.is_static() {
+            let done = self.refresh_anew(catalog, view, &by).await?;
+            let (view, rows, ranges, resumed) = (done.view, done.rows, 1, 0);
+            let (from, until) = (done.watermark, done.watermark);
+            return Ok(Backfilled { view, from, until, rows, ranges, resumed, commit: done.commit });
+        }
+        let asked = BackfillAsked { from: None, until: None, every };
+        self.run_backfill(catalog, view, (asked, Some(by)), progress).await
+    }
+
+    async fn run_backfill(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        (asked, reset): (BackfillAsked, Option<Signature>),
+        progress: &dyn Progress,
+    ) -> Result<Backfilled> {
         if view.is_static() {
             return Err(Error::invalid("a static view has no stretch of time to backfill")
                 .with("view", &view.name)
                 .remedy("refresh it: a refresh replaces all of its rows"));
         }
         let log = BackfillLog::new(self.store().clone(), &view.pinned());
-        let backfill = self.begin(catalog, view, asked, &log).await?;
+        let backfill = self.begin(catalog, view, (asked, reset), &log).await?;
         let plan = backfill.plan.clone();
         let resumed = backfill.done.len();
         if resumed > 0 {
@@ -109,7 +151,7 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
-        asked: BackfillAsked,
+        (asked, reset): (BackfillAsked, Option<Signature>),
         log: &BackfillLog,
     ) -> Result<Backfill> {
         let state = self.log(view).state().await?;
@@ -117,6 +159,7 @@ impl Jobs {
         let taken = self.taken_tables(catalog, view).await?;
         if let Some(begun) = log.begun().await?
             && begun.plan.asked == asked
+            && begun.plan.reset.is_some() == reset.is_some()
             && begun.plan.history == without_new(now.clone(), &begun.plan.history, &taken)
             && begun.plan.base >= state.replaced
             && (begun.plan.base > 0 || state.number == 0)
@@ -128,7 +171,7 @@ impl Jobs {
             self.refuse_pushed(view).await?;
         }
         let pushed = self.pushed().events_until(state.pushed).await?;
-        let plan = self.plan(catalog, view, asked, (&state, &pushed), history).await?;
+        let plan = self.plan(catalog, view, (asked, reset), (&state, &pushed), history).await?;
         log.begin(plan).await
     }
 
@@ -148,11 +191,14 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
-        asked: BackfillAsked,
+        (asked, reset): (BackfillAsked, Option<Signature>),
         (state, pushed): (&ViewLogState, &PushedEvents),
         history: HistoryFiles,
     ) -> Result<BackfillPlan> {
-        let known = self.known(catalog, view, asked, state, pushed)?;
+        let known = match &reset {
+            Some(_) => self.clock().now(),
+            None => self.known(catalog, view, asked, state, pushed)?,
+        };
         let committed = |of: fn((Timestamp, Timestamp)) -> Timestamp| {
             state.files.iter().filter_map(move |(_, file)| file.event_times.map(of))
         };
@@ -178,7 +224,8 @@ impl Jobs {
                 .remedy("give a --from that lies before --until"));
         }
         let (base, pushed) = (state.number, state.pushed);
-        let plan = BackfillPlan { asked, from, until, known, base, pushed, history: HistoryFiles::new(), cut: None };
+        let none = HistoryFiles::new();
+        let plan = BackfillPlan { asked, from, until, known, base, pushed, history: none, cut: None, reset };
         let kind = usize::from(!view.reaches_back());
         let mut cut = None;
         if plan.even_ranges() > FEW_RANGES[kind] as u64 {
@@ -347,12 +394,12 @@ impl Jobs {
         files.extend(backfill.done.values().flatten().map(|file| DataFile { commit, ..file.clone() }));
         let taken = self.taken_tables(catalog, view).await?;
         let history = settled(&plan.history, &state, plan.is_whole() || plan.base == 0, &taken);
-        let commit = self.backfill_commit(catalog, view, &state, plan, (files, history))?;
+        let commit = self.backfill_commit(catalog, view, &state, plan, (files, history)).await?;
         log.commit(&mut state, commit).await?;
         Ok(state.number)
     }
 
-    fn backfill_commit(
+    async fn backfill_commit(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
@@ -360,15 +407,18 @@ impl Jobs {
         plan: &BackfillPlan,
         (files, history): (Vec<DataFile>, HistoryFiles),
     ) -> Result<ViewCommit> {
-        let (watermark, read_until) = match state.watermark {
-            Some(watermark) => (watermark, state.read_until),
-            None => {
-                let none = PushHistoryState::default();
-                (crate::refresh::watermark_of(catalog, view, &none, None, plan.known)?.0, Some(plan.known))
+        let (watermark, read_until) = match (state.watermark, &plan.reset) {
+            (Some(watermark), None) => (watermark, state.read_until),
+            (before, reset) => {
+                let pushed = if reset.is_some() { self.pushed().state().await? } else { PushHistoryState::default() };
+                // Of what is pushed, and nobody says how far, no more is known than before.
+                let known = plan.known;
+                let since = before.map(|before| before.min(known)).filter(|_| is_only_pushed(catalog, view, &pushed));
+                (crate::refresh::watermark_of(catalog, view, &pushed, since, known)?.0, Some(known))
             }
         };
         let commit = ViewCommit::new(self.clock().now(), ViewCommitKind::Backfill, watermark);
-        Ok(ViewCommit { read_until, history: Some(history), files, ..commit })
+        Ok(ViewCommit { read_until, history: Some(history), files, signed: plan.reset.clone(), ..commit })
     }
 
     /// A file without the rows of the stretch; none where nothing is left of it.
@@ -386,6 +436,14 @@ impl Jobs {
         let rest = write_file(log, view, &name, rows, &()).await?;
         Ok(rest.map(|rest| DataFile { commit: file.commit, first_commit: file.first_commit, ..rest }))
     }
+}
+
+/// Whether a view has a source without a history, of which no producer says how far it is.
+fn is_only_pushed(catalog: &CatalogState, view: &FeatureView, pushed: &PushHistoryState) -> bool {
+    view.sources.iter().any(|source| {
+        let without_history = catalog.source(source).is_ok_and(|source| source.query.is_none());
+        without_history && !pushed.watermarks.contains_key(&source.name)
+    })
 }
 
 /// Whether a file may hold rows of the stretch.

@@ -2,7 +2,7 @@
 //!
 //! Of each log every record is read and compared with its checksum; of each data file that counts the size is compared with
 //! what its commit tells, and in full its rows and their fingerprint. Of a disk tier a sample of keys is compared, with what all
-//! files say of them.
+//! files say of them. Of views that are in use it is seen whether they are ahead of the clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hasher};
@@ -13,16 +13,18 @@ use arrow::array::{ArrayRef, RecordBatch};
 use futures::TryStreamExt;
 use serde::Serialize;
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::encoding::{KeyCodec, ROW_HEADER_BYTES, is_chunk};
 use springhouse_featurestore::push::PushHistory;
 use springhouse_featurestore::tier::{
     DataFile, DataFolder, Expiry, Fingerprint, Mark, OnlineTier, Packer, ViewLog, data_schema, merge_rows,
     read_data_file,
 };
-use springhouse_featurestore::{Error, Result};
+use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::{Error, ErrorKind, Result};
 
 use crate::Jobs;
+use crate::push::CLOCK_TOLERANCE;
 
 /// Keys of each view that are compared with the disk tier.
 const SAMPLE: usize = 200;
@@ -56,8 +58,12 @@ impl Jobs {
         full: bool,
     ) -> Result<Vec<Checked>> {
         let mut all = vec![self.check_catalog().await?, self.check_pushes(full).await?];
+        let live: BTreeSet<Pinned> = catalog.live_views().into_iter().map(FeatureView::pinned).collect();
         for view in catalog.all_views() {
-            let checked = self.check_view(view, tier, full).await?;
+            let mut checked = self.check_view(view, tier, full).await?;
+            if checked.wrong.is_empty() && live.contains(&view.pinned()) {
+                checked.wrong.extend(self.check_times(view).await?);
+            }
             if checked.commits > 0 || !checked.wrong.is_empty() {
                 all.push(checked);
             }
@@ -93,7 +99,14 @@ impl Jobs {
         if commits == 0 || !checked.wrong.is_empty() {
             return Ok(checked);
         }
-        let state = log.state().await?;
+        let state = match log.state().await {
+            // The newest may be gone, which the others do not tell.
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                checked.wrong.push(error.chain());
+                return Ok(checked);
+            }
+            state => state?,
+        };
         let files: Vec<DataFile> = state.files.iter().map(|(_, file)| file.clone()).collect();
         check_sizes(&DataFolder::list(self.store(), log.folder()).await?, &files, &mut checked);
         for file in files.iter().filter(|_| full) {
@@ -108,6 +121,25 @@ impl Jobs {
             }
         }
         Ok(checked)
+    }
+
+    /// Whether a view says that it has seen more than there can be: a clock was ahead when it was refreshed, and has been set
+    /// back since. Until the clock comes there the view takes in nothing new, and says that it is fresh.
+    async fn check_times(&self, view: &FeatureView) -> Result<Option<String>> {
+        let (state, now) = (self.log(view).state().await?, self.clock().now());
+        let latest = now + CLOCK_TOLERANCE;
+        let ahead = |time: Option<Timestamp>| time.filter(|time| *time > latest);
+        let (what, time) = match (ahead(state.watermark), ahead(state.read_until)) {
+            (Some(watermark), _) => ("its watermark", watermark),
+            (None, Some(read)) => ("the time until which it has read history", read),
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(format!(
+            "{what}, {time}, is ahead of the clock, {now}: a clock was wrong when the view was refreshed; correct its sources' \
+             producers that are ahead too (springhouse producers SOURCE --watermark NAME=TIME), then springhouse backfill {} \
+             --reset-watermark",
+            view.name
+        )))
     }
 
     /// Whether a file has the rows that its commit tells of.

@@ -8,14 +8,15 @@
 
 use serde::Serialize;
 use springhouse_featurestore::Result;
-use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::WriteOrder;
+use springhouse_featurestore::object_storage::written_at;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
     DataFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
 };
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_sql::view_rows::{RowStream, Sources, rows_between, view_rows};
 
 use crate::Jobs;
@@ -45,7 +46,17 @@ pub struct Refreshed {
     pub held_back: Option<HeldBack>,
     /// Whether there was anything to do.
     pub committed: bool,
+    /// The view's newest commit.
+    pub commit: u64,
+    /// How far this machine's clock is ahead of object storage's, where that is too far: what the view is told to have seen it
+    /// has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_ahead: Option<Span>,
 }
+
+/// A clock that is further ahead of object storage's is wrong. Clocks that are kept differ by milliseconds, and a store that
+/// rounds, or dates an object by when its upload began, by minutes at most.
+const CLOCK_AHEAD: Span = Span::from_secs(3_600);
 
 /// What a view's watermark waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,11 +80,32 @@ impl Jobs {
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names the source file or column that is wrong; the old state then still holds.
     pub async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed> {
         let log = self.log(view);
-        until_first(view, || self.try_refresh(catalog, view, &log)).await
+        until_first(view, || self.try_refresh(catalog, view, &log, None)).await
     }
 
-    async fn try_refresh(&self, catalog: &CatalogState, view: &FeatureView, log: &ViewLog) -> Result<Refreshed> {
+    /// The same as if the view had never been refreshed, for a view whose refreshes replace all of its rows; the commit says
+    /// who wanted it.
+    pub(crate) async fn refresh_anew(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        by: &Signature,
+    ) -> Result<Refreshed> {
+        let log = self.log(view);
+        until_first(view, || self.try_refresh(catalog, view, &log, Some(by))).await
+    }
+
+    async fn try_refresh(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        log: &ViewLog,
+        anew: Option<&Signature>,
+    ) -> Result<Refreshed> {
         let mut state = log.state().await?;
+        if anew.is_some() {
+            (state.watermark, state.read_until) = (None, None);
+        }
         // A clock that was set back reads nothing twice.
         let (since, at) = (state.watermark, self.clock().now());
         let now = state.read_until.map_or(at, |read| read.max(at));
@@ -87,6 +119,8 @@ impl Jobs {
             restated: state.restated.clone(),
             held_back: None,
             committed: false,
+            commit: state.number,
+            clock_ahead: None,
         };
         // These files are read and no others: what comes meanwhile is seen by the next refresh.
         let read = self.history_files(catalog, view).await?;
@@ -116,10 +150,12 @@ impl Jobs {
             history: (read != state.history).then_some(read),
             restated: past.restated,
             files,
+            signed: anew.cloned(),
             ..ViewCommit::new(at, kind, watermark)
         };
         log.commit(&mut state, commit).await?;
-        done.committed = true;
+        (done.committed, done.commit) = (true, state.number);
+        done.clock_ahead = self.clock_ahead(view, log, state.number).await;
         done.restated = state.restated;
         tracing::info!(view = %view.name, rows = done.rows, late = done.late, watermark = %watermark, "refreshed");
         if let Some(Restated { files, rows_before, rows_now, rows_changed, late_events }) = &done.restated {
@@ -129,6 +165,29 @@ impl Jobs {
             );
         }
         Ok(done)
+    }
+
+    /// How far this machine's clock is ahead of object storage's, which has just written a commit; none where it is not, or
+    /// where that cannot be seen.
+    async fn clock_ahead(&self, view: &FeatureView, log: &ViewLog, commit: u64) -> Option<Span> {
+        if !self.clock().is_the_machines() {
+            return None;
+        }
+        let path = log.log().path(commit);
+        let written = written_at(self.store(), &path).await;
+        let written =
+            written.inspect_err(|error| tracing::debug!(%path, error = %error.chain(), "a commit's time is not told"));
+        let (now, written) = (self.clock().now(), written.ok()?);
+        let ahead = now.since(written);
+        if ahead <= CLOCK_AHEAD {
+            return None;
+        }
+        tracing::error!(
+            view = %view.name, %now, %written, %ahead,
+            "this machine's clock is far ahead of object storage's: if it is wrong, set it right, then springhouse check names \
+             the views that are ahead, and springhouse backfill VIEW --reset-watermark sets them back"
+        );
+        Some(ahead)
     }
 
     /// The events that became known since the last refresh, and later than their sources allow.

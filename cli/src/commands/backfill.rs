@@ -1,11 +1,12 @@
 //! `backfill`: a view's rows of a stretch of event time computed anew.
 
 use clap::Args;
+use springhouse_featurestore::catalog::Signature;
 use springhouse_featurestore::tier::BackfillAsked;
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
-use crate::project::Project;
+use crate::project::{Project, who};
 use crate::render::{Bar, show};
 
 /// Compute a view's rows of a stretch of event time anew; run again after a kill it goes on where it was.
@@ -22,6 +23,12 @@ pub struct Backfill {
     /// The length of the ranges that are computed by themselves
     #[arg(long, value_parser = super::parse_span, default_value = "30 days")]
     every: Span,
+    /// Compute all rows anew and set the watermark back to now, for a view that was refreshed while a clock was ahead: see check
+    #[arg(long, conflicts_with_all = ["from", "until"])]
+    reset_watermark: bool,
+    /// Why the watermark is set back, for the record
+    #[arg(long, short, requires = "reset_watermark", default_value = "", hide_default_value = true)]
+    message: String,
     /// Memory for sorting, such as 512MiB; beyond it rows are spilled to disk
     #[arg(long, value_parser = super::parse_bytes, default_value = "1GiB")]
     memory: usize,
@@ -40,7 +47,12 @@ impl Backfill {
         let jobs = project.jobs()?.with_memory(self.memory);
         let asked = BackfillAsked { from: self.from, until: self.until, every: self.every };
         for view in super::refresh::chosen(&state, std::slice::from_ref(&self.view))? {
-            let done = jobs.backfill(&state, view, asked, &Bar::default()).await?;
+            let done = if self.reset_watermark {
+                let by = Signature { at: project.clock().now(), who: who(), why: self.message.clone() };
+                jobs.reset(&state, view, self.every, by, &Bar::default()).await?
+            } else {
+                jobs.backfill(&state, view, asked, &Bar::default()).await?
+            };
             if !self.no_load {
                 super::refresh::load_tiers(project).await?;
             }

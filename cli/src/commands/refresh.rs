@@ -46,6 +46,13 @@ impl Refresh {
                     if let Some(held_back) = &refreshed.held_back {
                         note(&waits(&refreshed, held_back));
                     }
+                    if let Some(ahead) = refreshed.clock_ahead {
+                        note(&format!(
+                            "warning: this machine's clock is {ahead} ahead of object storage's: if it is wrong, set it right, and \
+                             {} says that it has seen what it has not: springhouse check",
+                            refreshed.view
+                        ));
+                    }
                     done.push(refreshed);
                 }
                 Err(error) => {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::object::{DataFile, HistoryFiles};
 use crate::Result;
-use crate::catalog::CommitLog;
+use crate::catalog::{CommitLog, Signature};
 use crate::definition::Pinned;
 use crate::time::{Span, Timestamp};
 
@@ -39,6 +39,9 @@ pub struct BackfillPlan {
     /// The ranges that have rows, in order, where it was looked which have; else the stretch is cut evenly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<Vec<(Timestamp, Timestamp)>>,
+    /// Of one that sets back how far the view has got to what is known: who wanted it, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<Signature>,
 }
 
 /// What a backfill was asked for.
@@ -191,6 +194,7 @@ mod tests {
             pushed: 0,
             history: HistoryFiles::new(),
             cut: None,
+            reset: None,
         }
     }
 

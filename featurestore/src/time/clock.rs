@@ -12,6 +12,11 @@ use super::Timestamp;
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The time now.
     fn now(&self) -> Timestamp;
+
+    /// Whether it means the time that it is everywhere else: no replay, no test.
+    fn is_the_machines(&self) -> bool {
+        false
+    }
 }
 
 /// The machine's clock.
@@ -26,6 +31,10 @@ impl Clock for SystemClock {
             Err(before) => -i64::try_from(before.duration().as_micros()).unwrap_or(i64::MAX),
         };
         Timestamp::from_micros(micros)
+    }
+
+    fn is_the_machines(&self) -> bool {
+        true
     }
 }
 

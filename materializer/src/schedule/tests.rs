@@ -128,6 +128,8 @@ impl Work for Scripted {
             restated: None,
             held_back: None,
             committed: true,
+            commit: 1,
+            clock_ahead: None,
         })
     }
 
