@@ -30,7 +30,9 @@ async fn times(project: &TestProject, view: &FeatureView) -> [Option<Timestamp>;
 #[tokio::test]
 async fn a_view_that_is_ahead_of_the_clock_is_found_and_set_back() {
     let project = TestProject::new(&[("ann", 100, 100, Some(1.0)), ("ann", 5_000, 5_000, Some(2.0))]);
-    let text = definitions() + "CREATE FEATURE VIEW homes ENTITY user_account AS SELECT customer AS user_name, branch FROM branches;";
+    let text = definitions()
+        + "CREATE FEATURE VIEW homes ENTITY user_account REFRESH EVERY '1 hour' \
+           AS SELECT customer AS user_name, branch FROM branches;";
     let state = project.apply(&text).await.expect("valid definitions");
     project.clock.set(at(1_000));
     refresh_all(&project, &state).await;
@@ -46,7 +48,8 @@ async fn a_view_that_is_ahead_of_the_clock_is_found_and_set_back() {
     project.clock.set(at(2_000));
     let found = wrong(&project, &state).await;
     for name in ["spending", "last_payment", "homes"] {
-        let named = |text: &&String| text.contains(&at(1_000 + YEAR).to_string()) && text.contains(&format!("backfill {name}"));
+        let named =
+            |text: &&String| text.contains(&at(1_000 + YEAR).to_string()) && text.contains(&format!("backfill {name}"));
         assert_eq!(found.iter().filter(named).count(), 1, "{name}: {found:?}");
     }
     // An ordinary backfill moves nothing back.

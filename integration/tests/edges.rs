@@ -393,7 +393,11 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     assert_eq!(mark(&server), 1_500);
     let later = ProducerChange::Watermark(at(1_501));
     assert!(server.pushes.change_producer("paid", "a", later, by("later")).await.is_err(), "it is no further");
-    server.pushes.change_producer("paid", "a", back, by("said too much")).await.expect("the same once more, as after an error");
+    server
+        .pushes
+        .change_producer("paid", "a", back, by("said too much"))
+        .await
+        .expect("the same once more, as after an error");
     // Another producer is behind, and gone.
     server.pushes.push("paid", batch(&[]), header("b", Some(at(1_600)))).await.expect("taken");
     server.pushes.push("paid", batch(&[]), header("a", Some(at(1_900)))).await.expect("taken");

@@ -100,7 +100,10 @@ impl Jobs {
         if state.watermark.max(state.read_until).is_none_or(|reached| reached <= now) {
             return Err(Error::invalid("the view is not ahead of the clock: there is nothing to set back")
                 .with("view", &view.name)
-                .with("watermark", state.watermark.map_or_else(|| "never refreshed".to_owned(), |mark| mark.to_string()))
+                .with(
+                    "watermark",
+                    state.watermark.map_or_else(|| "never refreshed".to_owned(), |mark| mark.to_string()),
+                )
                 .with("now", now)
                 .remedy("springhouse backfill without --reset-watermark computes rows anew"));
         }

@@ -60,7 +60,9 @@ impl Head {
     /// [`crate::ErrorKind::Unavailable`] when the store fails.
     pub async fn told(&self) -> Result<Option<u64>> {
         match self.store.get(&self.path).await {
-            Ok(object) => Ok(std::str::from_utf8(&object.bytes().await?).ok().and_then(|text| text.trim().parse().ok())),
+            Ok(object) => {
+                Ok(std::str::from_utf8(&object.bytes().await?).ok().and_then(|text| text.trim().parse().ok()))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -97,7 +97,8 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     pub async fn check_end(&self, number: u64) -> Result<()> {
         let listed = self.store.list_with_offset(Some(&self.prefix), &self.path(number));
         let beyond = listed.try_filter_map(async |object| Ok(number_of(&object.location)));
-        let least = beyond.try_fold(None, async |least: Option<u64>, of| Ok(Some(least.map_or(of, |least| least.min(of)))));
+        let least =
+            beyond.try_fold(None, async |least: Option<u64>, of| Ok(Some(least.map_or(of, |least| least.min(of)))));
         match least.await?.filter(|least| *least > number + 1) {
             // Others may have written it meanwhile.
             Some(found) if self.read(number + 1).await?.is_none() => Err(self.gap(number + 1, found)),

@@ -525,9 +525,8 @@ fn entries_of(source: &str, batch: &RecordBatch, position: u64) -> Result<Vec<Pu
     let own = |name: &str| name != WRITE_POSITION && name != WRITE_WITHIN;
     let columns: Vec<usize> = (0..schema.fields().len()).filter(|index| own(schema.field(*index).name())).collect();
     let events = batch.project(&columns)?;
-    let entry = |position: u64, events: RecordBatch| {
-        PushEntry::new(position, source.to_owned(), events, PushOrigin::default())
-    };
+    let entry =
+        |position: u64, events: RecordBatch| PushEntry::new(position, source.to_owned(), events, PushOrigin::default());
     let positions = batch.column_by_name(WRITE_POSITION).and_then(|column| column.as_primitive_opt::<Int64Type>());
     let Some(positions) = positions.filter(|positions| positions.null_count() == 0) else {
         return Ok(vec![entry(position, events)?]);
@@ -613,7 +612,11 @@ mod tests {
         history.commit(&mut state, flush(&flushed)).await.expect("flushed");
         let held = history.entries(&state, &["paid"].into(), (0, 9)).await.expect("readable");
         assert_eq!(held.len(), 2);
-        assert!(held.iter().zip(&flushed).all(|(held, of)| held.ordered_events().columns() == of.ordered_events().columns()));
+        assert!(
+            held.iter()
+                .zip(&flushed)
+                .all(|(held, of)| held.ordered_events().columns() == of.ordered_events().columns())
+        );
     }
 
     #[tokio::test]
@@ -627,7 +630,11 @@ mod tests {
         assert_eq!(of(known).await, Taker { epoch: 2, log: 7 });
         assert_eq!(of(known).await, Taker { epoch: 3, log: 107 }, "another process has taken an epoch of it");
         let known = Claim { epoch: Some(2), ..known };
-        assert_eq!(of(Claim { last: 1, ..known }).await, Taker { epoch: 4, log: 108 }, "it is older than what it flushed");
+        assert_eq!(
+            of(Claim { last: 1, ..known }).await,
+            Taker { epoch: 4, log: 108 },
+            "it is older than what it flushed"
+        );
         assert_eq!(of(Claim { older: true, ..known }).await, Taker { epoch: 5, log: 109 });
         assert_eq!(of(known).await, Taker { epoch: 6, log: 7 });
         assert_eq!(history.state().await.expect("readable").epoch_of(7), 6);

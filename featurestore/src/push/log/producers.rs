@@ -118,7 +118,8 @@ impl PushLog {
     pub fn producers(&self, source: Option<&str>) -> Vec<ProducerState> {
         let state = self.state();
         let known = state.sequences.keys().chain(state.watermarks.keys()).chain(state.heard.keys());
-        let known: BTreeSet<_> = known.chain(state.corrected.keys()).filter(|of| source.is_none_or(|source| of.0 == source)).collect();
+        let known: BTreeSet<_> =
+            known.chain(state.corrected.keys()).filter(|of| source.is_none_or(|source| of.0 == source)).collect();
         known.into_iter().map(|of| state.producer(of)).collect()
     }
 

@@ -73,8 +73,7 @@ fn the_order_of_writes_is_made_once_for_all_views() {
 fn what_was_appended_is_there_once_after_reopening() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = PushLog::open(folder.path()).expect("new");
-    let taken =
-        log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
+    let taken = log.append(vec![push("a", 1, &[10], None), push("b", 1, &[20], Some(5)), push("a", 1, &[10], None)]);
     let positions: Vec<_> = taken.expect("writable").0.iter().map(|e| e.as_ref().map(|e| e.position)).collect();
     assert_eq!(positions, [Some(1), Some(2), None]);
     assert_eq!(PushLog::open(folder.path()).expect_err("in use").kind(), crate::ErrorKind::Busy);
