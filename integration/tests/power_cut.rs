@@ -223,7 +223,7 @@ fn the_simulation_survives_power_cuts() {
     fs::create_dir(&shadow).expect("new");
     let simulated = Command::new(std::env::current_exe().expect("this binary"))
         .args(["--exact", "simulation::every_answer_is_right_whatever_happens", "--nocapture"])
-        .env("SIMULATION_FAULTS", "power_cut,dying")
+        .env("SIMULATION_FAULTS", std::env::var("POWER_CUT_FAULTS").unwrap_or_else(|_| "power_cut,dying".to_owned()))
         .env("SIMULATION_SEEDS", std::env::var("POWER_CUT_SEEDS").unwrap_or_else(|_| "0..24".to_owned()))
         .env("TMPDIR", &disk)
         .env("LD_PRELOAD", library("power_cut", folder.path()))

@@ -7,7 +7,10 @@
 
 mod copies;
 mod faults;
+mod history;
+mod loads;
 mod oracle;
+mod refused;
 pub mod steps;
 mod takers;
 mod world;
@@ -21,7 +24,7 @@ use faults::Faults;
 use world::{Trace, World};
 
 /// Seeds of a run without `SIMULATION_SEEDS`.
-const SEEDS: u64 = 240;
+const SEEDS: u64 = 180;
 
 /// Steps of a seed, and of a long one.
 const STEPS: [u32; 2] = [8, 40];

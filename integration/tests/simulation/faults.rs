@@ -13,6 +13,10 @@ pub enum Fault {
     Clock,
     /// A push log is copied: an older one is restored, or both run by turns.
     CopiedLog,
+    /// Clocks jump ahead, and are set back by hours, also while views are loaded.
+    ClockBack,
+    /// Small files are merged, and garbage goes, also while others commit.
+    Compact,
     /// The process is killed, and sometimes loses its disk tier.
     Crash,
     /// Object storage dies in the middle of a flush or of a refresh.
@@ -23,33 +27,56 @@ pub enum Fault {
     Hours,
     /// History has new files with old events.
     LateFile,
+    /// A file of history is on its way while others read past the times of its events.
+    LateHistory,
     /// Object storage answers an error, and acts later.
     LatePut,
+    /// Two follow the store at once while there is something to load.
+    Loads,
+    /// Nobody hears an acknowledgement: the batch is sent again, after a restart or to the other taker.
+    LostAck,
+    /// The disk tier is deleted at some instant of a load or of a flush.
+    LostDisk,
+    /// Events on which a view's query fails.
+    Poison,
     /// The power is cut: what was not synced is gone. It needs a process that was started on such a disk.
     PowerCut,
+    /// The clock of who refreshes is ahead of the takers', or behind, by seconds or by hours.
+    RefreshClock,
     /// Another process takes pushes for the same store, and the first one comes back.
     Takers,
     /// Events with equal times, of which the later write counts; and views whose rows are made of several events.
     Ties,
     /// Producers say that they have sent everything up to a time that lies far ahead.
     Watermark,
+    /// Batches that are not of their source's types, zones or times.
+    Wrong,
 }
 
-const NAMES: [(&str, Fault); 14] = [
+const NAMES: [(&str, Fault); 23] = [
     ("ambiguous", Fault::Ambiguous),
     ("backfill", Fault::Backfill),
     ("clock", Fault::Clock),
+    ("clock_back", Fault::ClockBack),
+    ("compact", Fault::Compact),
     ("copied_log", Fault::CopiedLog),
     ("crash", Fault::Crash),
     ("dying", Fault::Dying),
     ("first_refresh", Fault::FirstRefresh),
     ("hours", Fault::Hours),
     ("late_file", Fault::LateFile),
+    ("late_history", Fault::LateHistory),
     ("late_put", Fault::LatePut),
+    ("loads", Fault::Loads),
+    ("lost_ack", Fault::LostAck),
+    ("lost_disk", Fault::LostDisk),
+    ("poison", Fault::Poison),
     ("power_cut", Fault::PowerCut),
+    ("refresh_clock", Fault::RefreshClock),
     ("takers", Fault::Takers),
     ("ties", Fault::Ties),
     ("watermark", Fault::Watermark),
+    ("wrong", Fault::Wrong),
 ];
 
 /// A step of a simulation.
@@ -69,9 +96,10 @@ pub struct Faults(BTreeSet<Fault>);
 
 impl Faults {
     /// Those that `SIMULATION_FAULTS` names; `none` for none of them. All, where it is not set, but power cuts, which need a
-    /// disk of their own, and hours, whose rows break rule T3 by their own definition: they hold events after their time.
+    /// disk of their own, hours, whose rows break rule T3 by their own definition: they hold events after their time, and
+    /// clocks that are set back by hours: who looks up while views are loaded again finds nothing for a moment.
     pub fn wanted() -> Self {
-        let asked = [Fault::PowerCut, Fault::Hours];
+        let asked = [Fault::ClockBack, Fault::Hours, Fault::PowerCut];
         let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| !asked.contains(fault));
         let Ok(wanted) = std::env::var("SIMULATION_FAULTS") else { return Self(all().collect()) };
         let named = wanted.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");

@@ -60,6 +60,12 @@ CREATE FEATURE VIEW hourly ENTITY user_account EVENT TIME seen_hour REFRESH EVER
      FROM seen GROUP BY user_name, date_trunc('hour', seen_at);
 ";
 
+/// A view whose query fails on a mark of 0.
+const SHARES: &str = "
+CREATE FEATURE VIEW shares ENTITY user_account REFRESH EVERY '1 minute'
+  AS SELECT user_name, seen_at, 1000 / mark AS share FROM seen;
+";
+
 /// Views that come later, by name.
 const NEWCOMERS: [(&str, &str); 2] = [
     (
@@ -91,6 +97,9 @@ pub fn views_of_seen(faults: &Faults, newcomers: usize) -> Vec<&'static str> {
     if faults.has(Fault::Hours) {
         views.push("hourly");
     }
+    if faults.has(Fault::Poison) {
+        views.push("shares");
+    }
     views.extend(NEWCOMERS[..newcomers].iter().map(|(name, _)| *name));
     views
 }
@@ -102,12 +111,13 @@ pub const VIEWS_OF_PAID: [&str; 2] = ["spending", "last_payment"];
 pub fn definitions(faults: &Faults, newcomers: usize) -> String {
     let together = if faults.has(Fault::Ties) { TOGETHER } else { "" };
     let hourly = if faults.has(Fault::Hours) { HOURLY } else { "" };
+    let shares = if faults.has(Fault::Poison) { SHARES } else { "" };
     let later: String = NEWCOMERS[..newcomers].iter().map(|(_, text)| *text).collect();
     let views = VIEWS_OF_PAID.into_iter().chain(views_of_seen(faults, newcomers));
     let rules = views.map(|view| format!("{view} FRESH WITHIN '2 minutes' ON STALE SERVE ON MISSING DEFAULT"));
     let rules = rules.collect::<Vec<_>>().join(", ");
     format!(
-        "{}{SEEN}{together}{hourly}{later}
+        "{}{SEEN}{together}{hourly}{shares}{later}
          CREATE CONTRACT everything TIER interactive REQUEST (user_name VARCHAR) FEATURES ({rules})
            INPUTS (coalesce(visits.n_10m, -1) AS visits) OUTPUT (limit FLOAT);",
         windows::definitions()
@@ -176,6 +186,10 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
             // Of those at one time the one that was written last.
             let last = known.iter().rev().find(|event| event.at == newest)?;
             vec![("amount".to_owned(), Value::Float(last.amount)), ("mark".to_owned(), Value::Integer(last.mark))]
+        }
+        "shares" => {
+            let last = known.iter().rev().find(|event| event.at == newest)?;
+            vec![("share".to_owned(), Value::Integer(1_000 / last.mark))]
         }
         "visits" => over(&[("10m", 600), ("1d", 86_400)]),
         "newcomer" => over(&[("2d", 172_800)]),

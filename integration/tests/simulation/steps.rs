@@ -21,10 +21,10 @@ use crate::push::{batch, closed};
 use crate::windows::{USERS, number};
 
 /// Calls of a job or a flush within which something happens to it.
-const CALLS: u64 = 12;
+pub const CALLS: u64 = 12;
 
 /// Of what a flush or a backfill writes, within how much something happens to it; and of what a refresh does.
-const CHANGES: u64 = 8;
+pub const CHANGES: u64 = 8;
 const CHANGES_OF_REFRESH: u64 = 3;
 
 /// A second so far ahead that nobody can have sent everything up to it: in 2099.
@@ -32,7 +32,7 @@ const FAR_AHEAD: i64 = 4_070_908_800;
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub enum End {
     /// Killed: its folders are as they lie.
     Killed,
     /// Killed, and its disk tier is lost.
@@ -62,15 +62,17 @@ impl World {
                 self.refresh_all().await;
                 self.follow().await;
             }
-            Step::Restart => {
-                self.say("restarts");
-                self.takers[self.owner].server = None;
-                self.start(self.owner).await;
-            }
+            Step::Restart => self.start_again().await,
             Step::SentAgain => self.send_again().await,
             Step::Fault(fault) => Box::pin(self.suffer(fault)).await,
         }
         self.check();
+    }
+
+    pub async fn start_again(&mut self) {
+        self.say("restarts");
+        self.takers[self.owner].server = None;
+        self.start(self.owner).await;
     }
 
     async fn suffer(&mut self, fault: Fault) {
@@ -78,6 +80,8 @@ impl World {
             Fault::Ambiguous => self.ambiguous().await,
             Fault::Backfill => Box::pin(self.backfill()).await,
             Fault::CopiedLog => Box::pin(self.copied_log()).await,
+            Fault::ClockBack => Box::pin(self.clock_back()).await,
+            Fault::Compact => Box::pin(self.compact()).await,
             Fault::Crash => {
                 let end = if self.chance(3) { End::WithoutDiskTier } else { End::Killed };
                 self.crash(end).await;
@@ -85,22 +89,29 @@ impl World {
             Fault::Dying => self.dying().await,
             Fault::FirstRefresh => Box::pin(self.first_refresh()).await,
             Fault::LateFile => self.late_file().await,
+            Fault::LateHistory => self.late_history().await,
             Fault::LatePut => self.late_put().await,
+            Fault::Loads => Box::pin(self.loads()).await,
+            Fault::LostAck => Box::pin(self.lost_ack()).await,
+            Fault::LostDisk => Box::pin(self.lost_disk()).await,
+            Fault::Poison => self.poison().await,
             Fault::PowerCut => self.crash(End::PowerCut).await,
+            Fault::RefreshClock => self.drift(),
             Fault::Takers => self.take_over().await,
             Fault::Watermark => self.watermark().await,
+            Fault::Wrong => self.wrong().await,
             Fault::Clock | Fault::Hours | Fault::Ties => {}
         }
     }
 
     /// Jobs of another process, whose object storage may have faults.
-    fn worker_jobs(&self) -> Jobs {
+    pub fn worker_jobs(&self) -> Jobs {
         let store = Arc::clone(&self.worker) as Arc<dyn ObjectStore>;
         self.project.jobs_of(&store, &self.project.clock, 7)
     }
 
     /// A stretch of event time, which may be everything that has happened.
-    fn stretch(&mut self) -> BackfillAsked {
+    pub fn stretch(&mut self) -> BackfillAsked {
         let (from, until) = if self.chance(2) {
             (0, self.now + 1)
         } else {
@@ -126,7 +137,7 @@ impl World {
     }
 
     /// Runs a job that stops in the middle until there were pushes, a flush and maybe a refresh.
-    async fn meanwhile<T>(&mut self, job: impl Future<Output = T>) -> T {
+    pub async fn meanwhile<T>(&mut self, job: impl Future<Output = T>) -> T {
         let worker = Arc::clone(&self.worker);
         let within = self.random.pick(&[4, CALLS]);
         worker.stops_at(self.random.below(within));
@@ -169,10 +180,11 @@ impl World {
             self.push().await;
         }
         let view = self.views().into_iter().find(|view| view.name == name).expect("defined");
+        self.catches_up_with_history();
         let (jobs, state) = (self.worker_jobs(), self.state.clone());
         let job = async move { jobs.refresh(&state, &view).await };
         Box::pin(self.meanwhile(job)).await.expect("refreshes");
-        self.refreshed = self.now;
+        self.was_read();
         self.follow().await;
     }
 
@@ -184,7 +196,7 @@ impl World {
             self.worker.dies_after(calls);
             let refreshed = self.worker_jobs().refresh(&self.state, &view).await.is_ok();
             self.worker.is_whole();
-            self.refreshed = self.now;
+            self.was_read();
             self.say(format!("object storage died after {calls} calls of a refresh, which succeeded: {refreshed}"));
         } else {
             let store = Arc::clone(&self.takers[self.owner].store);
@@ -249,7 +261,7 @@ impl World {
             self.worker.is_late(put);
             drop(self.worker_jobs().refresh(&self.state, &view).await);
             self.worker.is_whole();
-            self.refreshed = self.now;
+            self.was_read();
             if !after {
                 self.worker.arrives().await;
             }
@@ -278,22 +290,6 @@ impl World {
         self.crash(End::WithoutDiskTier).await;
     }
 
-    /// History grows by what happened since it was last read. Nothing that reaches back waits in the log then.
-    async fn grow_on_time(&mut self) {
-        self.flush().await;
-        self.grow(5, (self.refreshed + 1, self.now - 4));
-    }
-
-    /// History has a new file, of old events.
-    async fn late_file(&mut self) {
-        self.flush().await;
-        self.say("history has a new file");
-        let from = number(self.random.below(self.refreshed.cast_unsigned()));
-        self.grow(5, (from, self.now - 4));
-        self.refresh_all().await;
-        self.follow().await;
-    }
-
     /// A producer says that it has sent everything up to a time far ahead: it is refused, or nothing comes of it.
     async fn watermark(&mut self) {
         let seen = self.chance(2);
@@ -313,7 +309,7 @@ impl World {
 
     /// What is on disk now is all that there is after it: the running process's folders are taken as they lie, or as they
     /// would lie after a power cut.
-    async fn crash(&mut self, end: End) {
+    pub async fn crash(&mut self, end: End) {
         self.say(format!("crashes: {end:?}"));
         let taker = self.takers[self.owner].folder.clone();
         let (disk, log, store) = (taker.join("disk"), taker.join("log"), self.project.folder.path().join("store"));
@@ -345,6 +341,8 @@ impl World {
 
     /// In the end everything is on object storage, and training sets have it with the times at which it was known.
     pub async fn train(&mut self) {
+        // Who asks for training sets has the right time.
+        self.apart = 0;
         self.moves_on(60);
         self.bring_back().await;
         let now = self.at();

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use springhouse_featurestore::push::EventSink;
 
+use super::faults::Fault;
+use super::steps::{CHANGES, End};
 use super::world::{Sent, World};
 
 /// Calls of a flush within which another taker begins.
@@ -40,14 +42,17 @@ impl World {
             store.is_whole();
             stopped
         };
+        // Or a put of its flush is on its way for long.
+        let late = self.faults.has(Fault::LatePut) && !stopped && self.chance(2);
+        if late {
+            let (put, older_pushes) = (self.random.below(CHANGES), Arc::clone(&self.server().pushes));
+            self.say(format!("put {put} of a flush of taker {older} is late"));
+            store.is_late(put);
+            drop(older_pushes.flush().await);
+            store.is_whole();
+        }
         self.settle().await;
-        let parked = self.pushed.split_off(self.flushed);
-        self.takers[older].parked = parked;
-        self.start(newer).await;
-        let own = std::mem::take(&mut self.takers[newer].parked);
-        self.say(format!("taker {newer} brings {:?}, taker {older} keeps {:?}", own, self.takers[older].parked));
-        self.pushed.extend(own);
-        self.last = None;
+        self.gives_way(newer).await;
         self.check();
         if self.chance(2) {
             self.push().await;
@@ -60,6 +65,10 @@ impl World {
             let parked = &self.takers[older].parked;
             assert!(parked.is_empty() || flushed.is_err(), "an older taker flushed {parked:?}");
         }
+        if late {
+            store.arrives().await;
+            self.settle().await;
+        }
         // What both push at one time would have no order.
         self.moves_on(APART);
         self.outlives(older).await;
@@ -69,6 +78,65 @@ impl World {
         self.takers[older].server = None;
         self.push().await;
         self.flush().await;
+    }
+
+    /// Another taker begins: what it kept comes to the store, and what the owner acknowledged and has not flushed does not.
+    async fn gives_way(&mut self, newer: usize) {
+        let older = self.owner;
+        let parked = self.pushed.split_off(self.flushed);
+        self.takers[older].parked = parked;
+        self.start(newer).await;
+        let own = std::mem::take(&mut self.takers[newer].parked);
+        self.say(format!("taker {newer} brings {:?}, taker {older} keeps {:?}", own, self.takers[older].parked));
+        self.pushed.extend(own);
+        self.last = None;
+    }
+
+    /// A batch is taken and nobody hears that it was: its producer sends it again, after a restart or a crash, or to the
+    /// other taker, which knows of it only what was flushed. It counts once.
+    pub async fn lost_ack(&mut self) {
+        self.push().await;
+        let Some(sent) = self.last.clone().filter(|sent| !sent.events.is_empty()) else { return };
+        let (older, newer) = (self.owner, 1 - self.owner);
+        match self.random.below(4) {
+            0 => self.start_again().await,
+            1 => self.crash(End::Killed).await,
+            2 => {
+                self.flush().await;
+                self.fail_over(newer).await;
+            }
+            _ => {
+                self.fail_over(newer).await;
+                return self.taken_by_both(older, sent).await;
+            }
+        }
+        self.last = Some(sent);
+        self.send_again().await;
+    }
+
+    /// The owner ends, and another taker begins.
+    async fn fail_over(&mut self, newer: usize) {
+        let older = self.owner;
+        self.say(format!("taker {older} ends"));
+        self.moves_on(APART);
+        self.takers[older].server = None;
+        self.gives_way(newer).await;
+    }
+
+    /// A batch that another taker keeps is sent to this one.
+    async fn taken_by_both(&mut self, keeps: usize, mut sent: Sent) {
+        self.say("sends the last batch to the other taker");
+        let (now, (paid, seen)) = (self.at(), sent.events.counts());
+        let kept = self.takers[keeps].parked.counts();
+        // It is the last that was pushed; where the other comes back, it is not taken a second time.
+        self.takers[keeps].parked.split_off((kept.0 - paid, kept.1 - seen));
+        sent.events.known_at(now);
+        let Sent { source, batch, header, events } = sent.clone();
+        let ack = self.server().pushes.push(source, batch, header).await.expect("taken");
+        assert!(!ack.duplicate, "this taker has never seen it");
+        self.pushed.extend(events);
+        self.flush().await;
+        self.last = Some(sent);
     }
 
     /// What a taker does that does not own the store any more.
