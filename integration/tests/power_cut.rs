@@ -215,6 +215,7 @@ async fn what_was_acknowledged_is_there_once_after_power_cuts() {
 }
 
 /// The simulation itself, on a disk that forgets at a crash what was not synced: object storage, disk tier and push log.
+/// `POWER_CUT_SEEDS` and `POWER_CUT_FAULTS` say which seeds, and what may go wrong besides.
 #[test]
 fn the_simulation_survives_power_cuts() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -42,15 +42,7 @@ impl World {
             store.is_whole();
             stopped
         };
-        // Or a put of its flush is on its way for long.
-        let late = self.faults.has(Fault::LatePut) && !stopped && self.chance(2);
-        if late {
-            let (put, older_pushes) = (self.random.below(CHANGES), Arc::clone(&self.server().pushes));
-            self.say(format!("put {put} of a flush of taker {older} is late"));
-            store.is_late(put);
-            drop(older_pushes.flush().await);
-            store.is_whole();
-        }
+        let late = !stopped && self.flushes_late(older).await;
         self.settle().await;
         self.gives_way(newer).await;
         self.check();
@@ -69,6 +61,25 @@ impl World {
             store.arrives().await;
             self.settle().await;
         }
+        self.passes(older).await;
+    }
+
+    /// Maybe a taker flushes just before another begins, and a put of it is on its way for long.
+    async fn flushes_late(&mut self, older: usize) -> bool {
+        if !self.faults.has(Fault::LatePut) || self.chance(2) {
+            return false;
+        }
+        let (put, pushes) = (self.random.below(CHANGES), Arc::clone(&self.server().pushes));
+        self.say(format!("put {put} of a flush of taker {older} is late"));
+        let store = Arc::clone(&self.takers[older].store);
+        store.is_late(put);
+        drop(pushes.flush().await);
+        store.is_whole();
+        true
+    }
+
+    /// The older taker goes on until it knows better, and ends.
+    async fn passes(&mut self, older: usize) {
         // What both push at one time would have no order.
         self.moves_on(APART);
         self.outlives(older).await;

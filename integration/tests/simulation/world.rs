@@ -432,14 +432,14 @@ impl World {
     }
 
     /// The same, unless it is refused as long as a view is not available.
-    pub fn check_if_answered(&mut self) {
+    pub fn check_if_answered(&self) {
         match self.lookup() {
             Ok(answer) => self.check_answer(&answer),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain()),
         }
     }
 
-    fn check_answer(&mut self, answer: &RecordBatch) {
+    fn check_answer(&self, answer: &RecordBatch) {
         let mut hash = DefaultHasher::new();
         for column in answer.columns() {
             format!("{column:?}").hash(&mut hash);
