@@ -35,7 +35,7 @@ use tokio::sync::Mutex;
 
 use crate::Jobs;
 use crate::history::{settled, without_new};
-use crate::jobs::{until_first, write_file};
+use crate::jobs::{until_on_top, write_file};
 
 /// The most ranges of a view that reads its history anew for each, and of others, which read it once for many.
 const MOST_CUT: [usize; 2] = [MOST_RANGES, 16 * MOST_RANGES];
@@ -347,7 +347,8 @@ impl Jobs {
     async fn commit_backfill(&self, catalog: &CatalogState, view: &FeatureView, backfill: &Backfill) -> Result<u64> {
         let log = self.log(view);
         let kept: Mutex<HashMap<String, Option<DataFile>>> = Mutex::default();
-        until_first(view, || self.try_commit(catalog, view, &log, backfill, &kept)).await
+        // The ranges are computed, and what is left of files once written is remembered.
+        until_on_top(view, || self.try_commit(catalog, view, &log, backfill, &kept)).await
     }
 
     async fn try_commit(

@@ -26,7 +26,7 @@ use springhouse_featurestore::tier::{COMMIT, DataFile, ViewCommit, ViewCommitKin
 use springhouse_featurestore::{Error, Result};
 
 use crate::Jobs;
-use crate::jobs::{until_first, write_file};
+use crate::jobs::{until_on_top, write_file};
 
 /// So many files of one power are merged. With fewer, rows are written again more often; with more, more files are left.
 const FAN_IN: usize = 8;
@@ -88,7 +88,7 @@ impl Jobs {
         for group in groups(&state.files) {
             if let Some((further, files)) = by_columns(view, log, group).await?.into_iter().next() {
                 let file = self.merge(view, log, state.number, &files, &further).await?;
-                if until_first(view, || self.replace(log, &files, &file)).await? {
+                if until_on_top(view, || self.replace(log, &files, &file)).await? {
                     done.merged += files.len();
                     return Ok(Some(file));
                 }

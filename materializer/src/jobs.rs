@@ -13,6 +13,8 @@ use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::session::{QueryPool, Session, SessionOptions};
 use springhouse_sql::view_rows::RowStream;
 
+use crate::on_top::ATTEMPTS_ON_TOP;
+
 /// The store, the session's options and the clock that jobs run with. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Jobs {
@@ -132,10 +134,11 @@ impl Jobs {
     }
 }
 
-/// How often a commit is tried again after another writer came first.
+/// How often rows are computed again after another writer came first.
 const ATTEMPTS: usize = 5;
 
-/// Tries to commit to a view's log until no other writer comes first; each attempt looks at the newest state.
+/// Tries to commit to a view's log until no other writer comes first; each attempt looks at the newest state, and computes
+/// anew.
 ///
 /// # Errors
 /// The attempt's own; [`ErrorKind::Conflict`] when others came first every time.
@@ -143,7 +146,26 @@ pub(crate) async fn until_first<T, F: Future<Output = Result<T>>>(
     view: &FeatureView,
     attempt: impl Fn() -> F,
 ) -> Result<T> {
-    for number in 1..ATTEMPTS {
+    until_first_of(view, ATTEMPTS, attempt).await
+}
+
+/// The same for attempts that compute nothing anew: flushes that come first again and again do not end it.
+///
+/// # Errors
+/// As [`until_first`].
+pub(crate) async fn until_on_top<T, F: Future<Output = Result<T>>>(
+    view: &FeatureView,
+    attempt: impl Fn() -> F,
+) -> Result<T> {
+    until_first_of(view, ATTEMPTS_ON_TOP, attempt).await
+}
+
+async fn until_first_of<T, F: Future<Output = Result<T>>>(
+    view: &FeatureView,
+    attempts: usize,
+    attempt: impl Fn() -> F,
+) -> Result<T> {
+    for number in 1..attempts {
         match attempt().await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 tracing::info!(view = %view.name, attempt = number, "another writer came first; looking again");

@@ -25,6 +25,7 @@ pub mod due;
 pub mod garbage;
 mod history;
 mod jobs;
+mod on_top;
 pub mod push;
 pub mod refresh;
 pub mod schedule;

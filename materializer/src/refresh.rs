@@ -4,7 +4,8 @@
 //! What is pushed to a view's sources comes to it otherwise ([`crate::push`]): the first refresh takes what has been
 //! pushed before, later ones read history alone, and the watermark is no later than the producers'.
 //! Run again at T it finds nothing to do. Cut off anywhere before the commit's conditional put it has changed nothing
-//! that a reader sees; of two that race one wins and the other looks again.
+//! that a reader sees; of two that race one wins and the other looks again. Flushes and compactions that commit while it
+//! computes cost it nothing: it is committed on top of them ([`crate::on_top`]).
 
 use serde::Serialize;
 use springhouse_featurestore::Result;
@@ -143,17 +144,19 @@ impl Jobs {
         // The first refresh takes all that had been pushed by then.
         let first = state.number == 0 && history.until > 0;
         let pushed = first.then_some(PushedRange { after: 0, until: history.until, log: history.taker.log });
+        let known = history.until.max(state.pushed);
         let commit = ViewCommit {
             read_until,
             pushed,
             late: done.late,
-            history: (read != state.history).then_some(read),
+            history: (read != state.history).then(|| read.clone()),
             restated: past.restated,
             files,
             signed: anew.cloned(),
             ..ViewCommit::new(at, kind, watermark)
         };
-        log.commit(&mut state, commit).await?;
+        self.commit_on_top(catalog, (view, log), &mut state, (commit, &read, now), known).await?;
+        done.watermark = state.watermark.unwrap_or(watermark);
         (done.committed, done.commit) = (true, state.number);
         done.clock_ahead = self.clock_ahead(view, log, state.number).await;
         done.restated = state.restated;

@@ -246,6 +246,32 @@ impl PushHistoryState {
         PushedEvents { files: self.files.clone(), batches: BTreeMap::new() }
     }
 
+    /// Up to where the pushes of some sources after a position, and up to another, are taken together: the files that have
+    /// them are of no more than so many bytes, or there is but one.
+    pub fn until_within(&self, sources: &BTreeSet<&str>, (after, until): (u64, u64), bytes: u64) -> u64 {
+        let of_sources = self.files.iter().filter(|(source, _)| sources.contains(source.as_str()));
+        let sizes = of_sources.flat_map(|(_, files)| files).filter_map(|file| {
+            let range = file.positions.filter(|range| range.after < until && range.until > after)?;
+            Some((range.until, file.bytes))
+        });
+        let mut flushes: BTreeMap<u64, u64> = BTreeMap::new();
+        for (flushed_until, bytes) in sizes {
+            *flushes.entry(flushed_until).or_default() += bytes;
+        }
+        let (mut taken, mut reached) = (0_u64, None);
+        for (flushed_until, of_flush) in flushes {
+            taken = taken.saturating_add(of_flush);
+            if taken > bytes
+                && let Some(reached) = reached
+            {
+                return reached;
+            }
+            reached = Some(flushed_until);
+        }
+        // What is not in files is in the log, which is bounded.
+        until
+    }
+
     /// The greatest position that a log has flushed; 0 for a log that has flushed nothing.
     pub fn flushed_of(&self, log: u64) -> u64 {
         self.flushed.get(&log).copied().unwrap_or_default()
@@ -583,6 +609,28 @@ mod tests {
         // Of what a producer sent to two takers by turns each keeps its own.
         let elsewhere = [4, 5, 6, 7, 8].map(|of| state.taken_elsewhere(7, "paid", &origin(of)));
         assert_eq!(elsewhere, [false, true, false, true, false]);
+    }
+
+    #[test]
+    fn pushes_are_taken_together_by_bytes_and_at_least_a_flush_at_once() {
+        let file = |after, until, bytes| DataFile {
+            bytes,
+            positions: Some(PushedRange { after, until, log: 1 }),
+            ..DataFile::default()
+        };
+        let files = BTreeMap::from([
+            ("paid".to_owned(), vec![file(0, 10, 6), file(10, 20, 6), file(20, 30, 99), file(30, 40, 1)]),
+            ("seen".to_owned(), vec![file(0, 10, 6), file(30, 40, 1)]),
+            ("other".to_owned(), vec![file(0, 10, 1_000)]),
+        ]);
+        let state = PushHistoryState { files, until: 40, ..PushHistoryState::default() };
+        let both = BTreeSet::from(["paid", "seen"]);
+        assert_eq!(state.until_within(&both, (0, 50), 12), 10);
+        assert_eq!(state.until_within(&BTreeSet::from(["paid"]), (0, 50), 12), 20);
+        assert_eq!(state.until_within(&both, (10, 50), 12), 20);
+        assert_eq!(state.until_within(&both, (20, 50), 12), 30, "a flush that is larger than that is taken alone");
+        assert_eq!(state.until_within(&both, (30, 50), 12), 50, "and what is in no file with the last");
+        assert_eq!(state.until_within(&both, (0, 15), 1_000), 15);
     }
 
     #[tokio::test]

@@ -1,0 +1,176 @@
+//! Committing what took long to compute on top of what others have committed meanwhile.
+//!
+//! A refresh rests on how its view stood when it began. A flush that commits while it computes adds rows of its own, and
+//! a compaction moves rows to other files: neither changes what history gave, nor what the refresh was to add. So its files
+//! are committed as they are, after those commits. Only where another refresh, a backfill or a correction came between, what
+//! was read is not what counts any more, and it is computed anew.
+//!
+//! *The order of writes* (rule T5) stays that of reading. A computed row says that it comes after the pushes which its refresh
+//! knew; a row that was pushed later says a later position, and wins over it before and after either commit.
+//!
+//! *Views that reach back* (`LOOKBACK`) need one thing more. A flush computes the rows of its pushes from the history that it
+//! finds; a refresh that has listed history later may know more of it, and does not know those pushes. So the rows that
+//! they bring are computed once more, with the history that the refresh has read, and committed with it as the last word. That
+//! costs what the flushes cost, not what the refresh cost, so it ends.
+
+use std::collections::BTreeSet;
+
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::encoding::WriteOrder;
+use springhouse_featurestore::push::PushedEvents;
+use springhouse_featurestore::tier::{DataFile, HistoryFiles, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
+use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::{Error, ErrorKind, Result};
+use springhouse_sql::view_rows::{Sources, pushed_rows};
+
+use crate::Jobs;
+
+/// How often a commit is tried again on top of others. Each time costs a few requests, and flushes are many of these apart:
+/// whoever comes second so often has no luck but something wrong.
+pub(crate) const ATTEMPTS_ON_TOP: usize = 64;
+
+/// Pushed events whose rows are computed at once, by the bytes of their files.
+pub(crate) const PIECE_BYTES: u64 = 16 << 20;
+
+/// Whether what was computed before these commits is still right after them.
+fn leave_right(commits: &[(u64, ViewCommit)]) -> bool {
+    commits.iter().all(|(_, commit)| matches!(commit.kind, ViewCommitKind::Push | ViewCommitKind::Compact))
+}
+
+/// A refresh's commit as it follows a state that is newer than the one which it was computed from: no watermark goes back
+/// (rule T6), and history has been read until `now`, no further.
+fn following(commit: &ViewCommit, state: &ViewLogState, now: Timestamp) -> ViewCommit {
+    let watermark = state.watermark.map_or(commit.watermark, |reached| reached.max(commit.watermark));
+    let read_until = (watermark != now).then_some(now);
+    ViewCommit { watermark, read_until, ..commit.clone() }
+}
+
+impl Jobs {
+    /// Commits what a refresh has computed from `state` with the history `read` up to `now`, knowing the pushes up to the
+    /// position `known`; on top of flushes and compactions that have been committed since.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] when it is to be computed anew; those of the store, and of computing the rows of pushes again.
+    pub(crate) async fn commit_on_top(
+        &self,
+        catalog: &CatalogState,
+        (view, log): (&FeatureView, &ViewLog),
+        state: &mut ViewLogState,
+        (mut commit, read, now): (ViewCommit, &HistoryFiles, Timestamp),
+        mut known: u64,
+    ) -> Result<()> {
+        let (base, mut attempt) = (state.number, 1);
+        loop {
+            let conflict = match log.commit(state, commit.clone()).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => error,
+                done => return done,
+            };
+            let Some(newest) = newest_right(log, base).await?.filter(|_| attempt < ATTEMPTS_ON_TOP) else {
+                return Err(conflict);
+            };
+            attempt += 1;
+            tracing::info!(view = %view.name, commits = newest.number - base, "others have committed meanwhile; going on after them");
+            if view.reaches_back() && newest.pushed > known {
+                let files = self.rows_again(catalog, (view, log), &newest, read, known).await?;
+                commit.files.extend(files);
+                known = newest.pushed;
+            }
+            commit = following(&commit, &newest, now);
+            *state = newest;
+        }
+    }
+
+    /// The rows of a view that reaches back which the pushes after a position bring, with the history that `read` names.
+    async fn rows_again(
+        &self,
+        catalog: &CatalogState,
+        (view, log): (&FeatureView, &ViewLog),
+        state: &ViewLogState,
+        read: &HistoryFiles,
+        known: u64,
+    ) -> Result<Vec<DataFile>> {
+        let history = self.pushed().state().await?;
+        let names: BTreeSet<&str> = view.sources.iter().map(|source| source.name.as_str()).collect();
+        let (pushed, mut files, mut after) = (history.events(), Vec::new(), known);
+        while after < state.pushed {
+            let until = history.until_within(&names, (after, state.pushed), PIECE_BYTES);
+            let entries = self.pushed().entries(&history, &names, (after, until)).await?;
+            after = until;
+            if entries.is_empty() {
+                continue;
+            }
+            let new = PushedEvents::of_entries(&entries)?;
+            let sources = Sources { catalog, store: self.store(), pushed: &pushed };
+            let written = WriteOrder::of_commit(until, state.number + 1);
+            let session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
+            let rows = pushed_rows(&session, &sources, view, &new).await?;
+            files.extend(self.write_file(view, log, state, rows).await?);
+        }
+        Ok(files)
+    }
+}
+
+/// The newest state of a view, where what was computed after the commit `base` is still right; there is none where it is not.
+async fn newest_right(log: &ViewLog, base: u64) -> Result<Option<ViewLogState>> {
+    if base == 0 {
+        // Of two that are the first both have the same rows.
+        return Ok(None);
+    }
+    let newest = log.state().await?;
+    if newest.number <= base {
+        return Err(Error::internal("a commit was refused as if another were there").with("view", log.view()));
+    }
+    // At least those that the state has: what has come since is no harm to look at.
+    Ok(leave_right(&log.commits_after(base).await?).then_some(newest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    fn commit(kind: ViewCommitKind, watermark: Timestamp) -> ViewCommit {
+        ViewCommit {
+            at: at(0),
+            kind,
+            watermark,
+            read_until: None,
+            pushed: None,
+            late: 0,
+            history: None,
+            restated: None,
+            replaced: Vec::new(),
+            files: Vec::new(),
+            pushed_from: None,
+            set_aside: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn flushes_and_compactions_leave_right_what_was_computed_and_nothing_else_does() {
+        use ViewCommitKind::{Backfill, Compact, Correct, Push, Refresh, Replace};
+        let right = |kinds: &[ViewCommitKind]| {
+            let commits: Vec<_> = (8..).zip(kinds.iter().map(|kind| commit(*kind, at(1)))).collect();
+            leave_right(&commits)
+        };
+        assert!(right(&[]) && right(&[Push, Compact, Push]));
+        for kind in [Backfill, Correct, Refresh, Replace] {
+            assert!(!right(&[Push, kind, Push]), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_commit_that_follows_flushes_sets_no_watermark_back_and_says_how_far_history_was_read() {
+        let made = commit(ViewCommitKind::Refresh, at(100));
+        let state = |watermark| ViewLogState { watermark: Some(watermark), ..ViewLogState::default() };
+        let after = following(&made, &state(at(60)), at(100));
+        assert_eq!((after.watermark, after.read_until), (at(100), None));
+        // Producers have got further than the refresh, which began before.
+        let after = following(&made, &state(at(160)), at(100));
+        assert_eq!((after.watermark, after.read_until), (at(160), Some(at(100))));
+    }
+}
