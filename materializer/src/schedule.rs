@@ -6,6 +6,9 @@
 //! cannot be read is tried again in the same way, while the views of the one that was read last go on. Waits vary at
 //! random by a tenth, so that views with one interval, and schedulers that were started together, do not all come at the
 //! same moment. What only keeps the store small, and fails or panics, is told in the log, and is done the next time.
+//!
+//! What has not ended after very long is given up, as a failure with a name: it hangs, and its place is another's. That is real
+//! time, whatever the clock says: a past week that is replayed in an hour waits for storage as long as any.
 
 #[cfg(test)]
 mod tests;
@@ -23,8 +26,8 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::MissedTickBehavior;
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use self::turn::Turn;
 use crate::Jobs;
@@ -39,6 +42,14 @@ const GARBAGE_EVERY: Span = Span::from_secs(24 * 3_600);
 
 /// The longest wait for a catalog that cannot be read.
 const CATALOG_RETRY: Span = Span::from_secs(60);
+
+/// A view's turn, or the merging of its files, is given up after so many of its intervals, but within these bounds: a first
+/// refresh may take hours where later ones take seconds.
+const INTERVALS: u32 = 20;
+const PATIENCE: [Duration; 2] = [Duration::from_secs(3_600), Duration::from_secs(24 * 3_600)];
+
+/// Reading the catalog is given up after so long.
+const CATALOG_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What happened to a view in its turn.
 #[derive(Debug)]
@@ -170,12 +181,24 @@ struct Schedule<W> {
     /// When garbage was collected last.
     collected: Option<Timestamp>,
     running: JoinSet<Done>,
-    tasks: HashMap<Id, Task>,
+    tasks: HashMap<Id, Begun>,
+    /// After how long each task is given up.
+    patience: fn(&Task) -> Duration,
+}
+
+/// A task that is under way.
+#[derive(Debug)]
+struct Begun {
+    task: Task,
+    handle: AbortHandle,
+    /// When it is given up.
+    until: Instant,
 }
 
 impl<W: Work> Schedule<W> {
     fn new(work: W, seed: u64) -> Self {
         Self {
+            patience,
             work,
             random: ChaCha8Rng::seed_from_u64(seed),
             catalog: Arc::default(),
@@ -193,27 +216,52 @@ impl<W: Work> Schedule<W> {
         loop {
             tokio::select! {
                 Some(joined) = self.running.join_next_with_id() => self.end(joined, &mut told),
-                _ = polls.tick() => self.look_at_catalog(),
+                _ = polls.tick() => {
+                    self.give_up_what_hangs(&mut told);
+                    self.look_at_catalog();
+                }
             }
             self.start_views();
             self.start_garbage();
         }
     }
 
+    /// Begins a task.
+    fn begin(&mut self, task: Task, work: impl Future<Output = Done> + Send + 'static) {
+        let until = Instant::now() + (self.patience)(&task);
+        let handle = self.running.spawn(work);
+        self.tasks.insert(handle.id(), Begun { task, handle, until });
+    }
+
+    /// Ends the tasks whose time is over: their places are free, whether or not they let themselves be stopped.
+    fn give_up_what_hangs(&mut self, told: &mut impl FnMut(Told)) {
+        let now = Instant::now();
+        let over: Vec<Id> = self.tasks.iter().filter(|(_, begun)| begun.until <= now).map(|(id, _)| *id).collect();
+        for id in over {
+            if let Some(Begun { task, handle, .. }) = self.tasks.remove(&id) {
+                handle.abort();
+                let after = (self.patience)(&task);
+                let error = Error::unavailable("a job of the schedule was given up: it had not ended after very long")
+                    .with("seconds", after.as_secs())
+                    .remedy("look at what its storage answers; it is tried again, and the others go on");
+                self.end_task(task, Err(error), told);
+            }
+        }
+    }
+
     /// Begins to read the catalog, unless that is under way or waits after a failure.
     fn look_at_catalog(&mut self) {
-        let under_way = self.tasks.values().any(|task| matches!(task, Task::Catalog));
+        let under_way = self.tasks.values().any(|begun| matches!(begun.task, Task::Catalog));
         if under_way || self.catalog_turn.at > self.work.now() {
             return;
         }
         let (work, catalog) = (self.work.clone(), Arc::clone(&self.catalog));
-        let task = self.running.spawn(async move { Done::Catalog(work.follow(&catalog).await) });
-        self.tasks.insert(task.id(), Task::Catalog);
+        self.begin(Task::Catalog, async move { Done::Catalog(work.follow(&catalog).await) });
     }
 
     /// Begins the turns of the views that are due, as many as there is room for.
     fn start_views(&mut self) {
-        let busy: Vec<Pinned> = self.tasks.values().filter_map(Task::view).map(FeatureView::pinned).collect();
+        let busy: Vec<Pinned> = self.tasks.values().filter_map(|begun| begun.task.view()).map(FeatureView::pinned).collect();
         let now = self.work.now();
         let mut due: Vec<(Turn, FeatureView)> = self
             .catalog
@@ -227,31 +275,30 @@ impl<W: Work> Schedule<W> {
         due.sort_by_key(|(turn, _)| turn.at);
         for (turn, view) in due.into_iter().take(AT_ONCE.saturating_sub(busy.len())) {
             let (work, catalog, task_view) = (self.work.clone(), Arc::clone(&self.catalog), view.clone());
-            let task =
-                self.running.spawn(async move { Done::View(attempt(&work, &catalog, &task_view, turn, now).await) });
-            self.tasks.insert(task.id(), Task::View(Box::new(view), now));
+            self.begin(Task::View(Box::new(view), now), async move {
+                Done::View(attempt(&work, &catalog, &task_view, turn, now).await)
+            });
         }
     }
 
     /// Begins to merge what refreshes and flushes have written of a view since its last turn.
     fn start_compaction(&mut self, view: &FeatureView) {
         let (work, task_view) = (self.work.clone(), view.clone());
-        let task = self.running.spawn(async move { Done::Tidied(work.compact(&task_view).await) });
-        self.tasks.insert(task.id(), Task::Compaction(Box::new(view.clone())));
+        let task = Task::Compaction(Box::new(view.clone()));
+        self.begin(task, async move { Done::Tidied(work.compact(&task_view).await) });
     }
 
     /// Begins to remove garbage, when that is due.
     fn start_garbage(&mut self) {
         let now = self.work.now();
         let is_due = self.collected.is_none_or(|last| now.since(last) >= GARBAGE_EVERY);
-        let under_way = self.tasks.values().any(|task| matches!(task, Task::Garbage));
+        let under_way = self.tasks.values().any(|begun| matches!(begun.task, Task::Garbage));
         if !is_due || under_way || self.catalog.number() == 0 {
             return;
         }
         self.collected = Some(now);
         let work = self.work.clone();
-        let task = self.running.spawn(async move { Done::Tidied(work.collect_garbage().await) });
-        self.tasks.insert(task.id(), Task::Garbage);
+        self.begin(Task::Garbage, async move { Done::Tidied(work.collect_garbage().await) });
     }
 
     /// Takes what a task gave; one that panicked gave an error.
@@ -260,16 +307,23 @@ impl<W: Work> Schedule<W> {
             Ok((id, done)) => (id, Ok(done)),
             Err(error) => (error.id(), Err(panicked(error))),
         };
-        match (self.tasks.remove(&id), done) {
-            (Some(Task::Catalog), Ok(Done::Catalog(result))) => self.end_catalog(result, told),
-            (Some(Task::Catalog), Err(error)) => self.end_catalog(Err(error), told),
-            (Some(Task::View(view, began)), Ok(Done::View(result))) => self.end_view(&view, began, result, told),
-            (Some(Task::View(view, began)), Err(error)) => self.end_view(&view, began, Err(error), told),
-            (Some(Task::Compaction(_) | Task::Garbage), Ok(Done::Tidied(Ok(())))) => {}
-            (Some(Task::Compaction(view)), Ok(Done::Tidied(Err(error))) | Err(error)) => {
+        match self.tasks.remove(&id) {
+            Some(begun) => self.end_task(begun.task, done, told),
+            None => tracing::info!(?done, "a job of the schedule that was given up has ended"),
+        }
+    }
+
+    fn end_task(&mut self, task: Task, done: Result<Done>, told: &mut impl FnMut(Told)) {
+        match (task, done) {
+            (Task::Catalog, Ok(Done::Catalog(result))) => self.end_catalog(result, told),
+            (Task::Catalog, Err(error)) => self.end_catalog(Err(error), told),
+            (Task::View(view, began), Ok(Done::View(result))) => self.end_view(&view, began, result, told),
+            (Task::View(view, began), Err(error)) => self.end_view(&view, began, Err(error), told),
+            (Task::Compaction(_) | Task::Garbage, Ok(Done::Tidied(Ok(())))) => {}
+            (Task::Compaction(view), Ok(Done::Tidied(Err(error))) | Err(error)) => {
                 tracing::error!(view = %view.name, error = %error.chain(), "small files cannot be merged");
             }
-            (Some(Task::Garbage), Ok(Done::Tidied(Err(error))) | Err(error)) => {
+            (Task::Garbage, Ok(Done::Tidied(Err(error))) | Err(error)) => {
                 tracing::error!(error = %error.chain(), "garbage cannot be collected; it is tried again tomorrow");
             }
             (task, done) => tracing::error!(?task, ?done, "a task of the schedule is not what it was begun for"),
@@ -325,6 +379,15 @@ impl Task {
             Self::View(view, _) | Self::Compaction(view) => Some(view),
         }
     }
+}
+
+/// After how long a task is given up.
+fn patience(task: &Task) -> Duration {
+    let Some(view) = task.view() else {
+        return if matches!(task, Task::Catalog) { CATALOG_PATIENCE } else { PATIENCE[1] };
+    };
+    let every = Duration::from_micros(view.refresh_every.micros().max(0).cast_unsigned());
+    every.saturating_mul(INTERVALS).clamp(PATIENCE[0], PATIENCE[1])
 }
 
 /// A view's turn. Its first finds out when its last refresh was, and leaves it when that is no older than it may be.

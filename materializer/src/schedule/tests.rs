@@ -18,6 +18,8 @@ struct Script {
     catalog_panics: bool,
     log_fails: HashSet<String>,
     panics: HashSet<String>,
+    hangs: HashSet<String>,
+    catalog_hangs: bool,
     read_until: Option<Timestamp>,
     tidying_fails: bool,
     tidying_panics: bool,
@@ -44,11 +46,17 @@ impl Scripted {
 
     /// Begins a schedule that notes what it tells.
     fn start(&self) -> tokio::task::JoinHandle<Infallible> {
+        self.start_with(patience)
+    }
+
+    /// The same, with another patience.
+    fn start_with(&self, patience: fn(&Task) -> Duration) -> tokio::task::JoinHandle<Infallible> {
         let work = self.clone();
         tokio::spawn(async move {
             let script = Arc::clone(&work.script);
             let told = move |told: Told| script.lock().expect("not poisoned").told.push(short(&told));
-            Schedule::new(work, 1).run(Duration::from_millis(1), told).await
+            let schedule = Schedule { patience, ..Schedule::new(work, 1) };
+            schedule.run(Duration::from_millis(1), told).await
         })
     }
 
@@ -98,6 +106,10 @@ impl Work for Scripted {
         if fails {
             return Err(Error::unavailable("no store"));
         }
+        let hangs = self.script().catalog_hangs;
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         if catalog.number() > 0 {
             return Ok(None);
         }
@@ -118,6 +130,10 @@ impl Work for Scripted {
     async fn refresh(&self, _: &CatalogState, view: &FeatureView) -> Result<Refreshed> {
         let panics = self.script().panics.contains(&view.name);
         assert!(!panics, "{} is strange", view.name);
+        let hangs = self.script().hangs.contains(&view.name);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(Refreshed {
             view: view.pinned().to_string(),
             rows: 1,
@@ -201,6 +217,36 @@ async fn a_catalog_that_cannot_be_read_is_tried_again_and_what_is_known_goes_on(
     work.clock.set(at(63));
     work.until_told(&["good refreshed at 63"]).await;
     schedule.abort();
+}
+
+#[tokio::test]
+async fn refreshes_that_hang_are_given_up_by_name_and_their_places_are_others() {
+    let work = Scripted::new(&["good", "hung", "hung_too", "other"]);
+    work.script().hangs.extend(["hung".to_owned(), "hung_too".to_owned()]);
+    let schedule = work.start_with(|_| Duration::from_millis(50));
+    let others = ["good refreshed at 0", "other refreshed at 0"];
+    work.until_told(&[&others[..], &["hung failed 1: Unavailable", "hung_too failed 1: Unavailable"]].concat()).await;
+    work.clock.set(at(1));
+    work.until_told(&["hung failed 2: Unavailable"]).await;
+    work.script().hangs.clear();
+    work.clock.set(at(60));
+    work.until_told(&["good refreshed at 60", "hung refreshed at 60", "hung_too refreshed at 60"]).await;
+    // Of a catalog that hangs nothing is told before its time, and then it is read again.
+    work.script().catalog_hangs = true;
+    work.until_told(&["catalog failed 1: Unavailable"]).await;
+    work.script().catalog_hangs = false;
+    work.clock.set(at(70));
+    work.until_told(&["catalog read"]).await;
+    schedule.abort();
+}
+
+#[test]
+fn patience_follows_a_views_interval_within_bounds() {
+    let hours = |every: i64| {
+        let view = FeatureView { refresh_every: Span::from_secs(every), ..view("v") };
+        patience(&Task::View(Box::new(view), at(0))).as_secs() / 3_600
+    };
+    assert_eq!([60, 600, 3_600, 86_400].map(hours), [1, 3, 20, 24]);
 }
 
 #[tokio::test]
