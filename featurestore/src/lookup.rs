@@ -8,7 +8,11 @@
 //! | `view.feature` | the value; null when it is null or missing |
 //! | `view@status` | `fresh`, `stale`, `expired` or `missing` (rule T7) |
 //! | `view@event_time` | when the row's event happened; null when missing or static |
-//! | `view@as_of` | the time as of which the value holds: the lesser of now and the view's watermark |
+//! | `view@as_of` | the time as of which the value holds: the lesser of now and the view's watermark, or the time at which its row was there if that is later |
+//!
+//! Up to the watermark nothing is missing. What was pushed is answered before its view's watermark has come to it: rule T3 lets
+//! such a row into no answer as of a time before it happened or could be known, so that is the least time that can be said.
+//! Whether others are still to come from before it is what the status tells, which goes by the watermark alone.
 
 mod windows;
 
@@ -224,6 +228,12 @@ impl LookupPlan {
     }
 }
 
+/// The time as of which a row's value holds, where everything is there up to `processed`: no earlier than the row itself was
+/// there, which rule T3 would keep out else.
+fn as_of(processed: Timestamp, header: Option<RowHeader>) -> Timestamp {
+    header.map_or(processed, |header| processed.max(header.event_time).max(header.available_time))
+}
+
 fn index_of(keys: &mut Vec<Column>, key: &Column) -> usize {
     keys.iter().position(|known| known.name == key.name).unwrap_or_else(|| {
         keys.push(key.clone());
@@ -335,8 +345,8 @@ impl PlannedView {
                 .remedy("ask for fewer rows at once"));
         }
         columns.extend(self.layout.decode(&packed)?);
-        let events = of_row().map(|row| row.map(|(header, _)| header.event_time));
-        self.facts(events, packed.len(), mark.watermark, now, columns);
+        let headers = of_row().map(|row| row.map(|(header, _)| header));
+        self.facts(headers, packed.len(), mark.watermark, now, columns);
         Ok(())
     }
 
@@ -349,7 +359,7 @@ impl PlannedView {
 
     fn facts(
         &self,
-        events: impl Iterator<Item = Option<Timestamp>>,
+        headers: impl Iterator<Item = Option<RowHeader>>,
         rows: usize,
         watermark: Option<Timestamp>,
         now: Timestamp,
@@ -358,15 +368,19 @@ impl PlannedView {
         let lag = lag(now, watermark);
         let mut statuses = Vec::with_capacity(rows);
         let (mut times, mut nulls) = (Vec::with_capacity(rows), NullBufferBuilder::new(rows));
-        for event in events {
+        let processed = watermark.map(|mark| mark.min(now));
+        let mut as_ofs = Vec::with_capacity(rows);
+        for header in headers {
+            let event = header.map(|header| header.event_time);
             statuses.push(status(&self.rule, lag, now, event));
             let time = event.filter(|event| *event != Timestamp::MIN);
             times.push(time.map_or(0, Timestamp::micros));
             nulls.append(time.is_some());
+            as_ofs.push(processed.map_or(0, |processed| as_of(processed, header).micros()));
         }
         let times = TimestampMicrosecondArray::new(times.into(), nulls.finish());
-        let as_ofs = match watermark {
-            Some(mark) => TimestampMicrosecondArray::from_value(mark.min(now).micros(), rows),
+        let as_ofs = match processed {
+            Some(_) => TimestampMicrosecondArray::new(as_ofs.into(), None),
             None => TimestampMicrosecondArray::new_null(rows),
         };
         columns.extend([
@@ -374,5 +388,24 @@ impl PlannedView {
             Arc::new(times.with_data_type(timestamp_type())) as ArrayRef,
             Arc::new(as_ofs.with_data_type(timestamp_type())) as ArrayRef,
         ]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoding::WriteOrder;
+
+    #[test]
+    fn no_answer_holds_as_of_a_time_before_its_row_was_there() {
+        let at = Timestamp::from_micros;
+        let row = |event_time, available_time| {
+            Some(RowHeader { event_time, available_time, written: WriteOrder::default() })
+        };
+        assert_eq!(as_of(at(120), None), at(120));
+        assert_eq!(as_of(at(120), row(at(90), at(100))), at(120), "the watermark has passed it");
+        assert_eq!(as_of(at(120), row(at(145), at(145))), at(145), "pushed, and later than the watermark");
+        assert_eq!(as_of(at(120), row(at(90), at(150))), at(150), "it could not be known before");
+        assert_eq!(as_of(at(120), row(Timestamp::MIN, Timestamp::MIN)), at(120), "a static row has no time");
     }
 }

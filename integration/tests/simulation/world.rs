@@ -451,10 +451,15 @@ impl World {
             check_paid(answer, row, &paid, (user, now), "online");
             check_seen(answer, row, &views, &seen, (user, now), "online");
         }
-        for (views, told) in [(&VIEWS_OF_PAID[..], self.told[0]), (&views[..], self.told[1])] {
+        // No answer is as of a later time than is known to be processed, or than its own row was there.
+        let there = |of: &str, known: i64| (Some(of) == USERS[0] && known <= now).then_some(known);
+        let paid_there = paid.iter().filter_map(|event| there(event.0, event.1.max(event.2))).max();
+        let seen_there = seen.iter().filter_map(|event| there(event.user, event.at)).max();
+        let of_views = [(&VIEWS_OF_PAID[..], self.told[0], paid_there), (&views[..], self.told[1], seen_there)];
+        for (views, told, there) in of_views {
             for view in views {
                 let as_of = answer[format!("{view}@as_of").as_str()].as_primitive::<TimestampMicrosecondType>();
-                let most = told.max(self.refreshed) * 1_000_000;
+                let most = told.max(self.refreshed).max(there.unwrap_or_default()) * 1_000_000;
                 assert!(as_of.is_null(0) || as_of.value(0) <= most, "{view} is as of {as_of:?}, at most {most}");
             }
         }
