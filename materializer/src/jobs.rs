@@ -27,12 +27,17 @@ pub struct Jobs {
     /// Of jobs that share their memory.
     pool: Option<QueryPool>,
     states: RememberedStates,
+    piece_bytes: u64,
 }
+
+/// Pushed events that are worked on together, by the bytes of their files: some ten times as much in memory.
+const PIECE_BYTES: u64 = 16 << 20;
 
 impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
     pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
-        Self { store, options, clock, writer, begun: Arc::default(), pool: None, states: RememberedStates::default() }
+        let (begun, states) = Default::default();
+        Self { store, options, clock, writer, begun, pool: None, states, piece_bytes: PIECE_BYTES }
     }
 
     /// The object store.
@@ -82,6 +87,18 @@ impl Jobs {
     pub fn with_memory(mut self, bytes: usize) -> Self {
         self.options.memory_bytes = bytes;
         self
+    }
+
+    /// The same jobs, which work on no more pushed events at once than files of so many bytes have, where a view lacks many.
+    #[must_use]
+    pub fn in_pieces_of(mut self, bytes: u64) -> Self {
+        self.piece_bytes = bytes;
+        self
+    }
+
+    /// The bytes of the files of pushed events that are worked on together.
+    pub(crate) fn piece_bytes(&self) -> u64 {
+        self.piece_bytes
     }
 
     /// The same jobs, of which so many at once share the memory that one has.

@@ -8,30 +8,17 @@
 //! *The order of writes* (rule T5) stays that of reading. A computed row says that it comes after the pushes which its refresh
 //! knew; a row that was pushed later says a later position, and wins over it before and after either commit.
 //!
-//! *Views that reach back* (`LOOKBACK`) need one thing more. A flush computes the rows of its pushes from the history that it
-//! finds; a refresh that has listed history later may know more of it, and does not know those pushes. So the rows that
-//! they bring are computed once more, with the history that the refresh has read, and committed with it as the last word. That
-//! costs what the flushes cost, not what the refresh cost, so it ends.
+//! *Views that reach back* (`LOOKBACK`) need nothing more. A refresh lists history before it looks which pushes there are. A
+//! flush that it does not know of computes the rows of its pushes after that, from no less history, and its rows win.
 
-use std::collections::BTreeSet;
-
-use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::encoding::WriteOrder;
-use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::{DataFile, HistoryFiles, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
+use springhouse_featurestore::tier::{ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, ErrorKind, Result};
-use springhouse_sql::view_rows::{Sources, pushed_rows};
-
-use crate::Jobs;
 
 /// How often a commit is tried again on top of others. Each time costs a few requests, and flushes are many of these apart:
 /// whoever comes second so often has no luck but something wrong.
 pub(crate) const ATTEMPTS_ON_TOP: usize = 64;
-
-/// Pushed events whose rows are computed at once, by the bytes of their files.
-pub(crate) const PIECE_BYTES: u64 = 16 << 20;
 
 /// Whether what was computed before these commits is still right after them.
 fn leave_right(commits: &[(u64, ViewCommit)]) -> bool {
@@ -46,69 +33,29 @@ fn following(commit: &ViewCommit, state: &ViewLogState, now: Timestamp) -> ViewC
     ViewCommit { watermark, read_until, ..commit.clone() }
 }
 
-impl Jobs {
-    /// Commits what a refresh has computed from `state` with the history `read` up to `now`, knowing the pushes up to the
-    /// position `known`; on top of flushes and compactions that have been committed since.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Conflict`] when it is to be computed anew; those of the store, and of computing the rows of pushes again.
-    pub(crate) async fn commit_on_top(
-        &self,
-        catalog: &CatalogState,
-        (view, log): (&FeatureView, &ViewLog),
-        state: &mut ViewLogState,
-        (mut commit, read, now): (ViewCommit, &HistoryFiles, Timestamp),
-        mut known: u64,
-    ) -> Result<()> {
-        let (base, mut attempt) = (state.number, 1);
-        loop {
-            let conflict = match log.commit(state, commit.clone()).await {
-                Err(error) if error.kind() == ErrorKind::Conflict => error,
-                done => return done,
-            };
-            let Some(newest) = newest_right(log, base).await?.filter(|_| attempt < ATTEMPTS_ON_TOP) else {
-                return Err(conflict);
-            };
-            attempt += 1;
-            tracing::info!(view = %view.name, commits = newest.number - base, "others have committed meanwhile; going on after them");
-            if view.reaches_back() && newest.pushed > known {
-                let files = self.rows_again(catalog, (view, log), &newest, read, known).await?;
-                commit.files.extend(files);
-                known = newest.pushed;
-            }
-            commit = following(&commit, &newest, now);
-            *state = newest;
-        }
+/// Commits what a refresh has computed from `state` of history up to `now`; on top of flushes and compactions that have been
+/// committed since.
+///
+/// # Errors
+/// [`ErrorKind::Conflict`] when it is to be computed anew; those of the store.
+pub(crate) async fn commit_on_top(
+    (view, log): (&FeatureView, &ViewLog),
+    state: &mut ViewLogState,
+    mut commit: ViewCommit,
+    now: Timestamp,
+) -> Result<()> {
+    let base = state.number;
+    for _ in 1..ATTEMPTS_ON_TOP {
+        let conflict = match log.commit(state, commit.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => error,
+            done => return done,
+        };
+        let Some(newest) = newest_right(log, base).await? else { return Err(conflict) };
+        tracing::info!(view = %view.name, commits = newest.number - base, "others have committed meanwhile; going on after them");
+        commit = following(&commit, &newest, now);
+        *state = newest;
     }
-
-    /// The rows of a view that reaches back which the pushes after a position bring, with the history that `read` names.
-    async fn rows_again(
-        &self,
-        catalog: &CatalogState,
-        (view, log): (&FeatureView, &ViewLog),
-        state: &ViewLogState,
-        read: &HistoryFiles,
-        known: u64,
-    ) -> Result<Vec<DataFile>> {
-        let history = self.pushed().state().await?;
-        let names: BTreeSet<&str> = view.sources.iter().map(|source| source.name.as_str()).collect();
-        let (pushed, mut files, mut after) = (history.events(), Vec::new(), known);
-        while after < state.pushed {
-            let until = history.until_within(&names, (after, state.pushed), PIECE_BYTES);
-            let entries = self.pushed().entries(&history, &names, (after, until)).await?;
-            after = until;
-            if entries.is_empty() {
-                continue;
-            }
-            let new = PushedEvents::of_entries(&entries)?;
-            let sources = Sources { catalog, store: self.store(), pushed: &pushed };
-            let written = WriteOrder::of_commit(until, state.number + 1);
-            let session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
-            let rows = pushed_rows(&session, &sources, view, &new).await?;
-            files.extend(self.write_file(view, log, state, rows).await?);
-        }
-        Ok(files)
-    }
+    log.commit(state, commit).await
 }
 
 /// The newest state of a view, where what was computed after the commit `base` is still right; there is none where it is not.

@@ -22,6 +22,7 @@ use springhouse_sql::view_rows::{RowStream, Sources, rows_between, view_rows};
 
 use crate::Jobs;
 use crate::jobs::{until_first, write_file};
+use crate::on_top::commit_on_top;
 
 /// What a refresh did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -123,7 +124,8 @@ impl Jobs {
             commit: state.number,
             clock_ahead: None,
         };
-        // These files are read and no others: what comes meanwhile is seen by the next refresh.
+        // These files are read and no others: what comes meanwhile is seen by the next refresh. They are listed before it is
+        // looked which pushes there are: whoever flushes one that is not known here has read no less of history.
         let read = self.history_files(catalog, view).await?;
         if state.read_until == Some(now) && read == state.history {
             done.watermark = since.unwrap_or(now);
@@ -144,18 +146,17 @@ impl Jobs {
         // The first refresh takes all that had been pushed by then.
         let first = state.number == 0 && history.until > 0;
         let pushed = first.then_some(PushedRange { after: 0, until: history.until, log: history.taker.log });
-        let known = history.until.max(state.pushed);
         let commit = ViewCommit {
             read_until,
             pushed,
             late: done.late,
-            history: (read != state.history).then(|| read.clone()),
+            history: (read != state.history).then_some(read),
             restated: past.restated,
             files,
             signed: anew.cloned(),
             ..ViewCommit::new(at, kind, watermark)
         };
-        self.commit_on_top(catalog, (view, log), &mut state, (commit, &read, now), known).await?;
+        commit_on_top((view, log), &mut state, commit, now).await?;
         done.watermark = state.watermark.unwrap_or(watermark);
         (done.committed, done.commit) = (true, state.number);
         done.clock_ahead = self.clock_ahead(view, log, state.number).await;
