@@ -179,19 +179,37 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// The producers of all sources that are left out of watermarks because they say nothing any more.
     fn silent_producers(&self) -> Vec<ProducerState>;
 
-    /// The rows of a view that a tier at this mark lacks of the log, and the mark with them: a view that is loaded anew
-    /// has them from the start.
+    /// The rows of a view that a tier at this mark lacks of what was pushed, or the first of them: a view that is loaded anew
+    /// has them from the start. Storage may be read.
     ///
     /// # Errors
-    /// Those of the log and of the view's query.
-    async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)>;
+    /// Those of the log, of storage and of the view's query.
+    async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking>;
 
-    /// Applies what the tiers lack of the log, each view by itself. The caller holds the lock that keeps others from changing
-    /// the tiers.
+    /// All that a tier at this mark lacks, and the mark with it, where no storage is to be read for that; else nothing. The
+    /// caller holds the lock that keeps others from changing the tiers.
+    ///
+    /// # Errors
+    /// As [`Self::rows_after`].
+    async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>>;
+
+    /// Applies what the tiers lack of the log, each view by itself. It takes the lock that keeps others from changing the tiers
+    /// where it changes them.
     ///
     /// # Errors
     /// Those of the log.
     async fn replay(&self) -> Result<()>;
+}
+
+/// What a tier lacks of a view's pushes, or the first of it.
+#[derive(Debug)]
+pub struct Lacking {
+    /// The rows.
+    pub rows: Vec<KeyedRow>,
+    /// Where a tier is when it has them.
+    pub mark: Mark,
+    /// Whether there is more.
+    pub more: bool,
 }
 
 /// Pushed events by their source: those on object storage, and those that are only in the log.

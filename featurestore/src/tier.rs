@@ -36,7 +36,7 @@ pub use disk::DiskTier;
 pub use expiry::Expiry;
 pub use fingerprint::Fingerprint;
 pub use garbage::{Collected, DataFolder, StoredFile};
-pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with};
+pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with, load_again};
 pub use memory::MemoryTier;
 pub use object::{
     AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, RememberedStates, Restated,
@@ -221,7 +221,8 @@ pub trait OnlineTier: Send + Sync + Debug {
     fn views(&self) -> Vec<Pinned>;
 
     /// Lets go of what no read at `now` or later asks for, in its own time ([`Expiry`]). `false`: at a later time it was told
-    /// to let go of more, and the clock was set back; it is to forget the view, which is then loaded anew.
+    /// to let go of more, and the clock was set back; it lets go of nothing until a new generation is finished, which it
+    /// lacks. What it has is answered until then.
     ///
     /// # Errors
     /// As [`Self::read`].

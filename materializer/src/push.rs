@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{
-    EventSink, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
+    EventSink, Lacking, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
     PushHistoryState, PushLog, late_events,
 };
 use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer};
@@ -262,8 +262,12 @@ impl EventSink for Pushes {
         self.shared.log.producers(None).into_iter().filter(|producer| producer.silent).collect()
     }
 
-    async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<(Vec<KeyedRow>, Mark)> {
+    async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {
         self.shared.rows_after(view, mark).await
+    }
+
+    async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>> {
+        self.shared.rows_at_hand(view, mark).await
     }
 
     async fn replay(&self) -> Result<()> {
@@ -347,7 +351,6 @@ impl Shared {
     /// durable: those views have them later.
     async fn make_visible(&self, entries: &[PushEntry], reach: LogReach) -> Result<Vec<String>> {
         self.fence.hold()?;
-        let _changing = self.changing.lock().await;
         let catalog = (self.catalog)();
         // Views that are behind are brought up beside pushes, not before them.
         if self.applied().is_none() {

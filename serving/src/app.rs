@@ -31,6 +31,9 @@ use crate::worker::Contracts;
 /// How often the store looks for commits and the worker for deployments, unless they are told.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
+/// Looks at the store that are under way at once, when some wait for views that take long.
+const LOOKS_AT_ONCE: usize = 8;
+
 /// How long a stopping server waits for answers that are on their way.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
@@ -253,12 +256,24 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     }
 }
 
+/// Looks at the store again and again. A look that waits for one view keeps the next from nothing but that view.
 async fn follow_store(features: Arc<FeatureServer>, stop: watch::Receiver<bool>) {
     let follow = async {
+        let mut looks: JoinSet<()> = JoinSet::new();
         loop {
             tokio::time::sleep(FOLLOW_EVERY).await;
-            if let Err(error) = features.follow_heads(&()).await {
-                tracing::error!(error = %error.chain(), "the store cannot be followed; serving what there is");
+            while let Some(ended) = looks.try_join_next() {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a look at the store panicked; the next goes on");
+                }
+            }
+            if looks.len() < LOOKS_AT_ONCE {
+                let features = Arc::clone(&features);
+                looks.spawn(async move {
+                    if let Err(error) = features.follow_heads(&()).await {
+                        tracing::error!(error = %error.chain(), "the store cannot be followed; serving what there is");
+                    }
+                });
             }
         }
     };

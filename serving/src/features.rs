@@ -1,6 +1,8 @@
 //! The feature server: a store's catalog and tiers, followed as they change, and the lookup over them.
 
+mod following;
 mod views;
+mod watched;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -8,18 +10,16 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use springhouse_featurestore::catalog::{Catalog, CatalogState, Heads, HeadsSeen};
+use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView, Pinned};
 use springhouse_featurestore::freshness::lag;
 use springhouse_featurestore::lookup::LookupPlan;
 use springhouse_featurestore::push::EventSink;
-use springhouse_featurestore::tier::{
-    DiskTier, Expiry, Mark, MemoryTier, ObjectStore, OnlineTier, Progress, Pushing, RememberedStates, Restated,
-    Retired, ViewLog, catch_up_with,
-};
+use springhouse_featurestore::tier::{DiskTier, MemoryTier, ObjectStore, OnlineTier, RememberedStates, Restated};
 use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
+use self::following::{FOLLOWED_AT_ONCE, Followed};
 use self::views::Views;
 pub use self::views::{Trouble, ViewState};
 use crate::package::Package;
@@ -99,15 +99,6 @@ pub struct FeatureStatus {
     pub silent_producers: Vec<String>,
 }
 
-/// What was seen by who follows.
-#[derive(Debug, Default)]
-struct Followed {
-    /// The heads of the logs that were read.
-    heads: HeadsSeen,
-    /// The versions that nothing names.
-    retired: Retired,
-}
-
 /// The store opened for online reads by this process.
 #[derive(Debug)]
 pub struct FeatureServer {
@@ -124,8 +115,12 @@ pub struct FeatureServer {
     noted: RememberedStates,
     /// Held by whoever changes the tiers, and not while storage is read.
     changing: Arc<tokio::sync::Mutex<()>>,
-    /// Held by who follows: two would load the same commits.
+    /// What was seen, held by who looks; not while a view is followed.
     following: tokio::sync::Mutex<Followed>,
+    /// The places of the views that are followed, over all looks.
+    places: tokio::sync::Semaphore,
+    /// Held by the look that lets the sink bring up what it is behind with.
+    replaying: tokio::sync::Mutex<()>,
     /// Who takes pushes, if somebody does.
     sink: OnceLock<Arc<dyn EventSink>>,
 }
@@ -145,113 +140,10 @@ impl FeatureServer {
             noted: RememberedStates::default(),
             changing: Arc::default(),
             following: tokio::sync::Mutex::default(),
+            places: tokio::sync::Semaphore::new(FOLLOWED_AT_ONCE),
+            replaying: tokio::sync::Mutex::default(),
             sink: OnceLock::new(),
         }
-    }
-
-    /// Reads what is new in the catalog and loads what is new in the views: all of them are looked at. A view that cannot be
-    /// followed is told of in [`Self::status`], and the others are followed all the same.
-    ///
-    /// # Errors
-    /// Those of reading the catalog, and of applying pushes; what was reached before stays.
-    pub async fn follow(&self, progress: &dyn Progress) -> Result<()> {
-        let mut followed = self.following.lock().await;
-        self.follow_catalog().await?;
-        for view in self.state().live_views() {
-            self.follow_view(view, progress).await;
-        }
-        self.end_look(&mut followed.retired).await
-    }
-
-    /// The same for those whose heads have changed, for those that could not be followed, and for one more in its turn: what a
-    /// process does again and again. It costs few requests whatever the number of views ([`Heads`]).
-    ///
-    /// # Errors
-    /// As [`Self::follow`].
-    pub async fn follow_heads(&self, progress: &dyn Progress) -> Result<()> {
-        let mut followed = self.following.lock().await;
-        let heads = Heads::now(&self.store).await?;
-        let views: Vec<Pinned> = self.state().live_views().into_iter().map(FeatureView::pinned).collect();
-        let look = followed.heads.look(heads, &views);
-        if followed.heads.catalog_is_due(&look) {
-            self.follow_catalog().await?;
-            followed.heads.catalog_was_read(&look);
-        }
-        for view in self.state().live_views() {
-            let pinned = view.pinned();
-            let in_trouble = self.views.state(&pinned).trouble().is_some();
-            if (in_trouble || followed.heads.view_is_due(&look, &pinned)) && self.follow_view(view, progress).await {
-                followed.heads.view_was_read(&look, &pinned);
-            }
-        }
-        self.end_look(&mut followed.retired).await
-    }
-
-    async fn follow_catalog(&self) -> Result<()> {
-        let mut state = CatalogState::clone(&self.state());
-        if state.number() == 0 {
-            state = self.catalog.state().await?;
-        } else {
-            self.catalog.follow(&mut state).await?;
-        }
-        if state.number() != self.state().number() {
-            let live: Vec<Pinned> = state.live_views().into_iter().map(FeatureView::pinned).collect();
-            self.views.retain(|view| live.contains(view));
-            *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
-        }
-        Ok(())
-    }
-
-    /// What is done after each look, whatever it found: nobody else changes the tiers meanwhile.
-    async fn end_look(&self, retired: &mut Retired) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        retired.forget(self.tier.as_ref(), &self.state().needed_views(), self.clock.now())?;
-        match self.sink.get() {
-            // Pushes that could not be applied when they came.
-            Some(sink) => sink.replay().await,
-            None => Ok(()),
-        }
-    }
-
-    /// Loads what is new in a view, or notes why that cannot be; whether it could.
-    async fn follow_view(&self, view: &FeatureView, progress: &dyn Progress) -> bool {
-        let pinned = view.pinned();
-        match self.load_new(view, progress).await {
-            Ok(()) => {
-                self.views.followed(&pinned);
-                true
-            }
-            Err(error) => {
-                let loaded = self.tier.mark(&pinned).is_ok_and(|mark| mark.commit > 0);
-                self.views.failed(&pinned, &error, loaded, self.clock.now());
-                false
-            }
-        }
-    }
-
-    async fn load_new(&self, view: &FeatureView, progress: &dyn Progress) -> Result<()> {
-        let pinned = view.pinned();
-        if !self.tier.expire(&pinned, &Expiry::new(view)?, self.clock.now())? {
-            // The clock was set back, and what is past now was not then.
-            let _changing = self.changing.lock().await;
-            self.tier.forget(&pinned)?;
-        }
-        let log = ViewLog::new(Arc::clone(&self.store), &pinned);
-        let sink = self.sink.get().map(AsRef::as_ref);
-        let pushing = sink.map(|sink| Pushing { sink, changing: &self.changing });
-        let mark = catch_up_with(self.tier.as_ref(), &log, view, progress, pushing).await?;
-        self.note_restated(&log, mark).await
-    }
-
-    /// Keeps what a view's log says of its history; a log is read when it has a new commit.
-    async fn note_restated(&self, log: &ViewLog, mark: Mark) -> Result<()> {
-        let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.0);
-        if mark.commit > 0 && known != Some(mark.commit) {
-            let restated = log.clone().remembering(&self.noted).state().await?.restated;
-            let mut all = self.restated.write().unwrap_or_else(PoisonError::into_inner);
-            all.insert(log.view().clone(), (mark.commit, restated));
-        }
-        Ok(())
     }
 
     /// The tiers, for the one who applies pushes to them, and the lock to hold meanwhile.

@@ -47,7 +47,13 @@ impl WriteOrder {
         Self { position: i64::try_from(position).unwrap_or(i64::MAX), within: Self::COMMITTED + number }
     }
 
-    /// That of rows that rest on several events, once those up to a position have come.
+    /// That of rows that rest on several events, as they are in tiers from when those up to a position have come. The flush
+    /// computes them again, from what history has by then.
+    pub fn when_pushed(position: u64) -> Self {
+        Self { within: Self::COMMITTED - 2, ..Self::of_pushes(position) }
+    }
+
+    /// That of rows that rest on several events, as they are committed with those up to a position.
     pub fn of_pushes(position: u64) -> Self {
         Self { position: i64::try_from(position).unwrap_or(i64::MAX), within: Self::COMMITTED - 1 }
     }

@@ -175,6 +175,11 @@ impl DiskTier {
         all.entry(view.to_string()).or_insert_with(|| view_options_of(&self.cache)).clone()
     }
 
+    /// Whether the view's families let go of something.
+    fn lets_go(&self, view: &Pinned) -> bool {
+        self.options_of(view).1.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Writes rows as a sorted file, as values or as merge operands.
     fn write_file(&self, path: &Path, rows: BTreeMap<Bytes, Bytes>, merged: bool) -> Result<()> {
         let write = || {
@@ -343,7 +348,8 @@ impl OnlineTier for DiskTier {
             self.database.drop_cf(&name).map_err(|error| self.failed(error))?;
         }
         self.database.create_cf(&name, &self.options_of(view).0).map_err(|error| self.failed(error))?;
-        Ok(Box::new(DiskGeneration::new(self, view, slot, generation)))
+        let lets_go = self.lets_go(view);
+        Ok(Box::new(DiskGeneration::new(self, view, slot, (generation, lets_go))))
     }
 
     fn begin_addition(&self, view: &Pinned) -> Result<Box<dyn Generation + '_>> {
@@ -357,10 +363,12 @@ impl OnlineTier for DiskTier {
     fn expire(&self, view: &Pinned, expiry: &Expiry, now: Timestamp) -> Result<bool> {
         let (true, Some(slot)) = (expiry.is_some(), self.slot(view)) else { return Ok(true) };
         let mut state = slot.write().unwrap_or_else(PoisonError::into_inner);
+        let past = self.options_of(view).1;
         if state.expired.is_some_and(|expired| expired > now) {
+            // What was past then is not now; the next generation is to have all of it.
+            *past.write().unwrap_or_else(PoisonError::into_inner) = None;
             return Ok(false);
         }
-        let past = self.options_of(view).1;
         let until = Expiry::until(now).max(state.expired.unwrap_or(Timestamp::MIN));
         if state.expired == Some(until) && past.read().unwrap_or_else(PoisonError::into_inner).is_some() {
             return Ok(true);

@@ -18,7 +18,7 @@ use super::{Generation, KeyedRow, Mark, OnlineTier, merge_rows};
 use crate::aggregate::{Arguments, EntityTiles, TileLayout};
 use crate::definition::{Column, FeatureView, Windowed};
 use crate::encoding::{ChunkId, ChunkLayout, EncodedKeys, KeyCodec, RowHeader, RowLayout, RowsByKey, WriteOrder};
-use crate::push::EventSink;
+use crate::push::{EventSink, Lacking};
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -27,6 +27,9 @@ const APPLY_AT_MOST_ROWS: u64 = 200_000;
 
 /// Batches that are packed at once, while the one before them is stored.
 const PACKED_AT_ONCE: usize = 2;
+
+/// How often the rows of pushes that come during a load are read beside them; each time there are fewer.
+const ROUNDS_BESIDE_PUSHES: usize = 10;
 
 /// Told how a load gets on; the command line draws a bar from it.
 pub trait Progress: Send + Sync + Debug {
@@ -91,14 +94,14 @@ pub async fn catch_up_with(
         if commits.is_empty() && !unknown {
             return Ok(mark);
         }
-        let mut lacks = Lacks::of(mark, &commits);
+        let mut lacks = Lacks::of(view, mark, &commits);
         // Beside pushes a view that the tier does not have comes with all that was pushed: nothing may lie before the next.
         lacks.anew |= unknown || mark.commit == 0 && pushing.is_some() && !commits.is_empty();
         let files = if lacks.anew { None } else { lacks.files(log, mark, &commits).await? };
         let Some(files) = files else { return load_anew(tier, log, (view, &packer), progress, pushing).await };
         let rows = files.iter().map(|(_, file)| file.rows).sum::<u64>();
         let read = if rows <= APPLY_AT_MOST_ROWS {
-            Added::Few(read_few(log, &packer, &lacks, &files).await?)
+            Added::Few(read_few(log, &packer, (&lacks, &files), progress).await?)
         } else if mark.commit == 0 {
             return load_anew(tier, log, (view, &packer), progress, pushing).await;
         } else {
@@ -107,7 +110,7 @@ pub async fn catch_up_with(
         let _changing = lock(pushing).await;
         // Pushes may have come meanwhile: what it lacks of the same commits may be less, and the mark is to keep them.
         let now = tier.mark(log.view())?;
-        let still = Lacks::of(now, &commits);
+        let still = Lacks::of(view, now, &commits);
         if now.commit != mark.commit || still.anew || still.wanted != lacks.wanted {
             continue;
         }
@@ -127,11 +130,20 @@ enum Added<'a> {
     Many(Box<dyn Generation + 'a>),
 }
 
-async fn read_few(log: &ViewLog, packer: &Packer, lacks: &Lacks, files: &[(u64, DataFile)]) -> Result<Vec<KeyedRow>> {
+async fn read_few(
+    log: &ViewLog,
+    packer: &Packer,
+    (lacks, files): (&Lacks, &[(u64, DataFile)]),
+    progress: &dyn Progress,
+) -> Result<Vec<KeyedRow>> {
     let wanted = |number| lacks.wanted.contains(&number);
     let mut held = BTreeMap::new();
     for (number, file) in files {
-        packer.read(log, *number, file, &wanted, |_, rows| merge_rows(&mut held, rows)).await?;
+        let added = packer.read(log, *number, file, &wanted, |read, rows| {
+            progress.advance(read);
+            merge_rows(&mut held, rows)
+        });
+        added.await?;
     }
     Ok(held.into_iter().collect())
 }
@@ -193,10 +205,10 @@ struct Lacks {
 }
 
 impl Lacks {
-    fn of(mark: Mark, commits: &[(u64, ViewCommit)]) -> Self {
+    fn of(view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Self {
         let mut lacks = Self { wanted: BTreeSet::new(), anew: false, compacted: false, reached: mark };
         for (number, commit) in commits {
-            match PushedRows::of(commit, lacks.reached) {
+            match PushedRows::of(view, commit, lacks.reached) {
                 PushedRows::Held => {}
                 PushedRows::Wanted => {
                     lacks.wanted.insert(*number);
@@ -253,10 +265,12 @@ enum PushedRows {
 
 impl PushedRows {
     /// Of a commit, in a tier at a mark. Beyond what was committed a position says something in its own log alone.
-    fn of(commit: &ViewCommit, mark: Mark) -> Self {
+    fn of(view: &FeatureView, commit: &ViewCommit, mark: Mark) -> Self {
         match commit.pushed {
             _ if commit.kind == ViewCommitKind::Compact => Self::Held,
             None => Self::Wanted,
+            // The flush has computed them again, and from more of history; to have rows twice changes nothing (rule T5).
+            Some(_) if view.reaches_back() => Self::Wanted,
             Some(range) if range.after >= mark.pushed => Self::Wanted,
             Some(range)
                 if range.until <= mark.pushed && range.log == mark.log && commit.kind == ViewCommitKind::Push =>
@@ -266,6 +280,21 @@ impl PushedRows {
             Some(_) => Self::Mixed,
         }
     }
+}
+
+/// Loads a view whole, as a new generation beside the one that is there, which is answered until then: it lacks what it let go
+/// of before the clock was set back.
+///
+/// # Errors
+/// As [`catch_up`].
+pub async fn load_again(
+    tier: &dyn OnlineTier,
+    log: &ViewLog,
+    view: &FeatureView,
+    progress: &dyn Progress,
+    pushing: Option<Pushing<'_>>,
+) -> Result<Mark> {
+    load_anew(tier, log, (view, &Packer::new(view)?), progress, pushing).await
 }
 
 async fn load_anew(
@@ -287,16 +316,61 @@ async fn load_anew(
             .await?;
     }
     batches.settle()?;
-    let mut mark = Mark { pushed, log: pushed_log, ..Mark::of_commit(number, watermark) };
-    let _changing = lock(pushing).await;
-    if let Some(pushing) = pushing {
-        let (rows, with_pushes) = pushing.sink.rows_after(view, mark).await?;
-        batches.add(rows)?;
-        mark = with_pushes;
-    }
-    batches.finish(mark)?;
+    let mark = Mark { pushed, log: pushed_log, ..Mark::of_commit(number, watermark) };
+    let mark = match pushing {
+        Some(pushing) => finish_with_pushes(batches, view, mark, progress, pushing).await?,
+        None => batches.finish(mark).map(|()| mark)?,
+    };
     progress.end();
     Ok(mark)
+}
+
+/// Adds what the sink holds of a view's pushes, and makes the generation the one that is read. Storage is read before the
+/// lock is taken; what has come by then is in memory, or is read before the lock is taken again.
+async fn finish_with_pushes(
+    mut batches: Box<dyn Generation + '_>,
+    view: &FeatureView,
+    mut mark: Mark,
+    progress: &dyn Progress,
+    Pushing { sink, changing }: Pushing<'_>,
+) -> Result<Mark> {
+    let mut round = 1;
+    loop {
+        mark = add_pushes(batches.as_mut(), view, mark, progress, sink).await?;
+        batches.settle()?;
+        let _changing = changing.lock().await;
+        if let Some((rows, reached)) = sink.rows_at_hand(view, mark).await? {
+            batches.add(rows)?;
+            batches.finish(reached)?;
+            return Ok(reached);
+        }
+        if round == ROUNDS_BESIDE_PUSHES {
+            // Its rows need more than memory, and pushes come faster than that can be read: they wait once.
+            let reached = add_pushes(batches.as_mut(), view, mark, progress, sink).await?;
+            batches.finish(reached)?;
+            return Ok(reached);
+        }
+        round += 1;
+    }
+}
+
+/// Adds the rows of pushes piece by piece up to where the sink had got; gives the mark with them.
+async fn add_pushes(
+    batches: &mut dyn Generation,
+    view: &FeatureView,
+    mut mark: Mark,
+    progress: &dyn Progress,
+    sink: &dyn EventSink,
+) -> Result<Mark> {
+    loop {
+        let Lacking { rows, mark: reached, more } = sink.rows_after(view, mark).await?;
+        progress.advance(rows.len() as u64);
+        batches.add(rows)?;
+        mark = reached;
+        if !more {
+            return Ok(mark);
+        }
+    }
 }
 
 impl ViewLog {

@@ -14,11 +14,15 @@ use springhouse_featurestore::push::{Flush, LogReach, PushEntry, PushHistoryStat
 use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::{ErrorKind, Result};
 
+use super::apply::Piece;
 use super::{Shared, set_aside};
 use crate::jobs::until_first;
 
 /// How often a flush looks again at a history that it does not know.
 const ATTEMPTS: usize = 3;
+
+/// Pieces of a view that one flush commits: some hundred megabytes of events.
+const PIECES_AT_ONCE: usize = 16;
 
 impl Shared {
     pub(super) async fn flush(&self) -> Result<u64> {
@@ -30,8 +34,7 @@ impl Shared {
         let catalog = (self.catalog)();
         let mut failed = None;
         for (view, sources) in self.pushed_views(&catalog) {
-            let attempt = || self.commit_rows(&catalog, view, &sources, &history);
-            if let Err(error) = until_first(view, attempt).await {
+            if let Err(error) = self.commit_pieces(&catalog, view, &sources, &history).await {
                 tracing::error!(view = %view.name, error = %error.chain(), "a view's pushes cannot be committed; others go on");
                 failed.get_or_insert(error.with("view", &view.name));
             }
@@ -87,27 +90,46 @@ impl Shared {
         *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history);
     }
 
-    /// Commits a view's rows of what has been flushed.
-    async fn commit_rows(
+    /// Commits a view's rows of what has been flushed, piece by piece: a view that is far behind needs no more memory than
+    /// another, and keeps others waiting for some pieces alone; the next flush goes on.
+    async fn commit_pieces(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         sources: &BTreeSet<&str>,
         history: &PushHistoryState,
     ) -> Result<()> {
+        for _ in 0..PIECES_AT_ONCE {
+            let attempt = || self.commit_rows(catalog, view, sources, history);
+            if until_first(view, attempt).await? {
+                return Ok(());
+            }
+        }
+        tracing::warn!(view = %view.name, "the view is far behind what was pushed; the next flush goes on");
+        Ok(())
+    }
+
+    /// Commits a view's rows of the first piece of what has been flushed and is not in it; says whether that is all.
+    async fn commit_rows(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+        history: &PushHistoryState,
+    ) -> Result<bool> {
         let log = self.jobs.log(view);
         let mut state = log.state().await?;
         if state.number == 0 {
             // Its first refresh reads what has been flushed from object storage.
-            return Ok(());
+            return Ok(true);
         }
-        let mut entries = self.entries_of(sources, (state.pushed, history.until)).await?;
-        entries.retain(|entry| sources.contains(entry.source.as_str()));
+        let Piece { mut entries, last, .. } = self.flushed_piece(sources, state.pushed, history).await?;
         let since = state.watermark;
-        let told = self.watermark_of(catalog, view, since, &history.watermarks)?;
-        let Some(watermark) = told.max(since) else { return Ok(()) };
+        // What producers say holds once all that they sent by then is there.
+        let told = if last { self.watermark_of(catalog, view, since, &history.watermarks)? } else { since };
+        let Some(watermark) = told.max(since) else { return Ok(true) };
         if entries.is_empty() && Some(watermark) == since {
-            return Ok(());
+            return Ok(true);
         }
         let pushed = entries.last().map(|last| PushedRange {
             after: state.pushed,
@@ -145,7 +167,7 @@ impl Shared {
             set_aside: aside,
             ..ViewCommit::new(self.jobs.clock().now(), ViewCommitKind::Push, watermark)
         };
-        log.commit(&mut state, commit).await
+        log.commit(&mut state, commit).await.map(|()| last)
     }
 
     /// Writes the rows of entries as a file of the next commit; without any there is none.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use springhouse_featurestore::definition::{Contract, Pinned};
@@ -69,12 +69,20 @@ pub(super) struct Views {
     troubled: RwLock<HashMap<Pinned, ViewState>>,
     /// How many are unavailable: lookups look no further while none is.
     unavailable: AtomicUsize,
+    /// Held by who follows a view: two would load the same commits.
+    turns: Mutex<HashMap<Pinned, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Views {
     /// How a view is followed.
     pub(super) fn state(&self, view: &Pinned) -> ViewState {
         self.troubled.read().unwrap_or_else(PoisonError::into_inner).get(view).cloned().unwrap_or_default()
+    }
+
+    /// What is held by who follows a view.
+    pub(super) fn turn(&self, view: &Pinned) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(view.clone()).or_default())
     }
 
     /// A view was followed up to its newest commit.
@@ -102,6 +110,10 @@ impl Views {
 
     /// Forgets the views that are no longer live.
     pub(super) fn retain(&self, is_live: impl Fn(&Pinned) -> bool) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has one keeps others from following the view.
+        turns.retain(|view, turn| is_live(view) || Arc::strong_count(turn) > 1);
+        drop(turns);
         let any = !self.troubled.read().unwrap_or_else(PoisonError::into_inner).is_empty();
         if any {
             self.change(|troubled| troubled.retain(|view, _| is_live(view)));

@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use rocksdb::{IngestExternalFileOptions, WriteBatch};
 
-use super::{DiskTier, DiskView, SORT_BUFFER_BYTES, family, record_bytes};
-use crate::Result;
+use super::{DiskTier, DiskView, FORGOTTEN, SORT_BUFFER_BYTES, family, record_bytes};
 use crate::definition::Pinned;
 use crate::encoding::merge_values;
 use crate::tier::{Generation, KeyedRow, Mark, merge_rows};
+use crate::{Error, Result};
 
 /// A load: rows are sorted in memory by buffers, written as files, and ingested into the new family.
 ///
@@ -21,6 +21,8 @@ pub(super) struct DiskGeneration<'a> {
     view: Pinned,
     slot: Arc<RwLock<DiskView>>,
     generation: u64,
+    /// Whether its family let go of what was past from the beginning.
+    lets_go: bool,
     buffer: BTreeMap<Bytes, Bytes>,
     buffered: usize,
     /// Rows of keys that are not after those in files.
@@ -34,13 +36,19 @@ pub(super) struct DiskGeneration<'a> {
 }
 
 impl<'a> DiskGeneration<'a> {
-    /// Of no rows yet; its column family is there.
-    pub(super) fn new(tier: &'a DiskTier, view: &Pinned, slot: Arc<RwLock<DiskView>>, generation: u64) -> Self {
+    /// Of no rows yet; its column family is there, and lets go of what is past or not.
+    pub(super) fn new(
+        tier: &'a DiskTier,
+        view: &Pinned,
+        slot: Arc<RwLock<DiskView>>,
+        (generation, lets_go): (u64, bool),
+    ) -> Self {
         Self {
             tier,
             view: view.clone(),
             slot,
             generation,
+            lets_go,
             buffer: BTreeMap::new(),
             buffered: 0,
             again: BTreeMap::new(),
@@ -128,7 +136,14 @@ impl Generation for DiskGeneration<'_> {
         let tier = self.tier;
         let old = {
             let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-            let record = DiskView { generation: self.generation, mark, ..*state };
+            if state.generation == FORGOTTEN {
+                let dropped = tier.database.drop_cf(&family(&self.view, self.generation));
+                dropped.map_err(|error| tier.failed(error))?;
+                return Err(Error::conflict("the view was forgotten meanwhile").with("view", &self.view));
+            }
+            // It has everything, unless its family let go of something meanwhile.
+            let expired = state.expired.filter(|_| self.lets_go || tier.lets_go(&self.view));
+            let record = DiskView { generation: self.generation, mark, expired, ..*state };
             let bytes = record_bytes(&record)?;
             tier.database.put(self.view.to_string(), bytes).map_err(|error| tier.failed(error))?;
             let old = family(&self.view, state.generation);

@@ -141,6 +141,53 @@ fn rows_beyond_their_ttl_leave_and_a_clock_that_is_set_back_is_told() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_takes_nothing_away_and_the_next_generation_has_what_was_let_go_of() {
+    use crate::encoding::{RowHeader, RowLayout, WriteOrder};
+    use crate::time::Span;
+    let folder = tempfile::tempdir().expect("a folder");
+    let view = conformance::view("expiring");
+    let tier = DiskTier::open(folder.path()).expect("a new folder");
+    let hour = |hours: i64| Timestamp::from_micros(hours * 3_600_000_000);
+    let keyed = |key: &'static str, event_time| {
+        let header = RowHeader { event_time, available_time: event_time, written: WriteOrder::default() };
+        (Bytes::from(key), Bytes::from(RowLayout::new(&[]).encode(&[header], &[]).expect("no columns").remove(0)))
+    };
+    let rows = || vec![keyed("old", hour(1)), keyed("new", hour(90))];
+    let held = |tier: &DiskTier| {
+        let read = tier.read(&view, &[b"old", b"new"]).expect("readable");
+        read.rows.iter().map(Option::is_some).collect::<Vec<_>>()
+    };
+    let compact = |tier: &DiskTier, generation| {
+        let handle = tier.family_handle(&family(&view, generation)).expect("there");
+        tier.database.compact_range_cf(&handle, None::<&[u8]>, None::<&[u8]>);
+    };
+    let expiry = Expiry::of_ttl(Span::from_secs(24 * 3_600));
+    tier.apply(&view, rows(), Mark::of_commit(1, None)).expect("writable");
+    compact(&tier, 0);
+    assert!(tier.expire(&view, &expiry, hour(100)).expect("told"));
+    compact(&tier, 0);
+    assert_eq!(held(&tier), [false, true]);
+    for _ in 0..2 {
+        assert!(!tier.expire(&view, &expiry, hour(20)).expect("told"), "until it is loaded again");
+        assert_eq!(held(&tier), [false, true], "what is there is answered meanwhile");
+    }
+    let mut generation = tier.begin_generation(&view).expect("begun");
+    generation.add(rows()).expect("writable");
+    generation.settle().expect("writable");
+    compact(&tier, 1);
+    generation.finish(Mark::of_commit(1, None)).expect("finishes");
+    compact(&tier, 1);
+    assert_eq!(held(&tier), [true, true]);
+    assert!(tier.expire(&view, &expiry, hour(20)).expect("told"), "it lacks nothing");
+    assert!(tier.expire(&view, &expiry, hour(100)).expect("told"));
+    // Loaded for another reason, while what is past goes: what was let go of is remembered.
+    let mut generation = tier.begin_generation(&view).expect("begun");
+    generation.add(rows()).expect("writable");
+    generation.finish(Mark::of_commit(2, None)).expect("finishes");
+    assert!(!tier.expire(&view, &expiry, hour(20)).expect("told"));
+}
+
+#[test]
 fn a_folder_in_use_and_a_damaged_one_are_named_with_the_remedy() {
     let folder = tempfile::tempdir().expect("a folder");
     let tier = DiskTier::open(folder.path()).expect("a new folder");
