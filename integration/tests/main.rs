@@ -16,6 +16,7 @@ mod generated_code;
 mod language;
 mod late_history;
 mod lists;
+mod meanwhile;
 mod memory;
 mod network;
 mod poison;
