@@ -342,7 +342,9 @@ impl Shared {
     ) -> Result<RowStream> {
         match &prepared.query {
             Some(query) => query.run(&PushedEvents::of_entries(entries)),
-            None => self.rows_of(catalog, view, entries, WriteOrder::when_pushed).await,
+            // Tiers take what the flush computes again of views that reach back.
+            None if view.reaches_back() => self.rows_of(catalog, view, entries, WriteOrder::when_pushed).await,
+            None => self.rows_of(catalog, view, entries, WriteOrder::of_pushes).await,
         }
     }
 
