@@ -431,3 +431,28 @@ impl Shared {
         Ok(reached.flatten())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array};
+    use springhouse_featurestore::push::PushOrigin;
+
+    use super::*;
+
+    #[test]
+    fn a_piece_has_no_more_than_its_bytes_and_at_least_one_entry() {
+        let entry = |position: u64| {
+            let values: ArrayRef = Arc::new(Int64Array::from_value(7, 100));
+            let events = RecordBatch::try_from_iter([("value", values)]).expect("a batch");
+            PushEntry { position, source: "paid".to_owned(), events, origin: PushOrigin::default() }
+        };
+        let cut = |most: u64| {
+            let mut piece = Piece { entries: [3, 5, 8].map(entry).into(), until: 9, last: true };
+            piece.cut(most);
+            (piece.entries.len(), piece.until, piece.last)
+        };
+        assert_eq!(cut(800 * 3), (3, 9, true));
+        assert_eq!(cut(800 * 3 - 1), (2, 5, false));
+        assert_eq!(cut(1), (1, 3, false));
+    }
+}
