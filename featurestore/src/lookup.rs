@@ -399,9 +399,8 @@ mod tests {
     #[test]
     fn no_answer_holds_as_of_a_time_before_its_row_was_there() {
         let at = Timestamp::from_micros;
-        let row = |event_time, available_time| {
-            Some(RowHeader { event_time, available_time, written: WriteOrder::default() })
-        };
+        let row =
+            |event_time, available_time| Some(RowHeader { event_time, available_time, written: WriteOrder::default() });
         assert_eq!(as_of(at(120), None), at(120));
         assert_eq!(as_of(at(120), row(at(90), at(100))), at(120), "the watermark has passed it");
         assert_eq!(as_of(at(120), row(at(145), at(145))), at(145), "pushed, and later than the watermark");

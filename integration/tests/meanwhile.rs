@@ -331,7 +331,8 @@ async fn what_a_flush_computes_again_reaches_the_tiers() {
 fn without_commits(store: &Arc<dyn ObjectStore>, so: &Arc<AtomicBool>) -> Arc<dyn ObjectStore> {
     let so = Arc::clone(so);
     Meddled::of(store, move |call, path| {
-        let fails = call == Call::Put && path.starts_with("views/") && path.contains("/log/") && so.load(Ordering::SeqCst);
+        let fails =
+            call == Call::Put && path.starts_with("views/") && path.contains("/log/") && so.load(Ordering::SeqCst);
         Box::pin(async move {
             let failed = || object_storage::Error::Generic { store: "meddled", source: "no answer".into() };
             if fails { Err(failed()) } else { Ok(()) }

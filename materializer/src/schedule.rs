@@ -261,7 +261,8 @@ impl<W: Work> Schedule<W> {
 
     /// Begins the turns of the views that are due, as many as there is room for.
     fn start_views(&mut self) {
-        let busy: Vec<Pinned> = self.tasks.values().filter_map(|begun| begun.task.view()).map(FeatureView::pinned).collect();
+        let busy: Vec<Pinned> =
+            self.tasks.values().filter_map(|begun| begun.task.view()).map(FeatureView::pinned).collect();
         let now = self.work.now();
         let mut due: Vec<(Turn, FeatureView)> = self
             .catalog

@@ -14,7 +14,7 @@ use springhouse_featurestore::push::{Flush, LogReach, PushEntry, PushHistoryStat
 use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::{ErrorKind, Result};
 
-use super::apply::Piece;
+use super::lacking::Piece;
 use super::{Shared, set_aside};
 use crate::jobs::until_first;
 

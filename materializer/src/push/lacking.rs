@@ -1,0 +1,267 @@
+//! What views lack of pushes, and how they get it: in tiers that are loaded or that are behind, and in commits. In pieces of
+//! bounded bytes, and without keeping those who push waiting for storage.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use arrow::array::Array;
+use futures::{StreamExt, stream};
+use springhouse_featurestore::Result;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState};
+use springhouse_featurestore::tier::{KeyedRow, Mark};
+
+use super::Shared;
+
+/// Events take about so many times the bytes of their files in memory.
+const UNPACKED: u64 = 4;
+
+/// Views that are brought up at once, when they lack pushes.
+const BEHIND_AT_ONCE: usize = 4;
+
+/// How often what has come for a view that is behind is read beside pushes, and how long these wait for the last of it.
+const ROUNDS: usize = 10;
+const WAIT_ONCE: Duration = Duration::from_secs(1);
+
+/// Entries that a view gets together, or the first of those that it lacks.
+pub(super) struct Piece {
+    pub(super) entries: Vec<PushEntry>,
+    /// With them the view has all of its pushes up to this position.
+    pub(super) until: u64,
+    /// Whether that is as far as the log had got.
+    pub(super) last: bool,
+}
+
+impl Piece {
+    /// No more entries than so many bytes in memory, and at least one.
+    fn cut(&mut self, most: u64) {
+        let mut bytes = 0;
+        let over = self.entries.iter().position(|entry| {
+            let before = bytes;
+            bytes += bytes_of(entry) as u64;
+            before > 0 && bytes > most
+        });
+        if let Some(over) = over {
+            self.entries.truncate(over);
+            (self.until, self.last) = (self.entries.last().map_or(self.until, |last| last.position), false);
+        }
+    }
+}
+
+/// The memory that an entry's events need; those of one file share theirs.
+fn bytes_of(entry: &PushEntry) -> usize {
+    entry.events.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default()).sum()
+}
+
+impl Shared {
+    /// What a tier at this mark lacks of a view's pushes, or the first of it.
+    pub(super) async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {
+        let catalog = (self.catalog)();
+        let nothing = Lacking { rows: Vec::new(), mark, more: false };
+        let found = self.pushed_views(&catalog).into_iter().find(|(pushed, _)| pushed.pinned() == view.pinned());
+        let Some((view, sources)) = found else { return Ok(nothing) };
+        if self.fence.is_lost() {
+            // Another log's pushes come by commits; this one's are not in the store's order.
+            return Ok(nothing);
+        }
+        let reach = self.log.reach();
+        let piece = self.missing(&sources, mark.pushed, &reach).await?;
+        let (rows, mark) = self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await?;
+        Ok(Lacking { rows, mark, more: !piece.last })
+    }
+
+    /// All of it, where the log holds it and the view's query reads nothing else. The caller holds the lock of those who
+    /// change the tiers.
+    pub(super) async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>> {
+        let catalog = (self.catalog)();
+        let found = self.pushed_views(&catalog).into_iter().find(|(pushed, _)| pushed.pinned() == view.pinned());
+        let Some((view, sources)) = found.filter(|_| !self.fence.is_lost()) else {
+            return Ok(Some((Vec::new(), mark)));
+        };
+        let reach = self.log.reach();
+        let (entries, in_log) = self.lacking(&sources, mark.pushed)?;
+        let by_itself = entries.is_empty() || self.prepared(&catalog, view).await?.query.is_some();
+        if !in_log || !by_itself {
+            return Ok(None);
+        }
+        // Some may have come since it was asked how far the log had got.
+        let until = entries.last().map_or(mark.pushed, |last| last.position).max(reach.last).max(mark.pushed);
+        let piece = Piece { entries, until, last: true };
+        self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await.map(Some)
+    }
+
+    /// The entries of some sources that the log holds after a position, and whether those are all that there are.
+    fn lacking(&self, sources: &BTreeSet<&str>, after: u64) -> Result<(Vec<PushEntry>, bool)> {
+        // In this order: what leaves the log between the two is in the history.
+        let mut entries = self.log.entries_after(after)?;
+        entries.retain(|entry| sources.contains(entry.source.as_str()) && entry.events.num_rows() > 0);
+        let first_held = entries.first().map_or(u64::MAX, |entry| entry.position);
+        let history = self.history();
+        let flushed = history.files.iter().filter(|(source, _)| sources.contains(source.as_str()));
+        let mut ranges = flushed.flat_map(|(_, files)| files).filter_map(|file| file.positions);
+        Ok((entries, !ranges.any(|range| range.until > after && range.after.max(after) + 1 < first_held)))
+    }
+
+    /// The entries of some sources after a position, up to where the log had got, or the first of them: what the log says of
+    /// watermarks must not be younger than its entries.
+    async fn missing(&self, sources: &BTreeSet<&str>, after: u64, reach: &LogReach) -> Result<Piece> {
+        if after >= reach.last {
+            return Ok(Piece { entries: Vec::new(), until: after, last: true });
+        }
+        let flushed = self.history().until.min(reach.last);
+        let until = if after < flushed {
+            self.history().until_within(sources, (after, flushed), self.jobs.piece_bytes())
+        } else {
+            reach.last
+        };
+        let entries = self.entries_of(sources, (after, until)).await?;
+        let mut piece = Piece { entries, until, last: until >= reach.last };
+        piece.entries.retain(|entry| sources.contains(entry.source.as_str()) && entry.events.num_rows() > 0);
+        piece.cut(UNPACKED.saturating_mul(self.jobs.piece_bytes()));
+        Ok(piece)
+    }
+
+    /// The same of what a flush commits: up to where the history has got.
+    pub(super) async fn flushed_piece(
+        &self,
+        sources: &BTreeSet<&str>,
+        after: u64,
+        history: &PushHistoryState,
+    ) -> Result<Piece> {
+        let mut after = after;
+        loop {
+            let until = history.until_within(sources, (after, history.until), self.jobs.piece_bytes()).max(after);
+            let entries = self.entries_of(sources, (after, until)).await?;
+            let mut piece = Piece { entries, until, last: until >= history.until };
+            piece.entries.retain(|entry| sources.contains(entry.source.as_str()));
+            piece.cut(UNPACKED.saturating_mul(self.jobs.piece_bytes()));
+            if piece.last || !piece.entries.is_empty() {
+                return Ok(piece);
+            }
+            after = until;
+        }
+    }
+
+    /// Applies what the tiers lack of the log, several views at once and each by itself.
+    pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
+        if self.fence.is_lost() {
+            return Ok(());
+        }
+        let reach = self.log.reach();
+        let views = self.pushed_views(catalog).into_iter();
+        let each: Vec<_> = views.map(|(view, sources)| self.bring_up(catalog, view, sources)).collect();
+        stream::iter(each).buffer_unordered(BEHIND_AT_ONCE).for_each(std::future::ready).await;
+        let mut applied = self.applied();
+        if applied.as_ref().is_none_or(|applied| applied.last < reach.last) {
+            *applied = Some(reach);
+        }
+        Ok(())
+    }
+
+    /// Applies what a view lacks, or notes why that cannot be.
+    async fn bring_up(&self, catalog: &CatalogState, view: &FeatureView, sources: BTreeSet<&str>) {
+        if let Err(error) = self.apply_missing_to(catalog, view, &sources).await {
+            self.note(view, Err(error));
+        }
+    }
+
+    /// Applies what a view lacks, piece by piece, up to where the log had got. What is computed for it is computed without the
+    /// lock, and applied if nobody else has changed the view meanwhile.
+    async fn apply_missing_to(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        sources: &BTreeSet<&str>,
+    ) -> Result<()> {
+        let (pinned, mut round) = (view.pinned(), 0);
+        loop {
+            let mark = self.tier.mark(&pinned)?;
+            let reach = self.log.reach();
+            if mark.commit == 0 {
+                let _changing = self.changing.lock().await;
+                if self.tier.mark(&pinned)?.commit > 0 {
+                    continue;
+                }
+                // Its first refresh takes what has been pushed until then; who loads it takes what the log holds.
+                self.note(view, Ok(()));
+                return Ok(());
+            }
+            let piece = self.missing(sources, mark.pushed, &reach).await?;
+            let (rows, reached) = self.rows_of_piece(catalog, view, mark, (&piece, &reach)).await?;
+            let _changing = self.changing.lock().await;
+            if self.tier.mark(&pinned)? != mark {
+                continue;
+            }
+            if reached != mark {
+                self.tier.apply(&pinned, rows, reached)?;
+            }
+            if !piece.last {
+                continue;
+            }
+            // What comes from here on is applied as it comes, unless the view is behind.
+            let is_behind = self.behind().contains_key(&pinned);
+            if !is_behind || self.is_level(catalog, (view, sources), reached, round).await? {
+                self.note(view, Ok(()));
+                return Ok(());
+            }
+            round += 1;
+            if round > ROUNDS {
+                // It is tried again soon.
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether a view that is behind has all that was passed over for it, which is in the log; the little that has come while
+    /// the rest was computed is applied here, where it is at hand. The caller holds the lock of those who change the tiers.
+    async fn is_level(
+        &self,
+        catalog: &CatalogState,
+        (view, sources): (&FeatureView, &BTreeSet<&str>),
+        mark: Mark,
+        round: usize,
+    ) -> Result<bool> {
+        let (left, in_log) = self.lacking(sources, mark.pushed)?;
+        let Some(last) = left.last() else { return Ok(in_log || mark.pushed >= self.log.reach().last) };
+        let by_itself = self.prepared(catalog, view).await?.query.is_some();
+        if !in_log || !by_itself && round < ROUNDS {
+            return Ok(false);
+        }
+        // Pushes come faster than what the view's rows rest on can be read: they wait once, and not for long.
+        let (until, reach) = (last.position, self.log.reach());
+        let piece = Piece { entries: left, until, last: false };
+        let computed = self.rows_of_piece(catalog, view, mark, (&piece, &reach));
+        let Ok(computed) = tokio::time::timeout(WAIT_ONCE, computed).await else { return Ok(false) };
+        let (rows, reached) = computed?;
+        self.tier.apply(&view.pinned(), rows, reached)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use springhouse_featurestore::push::PushOrigin;
+
+    use super::*;
+
+    #[test]
+    fn a_piece_has_no_more_than_its_bytes_and_at_least_one_entry() {
+        let entry = |position: u64| {
+            let values: ArrayRef = Arc::new(Int64Array::from_value(7, 100));
+            let events = RecordBatch::try_from_iter([("value", values)]).expect("a batch");
+            PushEntry { position, source: "paid".to_owned(), events, origin: PushOrigin::default() }
+        };
+        let cut = |most: u64| {
+            let mut piece = Piece { entries: [3, 5, 8].map(entry).into(), until: 9, last: true };
+            piece.cut(most);
+            (piece.entries.len(), piece.until, piece.last)
+        };
+        assert_eq!(cut(800 * 3), (3, 9, true));
+        assert_eq!(cut(800 * 3 - 1), (2, 5, false));
+        assert_eq!(cut(1), (1, 3, false));
+    }
+}
