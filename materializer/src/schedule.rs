@@ -244,6 +244,7 @@ impl<W: Work> Schedule<W> {
                 let error = Error::unavailable("a job of the schedule was given up: it had not ended after very long")
                     .with("seconds", after.as_secs())
                     .remedy("look at what its storage answers; it is tried again, and the others go on");
+                // What hung is not asked for more.
                 self.end_task(task, Err(error), told);
             }
         }
@@ -309,17 +310,25 @@ impl<W: Work> Schedule<W> {
             Err(error) => (error.id(), Err(panicked(error))),
         };
         match self.tasks.remove(&id) {
-            Some(begun) => self.end_task(begun.task, done, told),
+            Some(begun) => {
+                let view = begun.task.refreshed().cloned();
+                if self.end_task(begun.task, done, told)
+                    && let Some(view) = view
+                {
+                    self.start_compaction(&view);
+                }
+            }
             None => tracing::info!(?done, "a job of the schedule that was given up has ended"),
         }
     }
 
-    fn end_task(&mut self, task: Task, done: Result<Done>, told: &mut impl FnMut(Told)) {
+    /// Notes what a task came to; says whether a view has had its turn.
+    fn end_task(&mut self, task: Task, done: Result<Done>, told: &mut impl FnMut(Told)) -> bool {
         match (task, done) {
+            (Task::View(view, began), Ok(Done::View(result))) => return self.end_view(&view, began, result, told),
+            (Task::View(view, began), Err(error)) => return self.end_view(&view, began, Err(error), told),
             (Task::Catalog, Ok(Done::Catalog(result))) => self.end_catalog(result, told),
             (Task::Catalog, Err(error)) => self.end_catalog(Err(error), told),
-            (Task::View(view, began), Ok(Done::View(result))) => self.end_view(&view, began, result, told),
-            (Task::View(view, began), Err(error)) => self.end_view(&view, began, Err(error), told),
             (Task::Compaction(_) | Task::Garbage, Ok(Done::Tidied(Ok(())))) => {}
             (Task::Compaction(view), Ok(Done::Tidied(Err(error))) | Err(error)) => {
                 tracing::error!(view = %view.name, error = %error.chain(), "small files cannot be merged");
@@ -329,6 +338,7 @@ impl<W: Work> Schedule<W> {
             }
             (task, done) => tracing::error!(?task, ?done, "a task of the schedule is not what it was begun for"),
         }
+        false
     }
 
     fn end_catalog(&mut self, result: Result<Option<CatalogState>>, told: &mut impl FnMut(Told)) {
@@ -354,13 +364,19 @@ impl<W: Work> Schedule<W> {
         }
     }
 
-    fn end_view(&mut self, view: &FeatureView, began: Timestamp, result: Result<Attempt>, told: &mut impl FnMut(Told)) {
+    fn end_view(
+        &mut self,
+        view: &FeatureView,
+        began: Timestamp,
+        result: Result<Attempt>,
+        told: &mut impl FnMut(Told),
+    ) -> bool {
         let (pinned, now, share) = (view.pinned(), self.work.now(), self.random.random_range(0.0..1.0));
         let before = self.turns.get(&pinned).copied().unwrap_or_else(Turn::unknown);
         let (turn, result) = match result {
             Ok(Attempt::NotBefore(at)) => {
                 self.turns.insert(pinned, Turn::planned(at));
-                return;
+                return false;
             }
             // What came while it ran waits for the next.
             Ok(Attempt::Refreshed(refreshed)) => (Turn::after_success(began, view.refresh_every, share), Ok(refreshed)),
@@ -368,11 +384,16 @@ impl<W: Work> Schedule<W> {
         };
         self.turns.insert(pinned.clone(), turn);
         told(Told::Turn(TurnDone { view: pinned, result, failures: turn.failures }));
-        self.start_compaction(view);
+        true
     }
 }
 
 impl Task {
+    /// The view whose turn it is.
+    fn refreshed(&self) -> Option<&FeatureView> {
+        if let Self::View(view, _) = self { Some(view) } else { None }
+    }
+
     /// The view that it keeps busy.
     fn view(&self) -> Option<&FeatureView> {
         match self {

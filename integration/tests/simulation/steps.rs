@@ -168,7 +168,7 @@ impl World {
     /// A view that is defined after events were pushed, and refreshed first while there are more.
     async fn first_refresh(&mut self) {
         if self.newcomers == MOST_NEWCOMERS {
-            return;
+            return self.refresh_meanwhile().await;
         }
         let name = newcomer(self.newcomers);
         self.newcomers += 1;
@@ -185,6 +185,16 @@ impl World {
         let job = async move { jobs.refresh(&state, &view).await };
         Box::pin(self.meanwhile(job)).await.expect("refreshes");
         self.was_read();
+        self.follow().await;
+    }
+
+    /// A refresh that is in the middle while there are pushes and a flush: it is committed after them.
+    async fn refresh_meanwhile(&mut self) {
+        let (view, jobs, state) = (self.any_view(), self.worker_jobs(), self.state.clone());
+        self.say(format!("refreshes {}", view.name));
+        let job = async move { jobs.refresh(&state, &view).await };
+        Box::pin(self.meanwhile(job)).await.expect("refreshes");
+        self.refreshed = self.now;
         self.follow().await;
     }
 
