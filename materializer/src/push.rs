@@ -1,7 +1,8 @@
 //! Push: events that producers send live.
 //!
-//! One push's way: checked against its source ([`accept`]), and tried against the queries of its views ([`set_aside`]); written to the log with all others that wait, in one synced
-//! write; applied to every view of its source ([`apply`]; what one lacks comes to it by [`lacking`]), while the next are written; acknowledged. By size or time the
+//! One push's way: checked against its source ([`accept`]), and tried against the queries of its views ([`set_aside`]);
+//! written to the log with all others that wait, in one synced write; applied to every view of its source ([`apply`]), while
+//! the next are written; acknowledged. What a view lacks comes to it beside them ([`lacking`]). By size or time the
 //! log is flushed to object storage ([`flush`]), as events beside the history and as a commit of each view's rows.
 //!
 //! Producers that are faster than the disk wait: a queue of a few pushes is all that is held here, and what comes over the

@@ -137,8 +137,7 @@ impl Generation for DiskGeneration<'_> {
         let old = {
             let mut state = self.slot.write().unwrap_or_else(PoisonError::into_inner);
             if state.generation == FORGOTTEN {
-                let dropped = tier.database.drop_cf(&family(&self.view, self.generation));
-                dropped.map_err(|error| tier.failed(error))?;
+                // Its family goes when the view is loaded again, or the tier opened.
                 return Err(Error::conflict("the view was forgotten meanwhile").with("view", &self.view));
             }
             // It has everything, unless its family let go of something meanwhile.
