@@ -158,7 +158,12 @@ pub struct Claim {
 impl Claim {
     /// The log as which it feeds a store.
     fn log_in(&self, state: &PushHistoryState) -> u64 {
-        let later = self.epoch.is_some_and(|epoch| state.epoch_of(self.log) > epoch);
+        let newest = state.epoch_of(self.log);
+        let later = match self.epoch {
+            Some(epoch) => newest > epoch,
+            // A log that has just begun, and was given a number that another one has been given.
+            None => self.log == self.process && newest > 0,
+        };
         if !later && !self.older && state.flushed_of(self.log) <= self.last {
             return self.log;
         }
@@ -686,6 +691,8 @@ mod tests {
         assert_eq!(of(Claim { older: true, ..known }).await, Taker { epoch: 5, log: 109 });
         assert_eq!(of(known).await, Taker { epoch: 6, log: 7 });
         assert_eq!(history.state().await.expect("readable").epoch_of(7), 6);
+        let new = Claim { process: 109, ..claim(109, 0) };
+        assert_eq!(of(new).await, Taker { epoch: 7, log: 110 }, "the number is another's");
     }
 
     #[tokio::test]

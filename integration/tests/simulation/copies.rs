@@ -80,9 +80,8 @@ impl World {
         self.start(newer).await;
         self.check();
         self.push().await;
-        if self.chance(2) {
-            self.flush().await;
-        }
+        // What both hold is in the store then: what is left in the other's log is its alone.
+        self.flush().await;
         self.moves_on(APART);
         if goes_on {
             self.outlives(older).await;
