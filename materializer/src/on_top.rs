@@ -81,20 +81,7 @@ mod tests {
     }
 
     fn commit(kind: ViewCommitKind, watermark: Timestamp) -> ViewCommit {
-        ViewCommit {
-            at: at(0),
-            kind,
-            watermark,
-            read_until: None,
-            pushed: None,
-            late: 0,
-            history: None,
-            restated: None,
-            replaced: Vec::new(),
-            files: Vec::new(),
-            pushed_from: None,
-            set_aside: Vec::new(),
-        }
+        ViewCommit::new(at(0), kind, watermark)
     }
 
     #[test]

@@ -253,7 +253,7 @@ mod tests {
         let entry = |position: u64| {
             let values: ArrayRef = Arc::new(Int64Array::from_value(7, 100));
             let events = RecordBatch::try_from_iter([("value", values)]).expect("a batch");
-            PushEntry { position, source: "paid".to_owned(), events, origin: PushOrigin::default() }
+            PushEntry::new(position, "paid".to_owned(), events, PushOrigin::default()).expect("an entry")
         };
         let cut = |most: u64| {
             let mut piece = Piece { entries: [3, 5, 8].map(entry).into(), until: 9, last: true };
