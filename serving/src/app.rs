@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{Error, Result};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
-use crate::connections;
+use crate::connections::{self, Bounded, TurnedAway};
 use crate::features::{FeatureServer, FeatureSource};
 use crate::flight::FlightServer;
 use crate::generated::DESCRIPTORS;
@@ -94,12 +95,13 @@ impl App {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Unavailable`] when a listener fails.
     pub async fn run(self, stop: watch::Receiver<bool>) -> Result<()> {
-        let mut tasks = JoinSet::new();
+        let (mut tasks, turned_away) = (JoinSet::new(), TurnedAway::default());
         if let Some(StorePart { features, flight, socket }) = &self.store {
             tasks.spawn(follow_store(Arc::clone(features), stop.clone()));
             if let Some(path) = socket {
                 let listener = listen_socket(path).await?;
-                tasks.spawn(serve_socket(flight.clone(), listener, self.security.clone(), stop.clone()));
+                let (security, turned_away) = (self.security.clone(), turned_away.clone());
+                tasks.spawn(serve_socket(flight.clone(), listener, security, turned_away, stop.clone()));
             }
         }
         if let Some(WorkerPart { contracts, .. }) = &self.worker {
@@ -109,7 +111,7 @@ impl App {
         let security = self.security;
         if let Some(listener) = self.http {
             let measure = measure_of(self.store.as_ref(), self.worker.as_ref());
-            tasks.spawn(serve_http(listener, measure, security.clone(), stop.clone()));
+            tasks.spawn(serve_http(listener, measure, security.clone(), turned_away.clone(), stop.clone()));
         }
         tasks.spawn({
             let (security, stop) = (security.clone(), stop.clone());
@@ -117,10 +119,10 @@ impl App {
                 tokio::select! { () = security.follow() => {}, () = stopped(stop) => {} }
             }
         });
-        let served = self
-            .listeners
-            .into_iter()
-            .map(|listener| drain(serve_port(router.clone(), listener, security.clone(), stop.clone()), stop.clone()));
+        let served = self.listeners.into_iter().map(|listener| {
+            let incoming = connections::incoming(listener, &turned_away);
+            drain(serve_port(router.clone(), incoming, security.clone(), stop.clone()), stop.clone())
+        });
         futures::future::try_join_all(served).await?;
         tasks.shutdown().await;
         Ok(())
@@ -154,11 +156,10 @@ impl App {
 /// Answers a port, encrypted where there are certificates.
 async fn serve_port(
     router: Guarded,
-    listener: TcpListener,
+    incoming: impl Stream<Item = std::io::Result<Bounded<TcpStream>>> + Send + 'static,
     security: Security,
     stop: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = connections::incoming(listener);
     if let Some(tls) = security.tls() {
         let encrypted = tls.incoming(incoming, Protocol::Grpc);
         return router.serve_with_incoming_shutdown(encrypted, stopped(stop)).await;
@@ -214,14 +215,26 @@ fn measure_of(store: Option<&StorePart>, worker: Option<&WorkerPart>) -> Measure
     })
 }
 
-async fn serve_http(listener: TcpListener, measure: Measure, security: Security, stop: watch::Receiver<bool>) {
-    if let Err(error) = http::serve(listener, measure, &security, stopped(stop)).await {
+async fn serve_http(
+    listener: TcpListener,
+    measure: Measure,
+    security: Security,
+    turned_away: TurnedAway,
+    stop: watch::Receiver<bool>,
+) {
+    if let Err(error) = http::serve_counted(listener, measure, &security, &turned_away, stopped(stop)).await {
         tracing::error!(error = %error.chain(), "the HTTP port failed");
     }
 }
 
-async fn serve_socket(flight: FlightServer, listener: UnixListener, security: Security, stop: watch::Receiver<bool>) {
-    let incoming = connections::bounded_calls(UnixListenerStream::new(listener));
+async fn serve_socket(
+    flight: FlightServer,
+    listener: UnixListener,
+    security: Security,
+    turned_away: TurnedAway,
+    stop: watch::Receiver<bool>,
+) {
+    let incoming = connections::socket_incoming(UnixListenerStream::new(listener), &turned_away);
     let served = connections::server()
         .layer(security.layer())
         .add_service(flight.into_service())

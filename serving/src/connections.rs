@@ -1,11 +1,14 @@
-//! Connections: how many a port has at once, how long one may lie idle, and how much one may ask at the same time.
+//! Connections: how many a port has at once, and of one address; how long one may lie idle, and how much one may ask at the
+//! same time.
 //!
 //! Idle is a connection on which no byte went in either direction. A peer that has gone without a word is noticed sooner,
 //! by the kernel's own probes, which are no bytes here; a client that wants to keep a silent connection sends HTTP/2 pings.
 
+mod turned_away;
+
 use std::future::ready;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,17 +17,23 @@ use std::time::Duration;
 use axum::serve::Listener;
 use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpIncoming};
 
+pub(crate) use self::turned_away::TurnedAway;
 use crate::network;
+use crate::shares::{Full, Share, Shares};
 
 /// The most connections of a port of calls. Each costs a file descriptor, of which a process may have as many on most systems
 /// unless it is told otherwise, and what its streams have sent and nobody has read.
 const MOST_CONNECTIONS: usize = 1024;
+
+/// The part of a port's connections that one address may have, unless it is this host's own. A host needs few: each carries
+/// 256 calls at once, so that hundreds of processes behind one address still find room; and it takes four hosts that mean it
+/// ill to fill a port.
+const ONE_ADDRESS_OF: usize = 4;
 
 /// How long a connection of calls may lie idle. Workers and producers say something every few seconds.
 const IDLE: Duration = Duration::from_secs(30 * 60);
@@ -56,13 +65,27 @@ pub(crate) fn server() -> Server {
 }
 
 /// A port's connections.
-pub(crate) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Bounded<TcpStream>>> + Send {
-    bounded(accepted(listener), Places::new(MOST_CONNECTIONS, IDLE))
+pub(crate) fn incoming(
+    listener: TcpListener,
+    turned_away: &TurnedAway,
+) -> impl Stream<Item = io::Result<Bounded<TcpStream>>> + Send + use<> {
+    bounded(accepted(listener), Places::new(MOST_CONNECTIONS, IDLE, turned_away))
 }
 
 /// The HTTP port's connections, where each is encrypted before it is a listener's.
-pub(crate) fn http_incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Bounded<TcpStream>>> + Send {
-    bounded(accepted(listener), Places::new(MOST_HTTP_CONNECTIONS, HTTP_IDLE))
+pub(crate) fn http_incoming(
+    listener: TcpListener,
+    turned_away: &TurnedAway,
+) -> impl Stream<Item = io::Result<Bounded<TcpStream>>> + Send + use<> {
+    bounded(accepted(listener), Places::new(MOST_HTTP_CONNECTIONS, HTTP_IDLE, turned_away))
+}
+
+/// A Unix socket's connections, which are all of this host.
+pub(crate) fn socket_incoming<S: Stream<Item = io::Result<UnixStream>> + Send>(
+    incoming: S,
+    turned_away: &TurnedAway,
+) -> impl Stream<Item = io::Result<Bounded<UnixStream>>> + Send + use<S> {
+    bounded(incoming, Places::new(MOST_CONNECTIONS, IDLE, turned_away))
 }
 
 /// Without delay: else an answer of more than one packet waits 40 ms for the caller's delayed acknowledgement.
@@ -74,14 +97,7 @@ fn accepted(listener: TcpListener) -> TcpIncoming {
         .with_keepalive_retries(Some(PROBES))
 }
 
-/// Connections of calls, of whatever kind.
-pub(crate) fn bounded_calls<IO: Send>(
-    incoming: impl Stream<Item = io::Result<IO>> + Send,
-) -> impl Stream<Item = io::Result<Bounded<IO>>> + Send {
-    bounded(incoming, Places::new(MOST_CONNECTIONS, IDLE))
-}
-
-fn bounded<IO: Send>(
+fn bounded<IO: OfHost + Send>(
     incoming: impl Stream<Item = io::Result<IO>> + Send,
     places: Places,
 ) -> impl Stream<Item = io::Result<Bounded<IO>>> + Send {
@@ -96,8 +112,8 @@ pub(crate) struct HttpListener {
 }
 
 impl HttpListener {
-    pub(crate) fn new(inner: TcpListener) -> Self {
-        Self { inner, places: Places::new(MOST_HTTP_CONNECTIONS, HTTP_IDLE) }
+    pub(crate) fn new(inner: TcpListener, turned_away: &TurnedAway) -> Self {
+        Self { inner, places: Places::new(MOST_HTTP_CONNECTIONS, HTTP_IDLE, turned_away) }
     }
 }
 
@@ -119,26 +135,62 @@ impl Listener for HttpListener {
     }
 }
 
+/// What comes from a host.
+pub(crate) trait OfHost {
+    /// The host that it comes from, if that is another.
+    fn host(&self) -> Option<IpAddr>;
+}
+
+impl OfHost for TcpStream {
+    fn host(&self) -> Option<IpAddr> {
+        // Of a connection that has gone meanwhile there is none, and it ends by itself.
+        self.peer_addr().ok().and_then(|peer| host_of(peer.ip()))
+    }
+}
+
+impl OfHost for UnixStream {
+    fn host(&self) -> Option<IpAddr> {
+        None
+    }
+}
+
+/// The host of an address, unless it is this one. One that has an address of IPv6 has all that begin with the same 64 bits.
+fn host_of(address: IpAddr) -> Option<IpAddr> {
+    match address.to_canonical() {
+        own if own.is_loopback() => None,
+        IpAddr::V6(address) => {
+            Some(IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & u128::from(u64::MAX) << 64)))
+        }
+        address => Some(address),
+    }
+}
+
 /// The places of a port.
 #[derive(Debug)]
 struct Places {
-    free: Arc<Semaphore>,
+    shares: Arc<Shares<IpAddr>>,
     idle: Duration,
+    turned_away: TurnedAway,
 }
 
 impl Places {
-    fn new(most: usize, idle: Duration) -> Self {
-        Self { free: Arc::new(Semaphore::new(most)), idle }
+    fn new(most: usize, idle: Duration, turned_away: &TurnedAway) -> Self {
+        Self { shares: Shares::new(most, most / ONE_ADDRESS_OF), idle, turned_away: turned_away.clone() }
     }
 
     /// Gives a connection a place; without one it is closed at once, which its caller notices sooner than silence.
-    fn take<IO>(&self, io: IO) -> Option<Bounded<IO>> {
-        let Ok(place) = Arc::clone(&self.free).try_acquire_owned() else {
-            tracing::warn!("a connection is closed at once: there are as many as there may be");
-            return None;
-        };
-        let timer = Box::pin(tokio::time::sleep(self.idle));
-        Some(Bounded { io, _place: place, idle: self.idle, timer, active: false })
+    fn take<IO: OfHost>(&self, io: IO) -> Option<Bounded<IO>> {
+        let host = io.host();
+        match self.shares.take(host.as_ref(), 1) {
+            Ok(place) => {
+                let timer = Box::pin(tokio::time::sleep(self.idle));
+                Some(Bounded { io, _place: place, idle: self.idle, timer, active: false })
+            }
+            Err(full) => {
+                self.turned_away.note(matches!(full, Full::Share { .. }), host, now());
+                None
+            }
+        }
     }
 }
 
@@ -146,7 +198,7 @@ impl Places {
 #[derive(Debug)]
 pub(crate) struct Bounded<IO> {
     io: IO,
-    _place: OwnedSemaphorePermit,
+    _place: Share<IpAddr>,
     idle: Duration,
     timer: Pin<Box<Sleep>>,
     /// Whether a byte went since the timer was set: to set it anew for each would cost more than to look when it rings.
@@ -238,14 +290,50 @@ mod tests {
 
     use super::*;
 
+    impl OfHost for DuplexStream {
+        fn host(&self) -> Option<IpAddr> {
+            None
+        }
+    }
+
+    /// A connection of some host.
+    struct Of(&'static str);
+
+    impl OfHost for Of {
+        fn host(&self) -> Option<IpAddr> {
+            host_of(self.0.parse().expect("an address"))
+        }
+    }
+
+    fn places(most: usize, idle: Duration) -> Places {
+        Places::new(most, idle, &TurnedAway::default())
+    }
+
     fn connected(places: &Places) -> (DuplexStream, Option<Bounded<DuplexStream>>) {
         let (client, server) = duplex(64);
         (client, places.take(server))
     }
 
     #[tokio::test]
+    async fn one_host_has_a_quarter_of_a_port_and_this_one_the_whole() {
+        let places = places(8, IDLE);
+        let one = [places.take(Of("192.0.2.1")), places.take(Of("::ffff:192.0.2.1"))];
+        assert!(one.iter().all(Option::is_some) && places.take(Of("192.0.2.1")).is_none());
+        assert_eq!(places.turned_away.counts(), [("port", 0), ("address", 1)]);
+        // Whoever has one address of a network of IPv6 has as many as it likes.
+        let other = [places.take(Of("2001:db8::1")), places.take(Of("2001:db8::2"))];
+        assert!(other.iter().all(Option::is_some) && places.take(Of("2001:db8::ffff:0:0:3")).is_none());
+        let own = ["127.0.0.1", "127.0.0.1", "::1", "127.0.0.1"].map(|own| places.take(Of(own)));
+        assert!(own.iter().all(Option::is_some) && places.take(Of("127.0.0.1")).is_none());
+        assert!(places.take(Of("192.0.2.9")).is_none());
+        assert_eq!(places.turned_away.counts(), [("port", 2), ("address", 2)]);
+        drop(one);
+        assert!(places.take(Of("192.0.2.1")).is_some());
+    }
+
+    #[tokio::test]
     async fn a_connection_too_many_is_closed_and_its_place_is_free_again_when_another_ends() {
-        let places = Places::new(2, IDLE);
+        let places = places(2, IDLE);
         let (_one, first) = connected(&places);
         let (_two, second) = connected(&places);
         assert!(first.is_some() && second.is_some());
@@ -258,7 +346,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_connection_ends_and_one_that_is_used_does_not() {
-        let places = Places::new(2, Duration::from_millis(200));
+        let places = places(2, Duration::from_millis(200));
         let (_silent, idle) = connected(&places);
         let (mut client, used) = connected(&places);
         let (mut idle, mut used) = (idle.expect("a place"), used.expect("a place"));

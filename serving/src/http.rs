@@ -9,7 +9,7 @@ use axum::routing::get;
 use springhouse_featurestore::{Error, Result};
 use tokio::net::TcpListener;
 
-use crate::connections::{self, HttpListener};
+use crate::connections::{self, HttpListener, TurnedAway};
 use crate::metrics::Metrics;
 use crate::security::{Peer, Protocol, Security};
 
@@ -29,24 +29,40 @@ pub async fn serve(
     security: &Security,
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let metrics = move || std::future::ready(answer(measure.as_ref()));
+    serve_counted(listener, measure, security, &TurnedAway::default(), stopped).await
+}
+
+/// The same of a process with other ports, whose connections that are turned away it measures too.
+pub(crate) async fn serve_counted(
+    listener: TcpListener,
+    measure: Measure,
+    security: &Security,
+    turned_away: &TurnedAway,
+    stopped: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let counted = turned_away.clone();
+    let metrics = move || std::future::ready(answer(measure.as_ref(), &counted));
     let router = Router::new()
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; /metrics has the metrics\n") })
         .layer(security.layer());
     let served = match security.tls() {
-        None => axum::serve(HttpListener::new(listener), router).with_graceful_shutdown(stopped).await,
+        None => axum::serve(HttpListener::new(listener, turned_away), router).with_graceful_shutdown(stopped).await,
         Some(tls) => {
             let router = router.into_make_service_with_connect_info::<Peer>();
-            let incoming = tls.incoming(connections::http_incoming(listener), Protocol::Http);
+            let incoming = tls.incoming(connections::http_incoming(listener, turned_away), Protocol::Http);
             axum::serve(incoming, router).with_graceful_shutdown(stopped).await
         }
     };
     served.map_err(|error| Error::unavailable("the HTTP port failed").source(error))
 }
 
-fn answer(measure: &(dyn Fn() -> Result<Metrics> + Send + Sync)) -> Response {
-    match measure().and_then(|metrics| metrics.text()) {
+fn answer(measure: &(dyn Fn() -> Result<Metrics> + Send + Sync), turned_away: &TurnedAway) -> Response {
+    let text = measure().and_then(|mut metrics| {
+        metrics.add_connections(turned_away);
+        metrics.text()
+    });
+    match text {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
             tracing::error!(error = %error.chain(), "metrics cannot be measured");

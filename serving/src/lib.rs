@@ -16,6 +16,7 @@
 //! 6. [`http`] — the HTTP port, with what [`metrics`] measures.
 //! 7. [`security`] — who calls, and with which scopes: the layer before all of these, and the client's side.
 //! 8. [`app`] — builds everything, listens, drains; `network` — connections that notice silence.
+//! 9. `shares` — what a caller may have of what there is only so much of.
 //!
 //! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
 
@@ -38,6 +39,7 @@ mod network;
 pub mod package;
 pub mod predict;
 pub mod security;
+mod shares;
 mod status;
 pub mod worker;
 

@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
+use crate::connections::TurnedAway;
 use crate::features::FeatureStatus;
 use crate::worker::{Contracts, Counters};
 
@@ -82,6 +83,12 @@ impl Metrics {
         );
         self.counters("memory_reads", "Keys asked for", [(Labels::new(), status.memory_reads)]);
         self.counters("memory_hits", "Keys answered from memory", [(Labels::new(), status.memory_hits)]);
+    }
+
+    /// Adds the connections that found no place.
+    pub(crate) fn add_connections(&mut self, turned_away: &TurnedAway) {
+        let counts = turned_away.counts().map(|(full, count)| (vec![("full", full.to_owned())], count));
+        self.counters("connections_turned_away", "Connections closed at once: the port, or one address, had its most", counts);
     }
 
     /// Adds what was answered for contracts.
