@@ -342,6 +342,36 @@ async fn certificates_are_checked_on_both_sides_and_exchanged_while_serving() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_the_authority_of_its_certificate() {
+    let (project, _) = deployed().await;
+    let folder = project.folder.path().to_owned();
+    token(&folder, "other", &[Scope::Push]);
+    let (ours, others) = (Authority::new("ours"), Authority::new("others"));
+    let server = Running::start(&project, with_tls(&folder, &ours), None).await;
+    let contract = project.state().await.current_contract("fraud").expect("defined").pinned();
+    // What vouches for the server does not change.
+    std::fs::write(folder.join("servers-ca.pem"), &ours.pem).expect("writable");
+    let certificate = Some((folder.join("client.pem"), folder.join("client.key")));
+    let access = Access { ca: Some(folder.join("servers-ca.pem")), certificate, ..Access::default() };
+    let store = RemoteFeatures::with_access(&format!("https://{}", server.address), access).expect("right");
+    store.lookup(&contract, ann()).await.expect("known");
+    std::fs::write(folder.join("ca.pem"), format!("{}{}", others.pem, ours.pem)).expect("writable");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    store.lookup(&contract, ann()).await.expect("the authority is still one of those");
+    std::fs::write(folder.join("ca.pem"), &others.pem).expect("writable");
+    for _ in 0..100 {
+        if store.lookup(&contract, ann()).await.is_err() {
+            // For good: nor does it get in anew.
+            store.lookup(&contract, ann()).await.expect_err("of another authority");
+            server.stop().await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the connection goes on ten seconds after its certificate's authority was removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_not_encrypted_yet_have_their_bound_too() {
     let (project, _) = deployed().await;
     let folder = project.folder.path().to_owned();
@@ -442,6 +472,12 @@ async fn the_command_line_makes_tokens_and_refuses_to_serve_openly() {
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let id = token.split('_').nth(1).expect("three parts");
     assert!(listed.contains(id) && listed.contains("ann") && !listed.contains(&token), "{listed}");
+    let day = ["token", "create", "--caller", "bob", "--scope", "read", "--expires", "1 day"];
+    assert!(springhouse(&project, &day).await.status.success());
+    let listed = springhouse(&project, &["--json", "token", "list"]).await;
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("JSON");
+    assert!(listed[0]["expires"].is_null() && listed[1]["expires"].is_string(), "{listed}");
+    assert_eq!(listed[1]["expired"], false);
     let said = error(&["token", "create", "--caller", "ann", "--scope", "root"]).await;
     assert!(said.contains("operate"), "{said}");
     assert!(springhouse(&project, &["token", "revoke", id]).await.status.success());

@@ -7,7 +7,9 @@
 //!
 //! Without a callers file everybody may do everything; [`Security::admits`] keeps such a process off addresses that others
 //! can reach. `table` says in one place which path, command and action needs which scope. Files are read again as they
-//! change. No secret is in a log, an error or a `Debug`: of a token its public id, and only its hash is stored.
+//! change: what was revoked, has expired, or has nobody any more to vouch for it counts no longer from the next message on,
+//! on connections and streams that are open too. No secret is in a log, an error or a `Debug`: of a token its public id,
+//! and only its hash is stored.
 
 mod access;
 mod caller;
@@ -17,6 +19,7 @@ mod scope;
 pub(crate) mod table;
 mod tls;
 mod token;
+mod trust;
 
 #[cfg(test)]
 mod tests;

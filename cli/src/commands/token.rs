@@ -3,9 +3,10 @@
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use springhouse_featurestore::Result;
-use springhouse_featurestore::time::{Clock, SystemClock, Timestamp};
+use springhouse_featurestore::time::{Clock, Span, SystemClock, Timestamp};
 use springhouse_serving::security::{CallersFile, KnownToken, Scope};
 
+use super::parse_span;
 use crate::project::Project;
 use crate::render::{note, show, table};
 
@@ -29,6 +30,9 @@ pub struct Create {
     /// What they may: read, predict, push, query, define, deploy, operate or approve; once for each
     #[arg(long = "scope", required = true)]
     scopes: Vec<Scope>,
+    /// For how long it is known, such as '90 days'; until it is revoked when it is not given
+    #[arg(long, value_parser = parse_span)]
+    expires: Option<Span>,
 }
 
 /// Take a token away; running servers know within a second.
@@ -51,6 +55,8 @@ struct Listed<'a> {
     caller: &'a str,
     scopes: String,
     created: Option<Timestamp>,
+    expires: Option<Timestamp>,
+    expired: bool,
 }
 
 impl TokenCommand {
@@ -60,7 +66,8 @@ impl TokenCommand {
         match self {
             Self::Create(create) => {
                 let now = SystemClock.now();
-                let make = |file: &mut CallersFile| file.create(&create.caller, &create.scopes, now);
+                let expires = create.expires.map(|after| (now + after).dated()).transpose()?;
+                let make = |file: &mut CallersFile| file.create_until(&create.caller, &create.scopes, now, expires);
                 let token = CallersFile::change(&path, make)?;
                 note("the token is shown this once; keep it in a file that its caller alone can read");
                 show(json, &Created { caller: &create.caller, token: token.reveal() }, || token.reveal().to_owned())
@@ -68,28 +75,38 @@ impl TokenCommand {
             Self::List => list(&CallersFile::read(&path)?, json),
             Self::Revoke(revoke) => {
                 let revoked: KnownToken = CallersFile::change(&path, |file| file.revoke(&revoke.id))?;
-                let listed = listed(&revoked.id, &revoked.caller, &revoked.scopes, Some(revoked.created));
+                let listed = listed_token(&revoked, SystemClock.now());
                 show(json, &listed, || format!("revoked {} of {}", revoked.id, revoked.caller))
             }
         }
     }
 }
 
-fn listed<'a>(shows: &'a str, caller: &'a str, scopes: &[Scope], created: Option<Timestamp>) -> Listed<'a> {
+fn listed<'a>(shows: &'a str, caller: &'a str, scopes: &[Scope]) -> Listed<'a> {
     let scopes: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
-    Listed { shows, caller, scopes: scopes.join(" "), created }
+    Listed { shows, caller, scopes: scopes.join(" "), created: None, expires: None, expired: false }
+}
+
+fn listed_token(token: &KnownToken, now: Timestamp) -> Listed<'_> {
+    Listed {
+        created: Some(token.created),
+        expires: token.expires,
+        expired: token.expires.is_some_and(|at| at <= now),
+        ..listed(&token.id, &token.caller, &token.scopes)
+    }
 }
 
 fn list(file: &CallersFile, json: bool) -> Result<()> {
-    let tokens = file.tokens.iter().map(|token| listed(&token.id, &token.caller, &token.scopes, Some(token.created)));
-    let certificates = &file.certificates;
-    let certificates = certificates.iter().map(|known| listed(&known.name, &known.caller, &known.scopes, None));
+    let now = SystemClock.now();
+    let tokens = file.tokens.iter().map(|token| listed_token(token, now));
+    let certificates = file.certificates.iter().map(|known| listed(&known.name, &known.caller, &known.scopes));
     let all: Vec<Listed<'_>> = tokens.chain(certificates).collect();
     show(json, &all, || {
         let row = |one: &Listed<'_>| {
-            let created = one.created.map_or_else(|| "-".to_owned(), |time| time.to_string());
-            vec![one.shows.to_owned(), one.caller.to_owned(), one.scopes.clone(), created]
+            let time = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+            let until = if one.expired { format!("expired at {}", time(one.expires)) } else { time(one.expires) };
+            vec![one.shows.to_owned(), one.caller.to_owned(), one.scopes.clone(), time(one.created), until]
         };
-        table(&["token or certificate", "caller", "scopes", "made"], &all.iter().map(row).collect::<Vec<_>>())
+        table(&["token or certificate", "caller", "scopes", "made", "expires"], &all.iter().map(row).collect::<Vec<_>>())
     })
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
+use springhouse_featurestore::time::{Clock, SystemClock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use subtle::ConstantTimeEq;
 
@@ -16,22 +17,43 @@ use super::scope::{Scope, Scopes, any_of};
 use super::tls::Peer;
 use super::token::{CallersFile, KnownCertificate, KnownToken, Token};
 
-/// The name of every caller where nobody is asked who they are.
-const ANYBODY: &str = "anybody";
-
 /// Who calls, and what they may. It is in the extensions of every request that came past the layer.
 #[derive(Debug, Clone)]
 pub struct Caller {
     name: Arc<str>,
     scopes: Scopes,
     /// Whether what it showed still holds; streams that stay open ask again.
-    holds: Arc<AtomicBool>,
+    standing: Arc<Standing>,
+    /// The connection whose certificate says who it is.
+    peer: Option<Peer>,
+}
+
+/// Whether what a caller showed still holds.
+#[derive(Debug)]
+struct Standing {
+    /// Whether it is one of those who are known, and not just anybody.
+    known: bool,
+    revoked: AtomicBool,
+    /// From when on it holds no more, by which clock.
+    expires: Option<(Timestamp, Arc<dyn Clock>)>,
+}
+
+impl Standing {
+    fn new(known: bool, expires: Option<(Timestamp, Arc<dyn Clock>)>) -> Arc<Self> {
+        Arc::new(Self { known, revoked: AtomicBool::new(false), expires })
+    }
 }
 
 impl Caller {
-    /// A caller.
-    pub fn new(name: &str, scopes: Scopes) -> Self {
-        Self { name: name.into(), scopes, holds: Arc::new(AtomicBool::new(true)) }
+    /// Anybody.
+    fn anybody() -> Self {
+        Self { name: "anybody".into(), scopes: Scopes::all(), standing: Standing::new(false, None), peer: None }
+    }
+
+    /// One of those who are known, until a time where there is one.
+    fn known(name: &str, scopes: &[Scope], expires: Option<(Timestamp, Arc<dyn Clock>)>) -> Self {
+        let scopes = scopes.iter().copied().collect();
+        Self { name: name.into(), scopes, standing: Standing::new(true, expires), peer: None }
     }
 
     /// Its name.
@@ -41,8 +63,13 @@ impl Caller {
 
     /// The name under which a change of its is recorded: its own; of a caller whom nobody asked who they are, what it says.
     pub fn signs(&self, said: &str) -> String {
-        let name = if &*self.name == ANYBODY && !said.is_empty() { said } else { &self.name };
+        let name = if self.account().is_none() && !said.is_empty() { said } else { &self.name };
         name.to_owned()
+    }
+
+    /// The name under which it has shares and producers; none of callers whom nobody asks who they are.
+    pub fn account(&self) -> Option<&Arc<str>> {
+        self.standing.known.then_some(&self.name)
     }
 
     /// What it may.
@@ -58,18 +85,35 @@ impl Caller {
         self.require_one_of(&[scope])
     }
 
+    /// Whether what it showed holds now.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Unauthenticated`] when it was revoked meanwhile, or has expired.
+    fn stand(&self) -> Result<()> {
+        if self.standing.revoked.load(Ordering::Relaxed) {
+            return Err(Error::unauthenticated("the token or certificate was revoked, or changed, meanwhile")
+                .with("caller", &self.name)
+                .remedy("begin again, with what is known now"));
+        }
+        if let Some((expires, clock)) = &self.standing.expires
+            && *expires <= clock.now()
+        {
+            return Err(Error::unauthenticated("the token has expired")
+                .with("caller", &self.name)
+                .with("expired at", expires)
+                .remedy("make another: springhouse token create --caller NAME --scope SCOPE"));
+        }
+        self.peer.as_ref().map_or(Ok(()), |peer| peer.stand().map_err(|error| error.with("caller", &self.name)))
+    }
+
     /// Whether it may do what needs one of these scopes, now.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Forbidden`] names them;
-    /// [`springhouse_featurestore::ErrorKind::Unauthenticated`] when its token was revoked meanwhile.
+    /// [`springhouse_featurestore::ErrorKind::Unauthenticated`] when what it showed holds no more: its token was revoked
+    /// meanwhile or has expired, or nobody vouches for its certificate any more.
     pub fn require_one_of(&self, scopes: &[Scope]) -> Result<()> {
-        if !self.holds.load(Ordering::Relaxed) {
-            return Err(Error::unauthenticated("the token or certificate was revoked, or changed, meanwhile")
-                .with("caller", &self.name)
-                .with("needs scope", any_of(scopes))
-                .remedy("begin again, with what is known now"));
-        }
+        self.stand().map_err(|error| error.with("needs scope", any_of(scopes)))?;
         if scopes.iter().any(|scope| self.scopes.has(*scope)) {
             return Ok(());
         }
@@ -103,6 +147,8 @@ pub struct Callers {
     /// What the file held when it was last read; `None` when it could not be.
     text: Mutex<Option<String>>,
     everybody: Caller,
+    /// Tokens expire by it: the machine's, whatever time a project shows.
+    clock: Arc<dyn Clock>,
 }
 
 impl fmt::Debug for Callers {
@@ -118,7 +164,8 @@ impl Callers {
             file: None,
             known: RwLock::default(),
             text: Mutex::default(),
-            everybody: Caller::new(ANYBODY, Scopes::all()),
+            everybody: Caller::anybody(),
+            clock: Arc::new(SystemClock),
         }
     }
 
@@ -127,7 +174,15 @@ impl Callers {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] when it is missing or not right.
     pub fn read(file: PathBuf) -> Result<Self> {
-        let callers = Self { file: Some(file), ..Self::everybody() };
+        Self::read_at(file, Arc::new(SystemClock))
+    }
+
+    /// The same by another clock.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn read_at(file: PathBuf, clock: Arc<dyn Clock>) -> Result<Self> {
+        let callers = Self { file: Some(file), clock, ..Self::everybody() };
         let (text, read) = callers.look()?;
         callers.take(&read)?;
         *callers.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
@@ -176,7 +231,10 @@ impl Callers {
         for token in &file.tokens {
             let caller = match known.tokens.get(&token.id) {
                 Some((same, hashed)) if same == token => hashed.caller.clone(),
-                _ => Caller::new(&token.caller, token.scopes.iter().copied().collect()),
+                _ => {
+                    let expires = token.expires.map(|at| (at, Arc::clone(&self.clock)));
+                    Caller::known(&token.caller, &token.scopes, expires)
+                }
             };
             let hashed = HashedToken { sha256: token.hash()?, caller };
             now.tokens.insert(token.id.clone(), (token.clone(), hashed));
@@ -184,13 +242,13 @@ impl Callers {
         for certificate in &file.certificates {
             let caller = match known.certificates.get(&certificate.name) {
                 Some((same, caller)) if same == certificate => caller.clone(),
-                _ => Caller::new(&certificate.caller, certificate.scopes.iter().copied().collect()),
+                _ => Caller::known(&certificate.caller, &certificate.scopes, None),
             };
             now.certificates.insert(certificate.name.clone(), (certificate.clone(), caller));
         }
-        let kept: Vec<*const AtomicBool> = now.callers().map(|caller| Arc::as_ptr(&caller.holds)).collect();
-        for gone in known.callers().filter(|caller| !kept.contains(&Arc::as_ptr(&caller.holds))) {
-            gone.holds.store(false, Ordering::Relaxed);
+        let kept: Vec<*const Standing> = now.callers().map(|caller| Arc::as_ptr(&caller.standing)).collect();
+        for gone in known.callers().filter(|caller| !kept.contains(&Arc::as_ptr(&caller.standing))) {
+            gone.standing.revoked.store(true, Ordering::Relaxed);
         }
         *known = now;
         Ok(())
@@ -206,14 +264,16 @@ impl Callers {
         }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(shown) = headers.get(AUTHORIZATION) {
-            return bearer(shown.as_bytes()).and_then(|token| known.by_token(token)).ok_or_else(|| {
+            let caller = bearer(shown.as_bytes()).and_then(|token| known.by_token(token)).ok_or_else(|| {
                 Error::unauthenticated("the token is not known")
                     .remedy("send `authorization: Bearer TOKEN` with one that `springhouse token create` made")
-            });
+            })?;
+            return caller.stand().map(|()| caller);
         }
         let names = peer.map(Peer::names).unwrap_or_default();
         if let Some((_, caller)) = names.iter().find_map(|name| known.certificates.get(name)) {
-            return Ok(caller.clone());
+            let caller = Caller { peer: peer.cloned(), ..caller.clone() };
+            return caller.stand().map(|()| caller);
         }
         let error = Error::unauthenticated("who calls is not said");
         let error = if names.is_empty() { error } else { error.with("unknown certificate", names.join(", ")) };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
 use springhouse_featurestore::ErrorKind;
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Clock, DrivenClock, Timestamp};
 use springhouse_featurestore::training_set::TrainingSetCommand;
 
 use super::table::{Need, of_action, of_command, of_path};
@@ -122,6 +122,30 @@ fn what_is_revoked_stops_at_once_and_what_stays_goes_on() {
     callers.reload().expect_err("missing");
     assert!(!callers.reload().expect("told of before"));
     known(&kept).expect("still known");
+}
+
+#[test]
+fn a_token_that_expires_is_refused_by_name_from_then_on_and_one_from_before_that_was_kept_is_not() {
+    let folder = Folder::new();
+    let at = Timestamp::from_micros;
+    let for_ever = folder.token("old", &[Scope::Read]);
+    let stored = std::fs::read_to_string(folder.callers()).expect("there");
+    assert!(!stored.contains("expires"), "as files were before: {stored}");
+    let make = |file: &mut CallersFile| file.create_until("gate", &[Scope::Push], at(0), Some(at(1_000_000)));
+    let token = CallersFile::change(&folder.callers(), make).expect("written").reveal().to_owned();
+    let clock = Arc::new(DrivenClock::still(at(999_999)));
+    let callers = Callers::read_at(folder.callers(), Arc::clone(&clock) as Arc<dyn Clock>).expect("right");
+    let known = |token: &str| callers.of_request(&bearer(token), None);
+    let open = known(&token).expect("a moment is left");
+    open.require(Scope::Push).expect("a moment is left");
+    clock.set(at(1_000_000));
+    for error in [known(&token).expect_err("expired"), open.require(Scope::Push).expect_err("expired")] {
+        let said = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+        assert!(said.contains("expired at: 1970-01-01T00:00:01") && said.contains("caller: gate"), "{said}");
+    }
+    clock.set(Timestamp::MAX);
+    known(&for_ever).expect("until it is revoked").require(Scope::Read).expect("has it");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,7 +24,8 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-use super::certificate;
+pub(crate) use super::trust::Peer;
+use super::trust::{Trust, Verifier};
 use crate::connections::Bounded;
 
 /// How long a client may take to agree on a connection.
@@ -31,6 +33,10 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Connections that are agreed on at once; more wait to be accepted.
 const MOST_HANDSHAKES: usize = 256;
+
+/// After so many looks at the files, one a second, the certificates of open connections are looked at though nothing changed:
+/// their own time may be over.
+const LOOKS_OF_CONNECTIONS: u64 = 60;
 
 /// After a connection that could not be accepted: most often there are no file descriptors left.
 const REST: Duration = Duration::from_millis(100);
@@ -69,6 +75,9 @@ pub struct Tls {
     /// `None` after they could not be read.
     contents: Mutex<Option<Contents>>,
     config: RwLock<Arc<ServerConfig>>,
+    /// Whom clients' certificates are believed of.
+    trust: Arc<Trust>,
+    looks: AtomicU64,
 }
 
 impl std::fmt::Debug for Tls {
@@ -130,7 +139,8 @@ impl TlsFiles {
         })
     }
 
-    fn config(&self, contents: &Contents) -> Result<ServerConfig> {
+    /// What a server shows, and whom it believes.
+    fn config(&self, contents: &Contents) -> Result<(ServerConfig, Verifier)> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Error::invalid("the server's certificates cannot be used")
                 .with("what", what)
@@ -140,19 +150,23 @@ impl TlsFiles {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::internal("TLS has no versions").source(error))?;
-        let builder = match (&self.client_ca, &contents.client_ca) {
+        let verifier = match (&self.client_ca, &contents.client_ca) {
             (Some(file), Some(pem)) => {
                 let roots = Arc::new(authorities(pem, file)?);
                 // Whoever shows none shows a token: which of the two a call needs, the layer says.
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated();
-                let verifier = verifier.build().map_err(|error| failed("clients' authorities", &error))?;
-                builder.with_client_cert_verifier(verifier)
+                Some(verifier.build().map_err(|error| failed("clients' authorities", &error))?)
             }
-            _ => builder.with_no_client_auth(),
+            _ => None,
+        };
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
+            None => builder.with_no_client_auth(),
         };
         let chain = certificates(&contents.certificate, &self.certificate)?;
         let key = private_key(&contents.key, &self.key)?;
-        builder.with_single_cert(chain, key).map_err(|error| failed("certificate and key", &error))
+        let config = builder.with_single_cert(chain, key).map_err(|error| failed("certificate and key", &error))?;
+        Ok((config, verifier))
     }
 }
 
@@ -163,15 +177,25 @@ impl Tls {
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names the file that is not right.
     pub fn read(files: TlsFiles) -> Result<Self> {
         let contents = files.read()?;
-        let config = RwLock::new(Arc::new(files.config(&contents)?));
-        Ok(Self { files, contents: Mutex::new(Some(contents)), config })
+        let (config, verifier) = files.config(&contents)?;
+        Ok(Self {
+            files,
+            contents: Mutex::new(Some(contents)),
+            config: RwLock::new(Arc::new(config)),
+            trust: Trust::new(verifier),
+            looks: AtomicU64::new(0),
+        })
     }
 
-    /// Reads the files again if they changed; says whether they did. Connections that are open stay.
+    /// Reads the files again if they changed; says whether they did. Connections that are open stay, but for those whose
+    /// certificates nobody vouches for any more.
     ///
     /// # Errors
     /// As [`Self::read`], once for each change; the former certificates stay.
     pub(super) fn reload(&self) -> Result<bool> {
+        if self.looks.fetch_add(1, Ordering::Relaxed) % LOOKS_OF_CONNECTIONS == LOOKS_OF_CONNECTIONS - 1 {
+            self.trust.look_again();
+        }
         let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
         match self.files.read() {
             Ok(now) if contents.as_ref() == Some(&now) => Ok(false),
@@ -179,7 +203,9 @@ impl Tls {
                 let config = self.files.config(&now);
                 // A certificate that came before its key is told of, and tried again with it.
                 *contents = Some(now);
-                *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config?);
+                let (config, verifier) = config?;
+                *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                self.trust.exchange(verifier);
                 Ok(true)
             }
             Err(_) if contents.is_none() => Ok(false),
@@ -235,9 +261,9 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, agreed) = (tls.acceptor(protocol), agreed.clone());
+        let (tls, agreed) = (Arc::clone(&tls), agreed.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_WITHIN, agree(acceptor, stream)).await {
+            match tokio::time::timeout(HANDSHAKE_WITHIN, agree(&tls, protocol, stream)).await {
                 // A server that stops takes no more.
                 Ok(Ok(connection)) => drop(agreed.send(connection).await),
                 Ok(Err(error)) => tracing::debug!(%error, "a client and this server do not agree on TLS"),
@@ -248,36 +274,47 @@ async fn accept(
     }
 }
 
-async fn agree(acceptor: TlsAcceptor, stream: Bounded<TcpStream>) -> io::Result<Connection> {
-    let stream = acceptor.accept(stream).await?;
-    let shown = stream.get_ref().1.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
-    let peer = Peer { names: shown.map(certificate::names).unwrap_or_default().into() };
-    Ok(Connection { stream, peer })
+async fn agree(tls: &Tls, protocol: Protocol, stream: Bounded<TcpStream>) -> io::Result<Connection> {
+    let changes = tls.trust.changes();
+    let stream = tls.acceptor(protocol).accept(stream).await?;
+    let peer = Peer::new(stream.get_ref().1.peer_certificates(), &tls.trust, changes);
+    let lost = peer.has_certificate().then(|| Box::pin(peer.clone().lost()) as Lost);
+    Ok(Connection { stream, peer, lost, is_over: false })
 }
 
-/// Whose certificate a connection bears.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Peer {
-    names: Arc<[String]>,
-}
-
-impl Peer {
-    /// Its names; none without a certificate.
-    pub(super) fn names(&self) -> &[String] {
-        &self.names
-    }
-}
+/// Ends when a connection's certificate is believed no more.
+type Lost = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// An encrypted connection.
-#[derive(Debug)]
 pub(crate) struct Connection {
     stream: TlsStream<Bounded<TcpStream>>,
     peer: Peer,
+    lost: Option<Lost>,
+    is_over: bool,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        if self.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(context).is_ready()) {
+            (self.lost, self.is_over) = (None, true);
+        }
+        self.is_over
+    }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
+        match Pin::new(&mut self.stream).poll_read(context, into) {
+            // To read nothing is what the end of a connection looks like.
+            Poll::Pending if self.is_over(context) => Poll::Ready(Ok(())),
+            read => read,
+        }
     }
 }
 

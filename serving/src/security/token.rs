@@ -70,6 +70,9 @@ pub struct KnownToken {
     pub scopes: Vec<Scope>,
     /// When it was made.
     pub created: Timestamp,
+    /// From when on it is known no more; for ever known where it is not given, as in files from before tokens expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
     /// The SHA-256 of its whole text, in hexadecimal.
     sha256: String,
 }
@@ -161,11 +164,25 @@ impl CallersFile {
     /// # Errors
     /// As [`Token::new`].
     pub fn create(&mut self, caller: &str, scopes: &[Scope], now: Timestamp) -> Result<Token> {
+        self.create_until(caller, scopes, now, None)
+    }
+
+    /// Adds a token that expires at a time, where one is given.
+    ///
+    /// # Errors
+    /// As [`Token::new`].
+    pub fn create_until(
+        &mut self,
+        caller: &str,
+        scopes: &[Scope],
+        now: Timestamp,
+        expires: Option<Timestamp>,
+    ) -> Result<Token> {
         let token = Token::new()?;
         let id = Token::id_of(token.0.as_bytes()).unwrap_or_default().to_owned();
         let sha256 = hex(&Sha256::digest(token.0.as_bytes()));
         let scopes = Scope::ALL.into_iter().filter(|scope| scopes.contains(scope)).collect();
-        self.tokens.push(KnownToken { id, caller: caller.to_owned(), scopes, created: now, sha256 });
+        self.tokens.push(KnownToken { id, caller: caller.to_owned(), scopes, created: now, expires, sha256 });
         Ok(token)
     }
 
