@@ -18,6 +18,7 @@ fn the_generated_code_is_what_the_protocol_says() {
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".")
+        .codec_path("crate::decoding::BoundedCodec")
         .out_dir(made.path())
         .compile_fds(files)
         .expect("the protocol generates");

@@ -16,12 +16,13 @@
 //! 6. [`http`] — the HTTP port, with what [`metrics`] measures.
 //! 7. [`security`] — who calls, and with which scopes: the layer before all of these, and the client's side.
 //! 8. [`app`] — builds everything, listens, drains; `network` — connections that notice silence.
-//! 9. `shares` — what a caller may have of what there is only so much of.
+//! 9. `decoding` and `shares` — what a message may take in memory, and a caller of what there is only so much of.
 //!
 //! It never runs a refresh and never reads a source: `materializer` does, and the two meet in the store.
 
 pub mod app;
 mod connections;
+mod decoding;
 pub mod features;
 pub mod flight;
 #[expect(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated from proto/inference.proto")]

@@ -15,6 +15,7 @@ mod grpc;
 mod tensor;
 
 pub use client::{PredictClient, Prediction, TextColumn};
+pub(crate) use grpc::MOST_REQUEST_BYTES;
 pub use grpc::PredictService;
 pub(crate) use tensor::too_many_rows;
 pub use tensor::{TensorData, columns_to_tensors, datatype, request_columns};

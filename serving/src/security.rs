@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use springhouse_featurestore::{Error, Result};
 
+use crate::decoding::Calls;
 pub use access::Access;
 pub use caller::{Caller, Callers};
 pub(crate) use layer::Authenticate;
@@ -65,12 +66,14 @@ pub struct Waived {
 pub struct Security {
     callers: Arc<Callers>,
     tls: Option<Arc<Tls>>,
+    /// What calls may send, on all ports together.
+    calls: Calls,
 }
 
 impl Security {
     /// Everybody may do everything, unencrypted: for addresses that only this host reaches.
     pub fn open() -> Self {
-        Self { callers: Arc::new(Callers::everybody()), tls: None }
+        Self { callers: Arc::new(Callers::everybody()), tls: None, calls: Calls::default() }
     }
 
     /// Reads the files.
@@ -86,7 +89,7 @@ impl Security {
         }
         let callers = files.callers.map_or_else(|| Ok(Callers::everybody()), Callers::read)?;
         let tls = files.tls.map(Tls::read).transpose()?.map(Arc::new);
-        Ok(Self { callers: Arc::new(callers), tls })
+        Ok(Self { callers: Arc::new(callers), tls, calls: Calls::default() })
     }
 
     /// Whether a process may listen there: on loopback always, elsewhere when callers are known and connections encrypted,
@@ -125,7 +128,7 @@ impl Security {
 
     /// The layer for a service.
     pub(crate) fn layer(&self) -> Authenticate {
-        Authenticate::new(Arc::clone(&self.callers))
+        Authenticate::new(Arc::clone(&self.callers), self.calls.clone())
     }
 
     /// Reads files again as they change, for as long as it is waited for; where one is not right the former holds.

@@ -24,7 +24,7 @@ use crate::worker::{Answer, Contracts, Question};
 
 /// The largest request: 4,096 rows of 500 numbers. A few bytes of a request can become hundreds in memory before anything of it
 /// can be looked at.
-const MOST_REQUEST_BYTES: usize = 16 << 20;
+pub(crate) const MOST_REQUEST_BYTES: usize = 16 << 20;
 
 /// The service.
 #[derive(Debug, Clone)]

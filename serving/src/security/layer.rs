@@ -11,21 +11,23 @@ use http_body_util::Limited;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use tower::{Layer, Service};
 
-use super::caller::Callers;
+use super::caller::{Caller, Callers};
 use super::scope::any_of;
 use super::table::{Need, of_path};
 use super::tls::Peer;
+use crate::decoding::Calls;
 use crate::status::to_status;
 
-/// Lets past whom the table lets, with a [`super::Caller`] in the request's extensions.
+/// Lets past whom the table lets, with a [`super::Caller`] in the request's extensions, and no more than what calls may send.
 #[derive(Debug, Clone)]
 pub(crate) struct Authenticate {
     callers: Arc<Callers>,
+    calls: Calls,
 }
 
 impl Authenticate {
-    pub(super) fn new(callers: Arc<Callers>) -> Self {
-        Self { callers }
+    pub(super) fn new(callers: Arc<Callers>, calls: Calls) -> Self {
+        Self { callers, calls }
     }
 }
 
@@ -33,7 +35,7 @@ impl<S> Layer<S> for Authenticate {
     type Service = Authenticated<S>;
 
     fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated { callers: Arc::clone(&self.callers), inner }
+        Authenticated { callers: Arc::clone(&self.callers), calls: self.calls.clone(), inner }
     }
 }
 
@@ -41,6 +43,7 @@ impl<S> Layer<S> for Authenticate {
 #[derive(Debug, Clone)]
 pub(crate) struct Authenticated<S> {
     callers: Arc<Callers>,
+    calls: Calls,
     inner: S,
 }
 
@@ -54,6 +57,12 @@ pub(crate) trait Refusal: Sized {
 
     /// The same body, which fails beyond what nobody in particular may send.
     fn limited(self) -> Self;
+
+    /// The same body, whose messages are within the bounds of what a path takes.
+    ///
+    /// # Errors
+    /// As [`Calls::bounded`].
+    fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Result<Self>;
 }
 
 impl Refusal for tonic::body::Body {
@@ -63,6 +72,10 @@ impl Refusal for tonic::body::Body {
 
     fn limited(self) -> Self {
         Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
+    }
+
+    fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Result<Self> {
+        calls.bounded(path, caller.account(), self)
     }
 }
 
@@ -80,6 +93,11 @@ impl Refusal for axum::body::Body {
     fn limited(self) -> Self {
         Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
     }
+
+    /// Nothing on the HTTP port reads a body.
+    fn bounded(self, _: &Calls, _: &str, _: &Caller) -> Result<Self> {
+        Ok(self.limited())
+    }
 }
 
 impl<S, B, R> Service<Request<B>> for Authenticated<S>
@@ -96,37 +114,50 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match admit(&self.callers, &mut request) {
-            Ok(()) if of_path(request.uri().path()) == Need::Nothing => {
-                Either::Right(self.inner.call(request.map(Refusal::limited)))
-            }
-            Ok(()) => Either::Right(self.inner.call(request)),
-            Err(error) => {
-                tracing::debug!(path = request.uri().path(), error = %error, "refused");
-                Either::Left(ready(Ok(R::refusal(error))))
-            }
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        match self.admit(request) {
+            Ok(request) => Either::Right(self.inner.call(request)),
+            Err(error) => Either::Left(ready(Ok(R::refusal(error)))),
         }
     }
 }
 
-/// Nobody behind the layer sees the token.
-fn admit<B>(callers: &Callers, request: &mut Request<B>) -> Result<()> {
-    let need = of_path(request.uri().path());
-    if need != Need::Nothing {
-        // tonic puts the peer itself there, axum wraps it.
-        let extensions = request.extensions();
-        let wrapped = || extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
-        let peer = extensions.get::<Peer>().or_else(wrapped);
-        let caller = callers.of_request(request.headers(), peer).map_err(|error| match need {
-            Need::OneOf(scopes) => error.with("needs scope", any_of(scopes)),
-            Need::Known | Need::Nothing => error,
+impl<S> Authenticated<S> {
+    /// The request with its caller and within its bounds, for those behind the layer; nobody of them sees the token.
+    fn admit<B: Refusal>(&self, mut request: Request<B>) -> Result<Request<B>> {
+        let caller = known(&self.callers, &request).inspect_err(|error| {
+            tracing::debug!(path = request.uri().path(), error = %error, "refused");
         })?;
-        if let Need::OneOf(scopes) = need {
-            caller.require_one_of(scopes)?;
-        }
-        request.extensions_mut().insert(caller);
+        request.headers_mut().remove(AUTHORIZATION);
+        let (mut parts, body) = request.into_parts();
+        let body = match caller {
+            None => body.limited(),
+            Some(caller) => {
+                let body = body.bounded(&self.calls, parts.uri.path(), &caller)?;
+                parts.extensions.insert(caller);
+                body
+            }
+        };
+        Ok(Request::from_parts(parts, body))
     }
-    request.headers_mut().remove(AUTHORIZATION);
-    Ok(())
+}
+
+/// Who calls, where anybody in particular must.
+fn known<B>(callers: &Callers, request: &Request<B>) -> Result<Option<Caller>> {
+    let need = of_path(request.uri().path());
+    if need == Need::Nothing {
+        return Ok(None);
+    }
+    // tonic puts the peer itself there, axum wraps it.
+    let extensions = request.extensions();
+    let wrapped = || extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
+    let peer = extensions.get::<Peer>().or_else(wrapped);
+    let caller = callers.of_request(request.headers(), peer).map_err(|error| match need {
+        Need::OneOf(scopes) => error.with("needs scope", any_of(scopes)),
+        Need::Known | Need::Nothing => error,
+    })?;
+    if let Need::OneOf(scopes) = need {
+        caller.require_one_of(scopes)?;
+    }
+    Ok(Some(caller))
 }
