@@ -97,4 +97,7 @@ pub trait TrainingSets: Send + Sync + std::fmt::Debug {
     /// [`crate::ErrorKind::NotFound`] for a contract that the catalog lacks; [`crate::ErrorKind::Busy`] when as many
     /// are made as there are places for.
     async fn training_set(&self, command: &TrainingSetCommand, spine: Option<Batches>) -> Result<Batches>;
+
+    /// How many it makes at once.
+    fn places(&self) -> usize;
 }

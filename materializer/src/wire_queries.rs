@@ -95,6 +95,10 @@ impl Drop for WireQueries {
 
 #[async_trait]
 impl TrainingSets for WireQueries {
+    fn places(&self) -> usize {
+        PLACES
+    }
+
     async fn schema(&self, command: &TrainingSetCommand) -> Result<SchemaRef> {
         let place = self.place()?;
         let (jobs, command) = (self.jobs.clone(), command.clone());

@@ -18,6 +18,7 @@ mod client;
 mod command;
 mod exchange;
 mod lookup;
+mod places;
 mod push;
 mod pusher;
 mod reconnection;

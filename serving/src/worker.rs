@@ -1,6 +1,7 @@
 //! The worker: one request's way, step by step.
 //!
-//! 1. *Admit*: the queue holds a bounded number of rows; beyond it a request is refused at once with a computed delay.
+//! 1. *Admit*: the queue holds a bounded number of rows; beyond it a request is refused at once with a computed delay. One
+//!    caller has at most half of them.
 //! 2. *Batch*: whoever asks and finds the worker free takes what has gathered, up to a number of rows; there is no
 //!    timer. Requests whose caller has gone or whose deadline has passed leave the queue before any work is done for them.
 //! 3. *Look up*: the features of the whole batch, once. It is given up when nobody waits for it any more, and when it takes
@@ -36,6 +37,8 @@ pub struct Question {
     pub rows: usize,
     /// The caller's deadline.
     pub deadline: Option<Instant>,
+    /// Who has a share of the queue by its name; none where nobody is asked who they are.
+    pub caller: Option<Arc<str>>,
 }
 
 /// The answer to a request.

@@ -10,6 +10,7 @@ use springhouse_featurestore::training_set::TrainingSets;
 use tonic::{Status, Streaming};
 
 use super::command::Command;
+use super::places::{Places, held};
 use super::{lookup, training_set};
 use crate::features::FeatureServer;
 use crate::security::{Caller, table};
@@ -23,12 +24,15 @@ pub(super) async fn exchange(
     features: Arc<FeatureServer>,
     training_sets: Arc<dyn TrainingSets>,
     caller: Caller,
+    places: &Places,
     mut incoming: Streaming<FlightData>,
 ) -> Result<Answers, Status> {
     let first = incoming.message().await?.ok_or_else(|| Status::invalid_argument("the exchange sent nothing"))?;
     let command = Command::parse(&first.flight_descriptor.clone().unwrap_or_default().cmd).map_err(to_status)?;
     table::check_command(&caller, &command).map_err(to_status)?;
-    match command {
+    // It is held while the spine comes, and until the last answer.
+    let place = places.take(&caller, &command).map_err(to_status)?;
+    let answers = match command {
         Command::Lookup(lookup) => lookup::exchange(features, caller, &lookup, messages(first, incoming)),
         Command::TrainingSet(set) => {
             training_set::exchange(training_sets, caller, set, messages(first, incoming)).await
@@ -39,7 +43,8 @@ pub(super) async fn exchange(
         Command::Push(_) => Err(to_status(
             Error::invalid("an exchange is of lookups, or of a spine for a training set").remedy("call DoPut"),
         )),
-    }
+    };
+    Ok(held(answers?, place))
 }
 
 /// Some clients send the descriptor alone, others with the schema.

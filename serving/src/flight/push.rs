@@ -5,9 +5,11 @@
 //! heartbeat. The answer's `app_metadata` is a [`springhouse_featurestore::push::PushAck`] as JSON.
 //!
 //! Producers that are faster than the disk wait: all of them together have room for so many bytes, and a stream whose next
-//! batch does not fit is not read from, which HTTP/2's flow control tells its producer.
+//! batch does not fit is not read from, which HTTP/2's flow control tells its producer. One caller has at most half of the
+//! room: its streams wait for each other while those of others go on.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -27,6 +29,7 @@ use tonic::{Status, Streaming};
 use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded, check_unpacked};
 use super::command::Command;
 use super::malformed;
+use super::places::{Places, held};
 use crate::security::{Caller, Scope};
 use crate::status::to_status;
 
@@ -42,6 +45,9 @@ const MOST_UNREAD: usize = 64 << 10;
 /// Bytes of batches that are under way at once, of all producers together.
 const UNDER_WAY_BYTES: usize = 64 << 20;
 
+/// Those of one caller, whoever it is: half, so that another finds room.
+const OWN_BYTES: usize = UNDER_WAY_BYTES / 2;
+
 /// The most bytes of a push header: a producer's name is kept with each of its words.
 const MOST_METADATA_BYTES: usize = 4 << 10;
 
@@ -50,20 +56,56 @@ const PLACE_BYTES: usize = 1 << 10;
 
 /// Room for the batches that are under way.
 #[derive(Debug, Clone)]
-pub(super) struct Room(Arc<Semaphore>);
+pub(super) struct Room {
+    whole: Arc<Semaphore>,
+    /// What of it each caller may have, while it has streams.
+    own: Arc<Mutex<HashMap<Arc<str>, Weak<Semaphore>>>>,
+}
 
 impl Default for Room {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(UNDER_WAY_BYTES / PLACE_BYTES)))
+        Self { whole: Arc::new(Semaphore::new(UNDER_WAY_BYTES / PLACE_BYTES)), own: Arc::default() }
     }
 }
 
 impl Room {
-    /// Waits for room for so many bytes; a batch larger than all of it has it alone.
-    async fn take(self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
-        let places = bytes.min(UNDER_WAY_BYTES) / PLACE_BYTES;
-        let places = u32::try_from(places).map_err(|error| Status::internal(error.to_string()))?;
-        self.0.acquire_many_owned(places).await.map_err(|error| Status::internal(error.to_string()))
+    /// The room of a caller's stream.
+    fn of(&self, caller: &Caller) -> RoomOfOne {
+        let own = caller.account().map(|name| {
+            let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+                own.retain(|_, semaphore| semaphore.strong_count() > 0);
+                let new = Arc::new(Semaphore::new(OWN_BYTES / PLACE_BYTES));
+                own.insert(Arc::clone(name), Arc::downgrade(&new));
+                new
+            })
+        });
+        RoomOfOne { whole: Arc::clone(&self.whole), own }
+    }
+}
+
+/// Room for the batches of one caller.
+#[derive(Debug, Clone)]
+struct RoomOfOne {
+    whole: Arc<Semaphore>,
+    own: Option<Arc<Semaphore>>,
+}
+
+impl RoomOfOne {
+    /// Waits for room for so many bytes; a batch larger than all of it has it alone. Its own is waited for first: in the line of
+    /// all, no more of one caller stands than may be under way.
+    async fn take(self, bytes: usize) -> Result<(Option<OwnedSemaphorePermit>, OwnedSemaphorePermit), Status> {
+        let places = |most: usize| u32::try_from(bytes.min(most) / PLACE_BYTES);
+        let wrong = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
+        let own = match self.own {
+            None => None,
+            Some(own) => {
+                let places = places(OWN_BYTES).map_err(|error| wrong(&error))?;
+                Some(own.acquire_many_owned(places).await.map_err(|error| wrong(&error))?)
+            }
+        };
+        let places = places(UNDER_WAY_BYTES).map_err(|error| wrong(&error))?;
+        Ok((own, self.whole.acquire_many_owned(places).await.map_err(|error| wrong(&error))?))
     }
 }
 
@@ -82,7 +124,7 @@ struct Incoming {
     sink: Arc<dyn EventSink>,
     source: String,
     schema: SchemaRef,
-    room: Room,
+    room: RoomOfOne,
     caller: Caller,
 }
 
@@ -119,27 +161,31 @@ impl Incoming {
 /// The acknowledgements of a stream of pushes.
 pub(super) async fn put(
     sink: Arc<dyn EventSink>,
-    room: Room,
+    room: &Room,
+    places: &Places,
     caller: Caller,
     mut incoming: Streaming<FlightData>,
 ) -> Result<BoxStream<'static, Answer>, Status> {
     let first = incoming.message().await?.ok_or_else(|| Status::invalid_argument("the put sent nothing"))?;
     let command = first.flight_descriptor.clone().unwrap_or_default().cmd;
-    let Command::Push(push) = Command::parse(&command).map_err(to_status)? else {
+    let command = Command::parse(&command).map_err(to_status)?;
+    let Command::Push(push) = &command else {
         let error = Error::invalid("DoPut takes pushes").remedy(r#"send {"push": {"source": "name"}}"#);
         return Err(to_status(error));
     };
     caller.require(Scope::Push).map_err(to_status)?;
+    let place = places.take(&caller, &command).map_err(to_status)?;
     let schema = sink.schema(&push.source).await.map_err(to_status)?;
     // Some clients send the descriptor alone, others with the schema.
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let messages = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
     let messages = FlightDataDecoder::new(bounded(messages, Bounds::new("events", MOST_PUSHED_ROWS)));
-    let incoming = Incoming { messages, sink, source: push.source, schema, room, caller };
+    let room = room.of(&caller);
+    let incoming = Incoming { messages, sink, source: push.source.clone(), schema, room, caller };
     let answers = stream::try_unfold(incoming, Incoming::submit);
     let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
     let (told, acknowledgements) = mpsc::channel(MOST_UNREAD);
-    tokio::spawn(take(answers.boxed(), told));
+    tokio::spawn(take(held(answers.boxed(), place), told));
     Ok(ReceiverStream::new(acknowledgements).boxed())
 }
 
@@ -183,4 +229,33 @@ fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
                 .source(error),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: usize = 8 << 20;
+
+    #[tokio::test]
+    async fn a_caller_that_pushes_all_it_can_leaves_room_for_others() {
+        let room = Room::default();
+        let (ann, bob) = (Caller::named("ann"), Caller::named("bob"));
+        let mut under_way = Vec::new();
+        for _ in 0..OWN_BYTES / LARGE {
+            under_way.push(room.of(&ann).take(LARGE).now_or_never().expect("less than half").expect("open"));
+        }
+        // As many streams as it likes: none of them gets in the way of others.
+        let mut waiting: Vec<_> = (0..50).map(|_| Box::pin(room.of(&ann).take(LARGE))).collect();
+        assert!(waiting.iter_mut().all(|stream| stream.now_or_never().is_none()), "they have half");
+        let other = room.of(&bob).take(LARGE).now_or_never().expect("room is left").expect("open");
+        drop(under_way.pop());
+        drop(waiting[0].as_mut().now_or_never().expect("its turn").expect("open"));
+        drop((other, under_way, waiting));
+        // A batch of more than there is comes in alone, and whoever is not asked who they are have all of it.
+        for (caller, bytes) in [(&ann, 1 << 30), (&Caller::anybody(), UNDER_WAY_BYTES), (&bob, LARGE)] {
+            drop(room.of(caller).take(bytes).now_or_never().expect("all of it is free").expect("open"));
+        }
+        assert_eq!(room.own.lock().expect("no panic").len(), 1, "who has gone is not kept in mind");
+    }
 }

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::command::{Command, ProducersCommand};
 use super::exchange::exchange;
+use super::places::{Place, Places, held};
 use super::push::{Room, put};
 use super::training_set::encode;
 use crate::features::{FeatureServer, FeatureSource};
@@ -36,6 +37,7 @@ pub struct FlightServer {
     sink: Option<Arc<dyn EventSink>>,
     /// For the pushes of all producers.
     room: Room,
+    places: Places,
 }
 
 /// Actions and what they do.
@@ -60,7 +62,8 @@ impl FlightServer {
         training_sets: Arc<dyn TrainingSets>,
         driven: Option<Arc<DrivenClock>>,
     ) -> Self {
-        Self { features, training_sets, driven, sink: None, room: Room::default() }
+        let places = Places::new(training_sets.places());
+        Self { features, training_sets, driven, sink: None, room: Room::default(), places }
     }
 
     /// As a tonic service.
@@ -115,6 +118,14 @@ impl FlightServer {
         }
     }
 
+    /// A place for a training set, also where only its schema is asked for: that is planned like all of it.
+    fn query_place(&self, caller: &Caller, command: &Command) -> Result<Option<Place>, Status> {
+        match command {
+            Command::TrainingSet(_) => self.places.take(caller, command).map_err(to_status),
+            _ => Ok(None),
+        }
+    }
+
     async fn batches(&self, command: &Command) -> Result<Batches> {
         match command {
             Command::TrainingSet(command) => self.training_sets.training_set(command, None).await,
@@ -165,10 +176,10 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 }
 
 /// A request's command, which its caller may send.
-fn allowed<T>(request: &Request<T>, command: &[u8]) -> Result<Command, Status> {
-    let command = Command::parse(command).map_err(to_status)?;
-    table::check_command(&caller(request)?, &command).map_err(to_status)?;
-    Ok(command)
+fn allowed<T>(request: &Request<T>, command: &[u8]) -> Result<(Caller, Command), Status> {
+    let (caller, command) = (caller(request)?, Command::parse(command).map_err(to_status)?);
+    table::check_command(&caller, &command).map_err(to_status)?;
+    Ok((caller, command))
 }
 
 /// The largest message taken: a batch of keys, or of a request's tensors.
@@ -221,7 +232,8 @@ impl FlightService for FlightServer {
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let command = allowed(&request, &request.get_ref().cmd)?;
+        let (caller, command) = allowed(&request, &request.get_ref().cmd)?;
+        let _place = self.query_place(&caller, &command)?;
         Ok(Response::new(self.info(&command).await.map_err(to_status)?))
     }
 
@@ -230,7 +242,8 @@ impl FlightService for FlightServer {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        let command = allowed(&request, &request.get_ref().cmd)?;
+        let (caller, command) = allowed(&request, &request.get_ref().cmd)?;
+        let _place = self.query_place(&caller, &command)?;
         let schema = self.schema_of(&command).await.map_err(to_status)?;
         let options = arrow::ipc::writer::IpcWriteOptions::default();
         let result = SchemaAsIpc::new(&schema, &options).try_into();
@@ -238,19 +251,21 @@ impl FlightService for FlightServer {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
-        let command = allowed(&request, &request.get_ref().ticket)?;
-        Ok(Response::new(encode(self.batches(&command).await.map_err(to_status)?)))
+        let (caller, command) = allowed(&request, &request.get_ref().ticket)?;
+        let place = self.query_place(&caller, &command)?;
+        Ok(Response::new(held(encode(self.batches(&command).await.map_err(to_status)?), place)))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
         let caller = caller(&request)?;
         let sink = self.sink().map_err(to_status)?;
-        Ok(Response::new(put(sink, self.room.clone(), caller, request.into_inner()).await?))
+        Ok(Response::new(put(sink, &self.room, &self.places, caller, request.into_inner()).await?))
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
         let (caller, training_sets) = (caller(&request)?, Arc::clone(&self.training_sets));
-        let answers = exchange(Arc::clone(&self.features), training_sets, caller, request.into_inner());
+        let features = Arc::clone(&self.features);
+        let answers = exchange(features, training_sets, caller, &self.places, request.into_inner());
         Ok(Response::new(answers.await?))
     }
 

@@ -19,6 +19,7 @@ use crate::generated::inference::{
     ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
+use crate::security::Caller;
 use crate::status::to_status;
 use crate::worker::{Answer, Contracts, Question};
 
@@ -47,13 +48,18 @@ impl PredictService {
             .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
     }
 
-    async fn infer(&self, request: &ModelInferRequest, deadline: Option<Instant>) -> Result<ModelInferResponse> {
+    async fn infer(
+        &self,
+        request: &ModelInferRequest,
+        deadline: Option<Instant>,
+        caller: Option<Arc<str>>,
+    ) -> Result<ModelInferResponse> {
         let worker = self.contracts.worker(&request.model_name, &request.model_version)?;
         let contract = worker.contract();
         let outputs = wanted_outputs(&contract.output, request)?;
         let (columns, rows) = request_columns(&contract.request, request, worker.most_rows())
             .map_err(|error| error.with("contract", contract.pinned()))?;
-        let answer = worker.ask(Question { columns, rows, deadline }).await?;
+        let answer = worker.ask(Question { columns, rows, deadline, caller }).await?;
         self.response(request, &answer, &outputs, rows)
     }
 
@@ -233,7 +239,8 @@ impl GrpcInferenceService for PredictService {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let deadline = deadline(&request);
-        self.infer(request.get_ref(), deadline).await.map(Response::new).map_err(to_status)
+        let caller = request.extensions().get::<Caller>().and_then(Caller::account).cloned();
+        self.infer(request.get_ref(), deadline, caller).await.map(Response::new).map_err(to_status)
     }
 }
 

@@ -45,8 +45,8 @@ impl Standing {
 }
 
 impl Caller {
-    /// Anybody.
-    fn anybody() -> Self {
+    /// Anybody, where nobody is asked who they are.
+    pub(crate) fn anybody() -> Self {
         Self { name: "anybody".into(), scopes: Scopes::all(), standing: Standing::new(false, None), peer: None }
     }
 
@@ -54,6 +54,12 @@ impl Caller {
     fn known(name: &str, scopes: &[Scope], expires: Option<(Timestamp, Arc<dyn Clock>)>) -> Self {
         let scopes = scopes.iter().copied().collect();
         Self { name: name.into(), scopes, standing: Standing::new(true, expires), peer: None }
+    }
+
+    /// One of those who are known, with every scope.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        Self::known(name, &Scope::ALL, None)
     }
 
     /// Its name.

@@ -22,6 +22,7 @@ use crate::features::{DeployedContract, FeatureSource};
 use crate::model::Model;
 use crate::package::Package;
 use crate::predict::too_many_rows;
+use crate::shares::Share;
 
 /// A running worker. It has no task of its own: whoever asks and finds the worker free leads the next batch, so that a
 /// request that comes alone is answered where it stands, without waking anybody.
@@ -111,12 +112,12 @@ impl ContractWorker {
         if rows > self.most_rows {
             return Err(too_many_rows(rows, self.most_rows));
         }
-        self.load.admit(rows)?;
+        let share = self.load.admit(rows, question.caller.as_ref())?;
         let (reply, answer) = oneshot::channel();
         let deadline = question.deadline;
         let gone = || Error::unavailable("the worker has stopped");
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        let _place = Place { worker: self, number, rows };
+        let _place = Place { worker: self, number, rows, _share: share };
         self.waiting.add(number, Pending { question, reply });
         let answered = match deadline {
             None => self.answered(number, answer).await,
@@ -201,6 +202,7 @@ struct Place<'a> {
     worker: &'a ContractWorker,
     number: u64,
     rows: usize,
+    _share: Option<Share<Arc<str>>>,
 }
 
 impl Drop for Place<'_> {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use springhouse_featurestore::{Error, Result};
 
 use super::Pending;
+use crate::shares::{Full, Share, Shares};
 
 /// Counts of one contract since the worker's start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub(crate) struct Load {
     /// Rows waiting.
     waiting: AtomicUsize,
     limit: usize,
+    /// Rows of callers who are known by name.
+    shares: Arc<Shares<Arc<str>>>,
     /// Recent microseconds per row of the worker, for the delay that a refusal names.
     row_micros: AtomicU64,
     pub(crate) counters: LiveCounters,
@@ -65,22 +68,43 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { waiting: AtomicUsize::new(0), limit, row_micros: AtomicU64::new(0), counters: LiveCounters::default() }
+        Self {
+            waiting: AtomicUsize::new(0),
+            limit,
+            // That there are no more than the limit is counted without a lock, for all.
+            shares: Shares::new(usize::MAX, limit.div_ceil(2)),
+            row_micros: AtomicU64::new(0),
+            counters: LiveCounters::default(),
+        }
     }
 
-    /// Takes place for rows, or says when to come again.
-    pub(crate) fn admit(&self, rows: usize) -> Result<()> {
+    /// Takes place for rows, or says when to come again. What is given is held while they wait.
+    pub(crate) fn admit(&self, rows: usize, caller: Option<&Arc<str>>) -> Result<Option<Share<Arc<str>>>> {
+        let share = match caller.map(|caller| (caller, self.shares.take(Some(caller), rows))) {
+            None => None,
+            Some((_, Ok(share))) => Some(share),
+            Some((caller, Err(Full::Share { used, limit } | Full::Whole { used, limit }))) => {
+                return Err(self
+                    .shed("one caller has its share of the contract's queue", used, limit)
+                    .with("caller", caller));
+            }
+        };
         let before = self.waiting.fetch_add(rows, Ordering::AcqRel);
         if before + rows <= self.limit || before == 0 {
-            return Ok(());
+            return Ok(share);
         }
         self.leave(rows);
+        Err(self.shed("the contract's queue is full", before, self.limit))
+    }
+
+    /// Counts a request that is turned away.
+    fn shed(&self, why: &str, before: usize, limit: usize) -> Error {
         self.counters.shed.fetch_add(1, Ordering::Relaxed);
-        let drain = Duration::from_micros(self.row_micros.load(Ordering::Relaxed) * before as u64);
-        Err(Error::busy("the contract's queue is full")
+        let drain = Duration::from_micros(self.row_micros.load(Ordering::Relaxed).saturating_mul(before as u64));
+        Error::busy(why)
             .with("rows waiting", before)
-            .with("limit", self.limit)
-            .remedy(format!("try again in {} ms", drain.as_millis().max(1))))
+            .with("limit", limit)
+            .remedy(format!("try again in {} ms", drain.as_millis().max(1)))
     }
 
     pub(crate) fn leave(&self, rows: usize) {
@@ -131,5 +155,27 @@ impl Waiting {
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.locked().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_never_fills_a_queue_that_others_wait_for() {
+        let load = Load::new(100);
+        let (ann, bob): (Arc<str>, Arc<str>) = ("ann".into(), "bob".into());
+        let admit = |who: Option<&Arc<str>>| load.admit(10, who);
+        let held: Vec<_> = (0..5).map(|_| admit(Some(&ann)).expect("less than half")).collect();
+        let error = admit(Some(&ann)).expect_err("more than half").to_string();
+        assert!(error.contains("caller: ann") && error.contains("try again in"), "{error}");
+        let others: Vec<_> = (0..5).map(|_| admit(Some(&bob)).expect("the rest is for others")).collect();
+        assert!(admit(None).is_err() && load.counters.read().shed == 2);
+        drop(held);
+        load.leave(50);
+        admit(Some(&ann)).expect("given back");
+        admit(None).expect("who is not known by name");
+        drop(others);
     }
 }

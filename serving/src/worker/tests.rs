@@ -130,7 +130,7 @@ fn start_with(options: WorkerOptions) -> (Arc<HeldSource>, Arc<ContractWorker>) 
 
 fn question(rows: usize, within: Option<Duration>) -> Question {
     let names: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("user {row}"))));
-    Question { columns: vec![names], rows, deadline: within.map(|within| now() + within) }
+    Question { columns: vec![names], rows, deadline: within.map(|within| now() + within), caller: None }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a caller's deadline runs in real time")]
