@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{FlightData, FlightDescriptor};
 use futures::{StreamExt, TryStreamExt, stream};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use springhouse_featurestore::push::{PushHeader, PushLog};
@@ -16,6 +18,9 @@ use springhouse_materializer::push::Pushes;
 use springhouse_materializer::wire_queries::{PLACES, WireQueries};
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
 use springhouse_serving::flight::{FlightServer, RemoteFeatures};
+use springhouse_serving::generated::inference::ModelInferRequest;
+use springhouse_serving::generated::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use springhouse_serving::generated::inference::model_infer_request::InferInputTensor;
 use springhouse_serving::predict::{PredictClient, TextColumn};
 use springhouse_serving::security::{Access, CallersFile, Scope, Security, SecurityFiles, TlsFiles};
 use springhouse_serving::worker::{Contracts, WorkerOptions};
@@ -23,6 +28,8 @@ use springhouse_serving::{FeatureServer, FeatureSource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Channel;
 
 use crate::flights::binary;
 use crate::project::{DEFINITIONS, TestProject, at};
@@ -552,6 +559,85 @@ async fn queries_of_the_wire_have_places_and_schemas_run_nothing() {
         }
     }
     panic!("a place that was given up is not free");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_would_take_a_hundredfold_is_refused_before_it_is_decoded() {
+    let (project, _) = deployed().await;
+    let server = Running::start(&project, Security::open(), None).await;
+    let channel = Channel::from_shared(format!("http://{}", server.address)).expect("an address").connect_lazy();
+    // Two bytes each on the wire.
+    let inputs = vec![InferInputTensor::default(); 400_000];
+    let request = ModelInferRequest { model_name: "fraud".to_owned(), inputs, ..ModelInferRequest::default() };
+    let predict = GrpcInferenceServiceClient::new(channel.clone());
+    let packed = GrpcInferenceServiceClient::new(channel.clone()).send_compressed(CompressionEncoding::Gzip);
+    for mut client in [predict, packed] {
+        let error = client.model_infer(request.clone()).await.expect_err("would take 100 MB");
+        assert_eq!(error.code(), tonic::Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("too much memory") && error.message().contains("fewer rows"), "{error}");
+    }
+    let path = FlightDescriptor::new_path(vec![String::new(); 1_000_000]);
+    let error = FlightServiceClient::new(channel).get_schema(path).await.expect_err("would take 24 MB");
+    assert_eq!(error.code(), tonic::Code::InvalidArgument, "{error}");
+    assert!(error.message().contains("too much memory"), "{error}");
+    // Who sends what people send is answered.
+    let client = PredictClient::new(&format!("http://{}", server.address)).expect("an address");
+    let metadata = client.metadata("fraud").await.expect("answers");
+    let text = |value: &str| vec![Some(value.to_owned())];
+    let columns: Vec<TextColumn> = vec![("user_name".to_owned(), text("ann")), ("country".to_owned(), text("NL"))];
+    client.infer(&metadata, &columns).await.expect("answers");
+    server.stop().await;
+}
+
+/// Asks for a training set with a spine that never ends, as whoever has this token.
+async fn endless_spine(address: &str, token: &Path) -> Result<(), tonic::Status> {
+    let command = br#"{"training_set": {"contract": "fraud", "time": "t"}}"#;
+    let mut first = crate::bounds::messages(&spine_batch(), None).into_iter().next().expect("a schema");
+    first.flight_descriptor = Some(FlightDescriptor::new_cmd(command.as_slice()));
+    let channel = Channel::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
+    let mut request = tonic::Request::new(stream::iter([first]).chain(stream::pending::<FlightData>()));
+    let token = std::fs::read_to_string(token).expect("there");
+    let token = format!("Bearer {}", token.trim()).parse().expect("ascii");
+    request.metadata_mut().insert("authorization", token);
+    FlightServiceClient::new(channel).do_exchange(request).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_never_takes_the_places_of_all_others() {
+    let (project, _) = deployed().await;
+    let folder = project.folder.path().to_owned();
+    let (ann, bob) = (token(&folder, "ann", &[Scope::Read]), token(&folder, "bob", &[Scope::Read]));
+    let server = Running::start(&project, with_tokens(&folder), None).await;
+    let waits = async |token: &Path| {
+        tokio::time::timeout(Duration::from_millis(700), endless_spine(&server.address, token)).await
+    };
+    let held: Vec<JoinHandle<_>> = (0..PLACES / 2)
+        .map(|_| {
+            let (address, ann) = (server.address.clone(), ann.clone());
+            tokio::spawn(async move { endless_spine(&address, &ann).await })
+        })
+        .collect();
+    let mut refused = None;
+    for _ in 0..20 {
+        // The others may not have come yet.
+        if let Ok(answered) = waits(&ann).await {
+            refused = Some(answered.expect_err("the spine does not end"));
+            break;
+        }
+    }
+    let refused = refused.expect("it has half of the places");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("caller: ann") && refused.message().contains("share: 4"), "{refused}");
+    assert!(waits(&bob).await.is_err(), "another is not refused: it waits for its spine");
+    held.iter().for_each(JoinHandle::abort);
+    for _ in 0..50 {
+        // Places are given back when who held them has gone.
+        if waits(&ann).await.is_err() {
+            server.stop().await;
+            return;
+        }
+    }
+    panic!("places that were given up are not free");
 }
 
 fn spine_batch() -> RecordBatch {
