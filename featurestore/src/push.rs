@@ -69,16 +69,23 @@ pub struct ProducerState {
     /// What a person changed about it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<ProducerCorrection>,
+    /// The caller whose name it is; none where callers were never asked who they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// What a person changes about a producer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProducerChange {
     /// The source's watermark does not wait for it any more, until it says again how far it is.
     Retire,
     /// It has got only so far, whatever it said.
     Watermark(Timestamp),
+    /// Its next batch is the one after this sequence, whatever it sent: what is sent again above it counts again.
+    Sequence(u64),
+    /// Its name is another caller's.
+    HandOver(String),
 }
 
 /// What a person changed about a producer, and who that was.
@@ -138,9 +145,26 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// Puts a batch in line, behind those that were submitted before. What it gives ends when the batch is durable, and the
     /// next lookup of every view of the source shows it; nobody needs to wait for it.
     ///
+    /// The name of a producer of a source is the caller's who uses it first, where callers are known by name.
+    ///
     /// # Errors
-    /// [`crate::ErrorKind::Invalid`] names the column, row and value that is wrong; nothing of the batch is then taken.
-    async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck>;
+    /// [`crate::ErrorKind::Invalid`] names the column, row and value that is wrong, [`crate::ErrorKind::Forbidden`] the caller whose
+    /// name the producer's is; nothing of the batch is then taken.
+    async fn submit_by(
+        &self,
+        caller: Option<&str>,
+        source: &str,
+        events: RecordBatch,
+        header: PushHeader,
+    ) -> Result<PendingAck>;
+
+    /// The same of nobody in particular.
+    ///
+    /// # Errors
+    /// As [`Self::submit_by`].
+    async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck> {
+        self.submit_by(None, source, events, header).await
+    }
 
     /// Submits a batch, and waits until it is taken.
     ///
@@ -162,12 +186,12 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// As [`Self::schema`].
     async fn producers(&self, source: &str) -> Result<Vec<ProducerState>>;
 
-    /// Retires a producer, or corrects its watermark to an earlier one, and with it those of the source and its views; durable
-    /// and committed when it returns, with who wanted it.
+    /// Retires a producer, corrects its watermark to an earlier one, and with it those of the source and its views, sets its
+    /// sequence back, or gives its name to another caller; durable and committed when it returns, with who wanted it.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`] for a producer that is not known, [`crate::ErrorKind::Invalid`] for a watermark that is not
-    /// earlier, and those of the log and the store.
+    /// [`crate::ErrorKind::NotFound`] for a producer that is not known, [`crate::ErrorKind::Invalid`] for a watermark or a sequence
+    /// that is not earlier, and those of the log and the store.
     async fn change_producer(
         &self,
         source: &str,

@@ -386,8 +386,8 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     server.features.follow(&()).await.expect("follows");
     assert_eq!(mark(&server), 2_000);
     let by = |why: &str| Signature { at: at(2_000), who: "dora".to_owned(), why: why.to_owned() };
-    let back = ProducerChange::Watermark(at(1_500));
-    let changed = server.pushes.change_producer("paid", "a", back, by("said too much")).await.expect("earlier");
+    let back = || ProducerChange::Watermark(at(1_500));
+    let changed = server.pushes.change_producer("paid", "a", back(), by("said too much")).await.expect("earlier");
     assert_eq!((changed.watermark, changed.heard), (Some(at(1_500)), Some(at(2_000))));
     server.features.follow(&()).await.expect("follows");
     assert_eq!(mark(&server), 1_500);
@@ -395,7 +395,7 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     assert!(server.pushes.change_producer("paid", "a", later, by("later")).await.is_err(), "it is no further");
     server
         .pushes
-        .change_producer("paid", "a", back, by("said too much"))
+        .change_producer("paid", "a", back(), by("said too much"))
         .await
         .expect("the same once more, as after an error");
     // Another producer is behind, and gone.
@@ -412,7 +412,7 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     assert_eq!(told, [("a", Some(at(1_900)), false), ("b", None, true)]);
     // Who wanted it, and why, is in the log, on object storage, and in the commits that set views back.
     let signed: Vec<_> = producers.iter().map(|of| of.corrected.clone().map(|of| (of.change, of.by))).collect();
-    assert_eq!(signed, [Some((back, by("said too much"))), Some((ProducerChange::Retire, by("gone")))]);
+    assert_eq!(signed, [Some((back(), by("said too much"))), Some((ProducerChange::Retire, by("gone")))]);
     let flushed = project.jobs().pushed().state().await.expect("readable");
     for producer in &producers {
         assert_eq!(flushed.producers["paid"][&producer.producer].corrected, producer.corrected);

@@ -217,14 +217,28 @@ impl EventSink for Pushes {
         Ok(Column::to_schema(accept::source_of(&catalog, source)?.columns.iter()))
     }
 
-    async fn submit(&self, source: &str, events: RecordBatch, header: PushHeader) -> Result<PendingAck> {
+    async fn submit_by(
+        &self,
+        caller: Option<&str>,
+        source: &str,
+        events: RecordBatch,
+        header: PushHeader,
+    ) -> Result<PendingAck> {
         self.shared.fence.hold()?;
+        let mut claims = None;
         if let Some(producer) = &header.producer {
             self.shared.log.admit_producer(source, producer)?;
+            claims = match caller {
+                Some(caller) if !self.shared.log.is_owner(source, producer, caller)? => Some((producer.clone(), caller)),
+                _ => None,
+            };
         }
         let catalog = (self.shared.catalog)();
         let events = self.accepted(accept::source_of(&catalog, source)?, &events, &header).await?;
         self.shared.try_events(&catalog, source, &events).await?;
+        if let Some((producer, caller)) = claims {
+            self.shared.claim(source, producer, caller).await?;
+        }
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())

@@ -30,7 +30,7 @@ use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::async_writer::AsyncArrowWriter;
 use serde::{Deserialize, Serialize};
 
-use super::{ProducerCorrection, PushEntry, PushOrigin, PushedEvents};
+use super::{ProducerChange, ProducerCorrection, PushEntry, PushOrigin, PushedEvents};
 use crate::catalog::{Checkpoints, CommitLog};
 use crate::tier::{DataFile, ObjectReader, PushedRange, WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
@@ -68,6 +68,13 @@ pub struct SaidByProducer {
     /// What a person changed about it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<ProducerCorrection>,
+    /// The caller whose name it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// When a person set its sequence back last: what a log remembers from before does not count. Not in commits, which have
+    /// the correction.
+    #[serde(skip)]
+    pub set_back: Option<Timestamp>,
 }
 
 /// Sequences of a producer that a log has taken: from one to another, all of them.
@@ -93,12 +100,43 @@ pub struct KnownProducer {
     /// What a person changed about it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<ProducerCorrection>,
+    /// The caller whose name it is; none where it was never one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// When a person set its sequence back last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_back: Option<Timestamp>,
 }
 
 impl KnownProducer {
+    /// What a log learns of it that did not take its pushes.
+    pub fn told(&self) -> SaidByProducer {
+        SaidByProducer {
+            last: self.last,
+            watermark: self.watermark,
+            taken: Vec::new(),
+            corrected: self.corrected.clone(),
+            owner: self.owner.clone(),
+            set_back: self.set_back,
+        }
+    }
+
+    /// Begins its sequences anew after one: those above it are nobody's any more.
+    fn set_back(&mut self, sequence: u64, at: Timestamp) {
+        (self.last, self.set_back) = (Some(sequence), Some(at));
+        self.taken.retain_mut(|taken| {
+            taken.last = taken.last.min(sequence);
+            taken.first <= sequence
+        });
+    }
+
     fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
+        if let Some(ProducerCorrection { change: ProducerChange::Sequence(sequence), by }) = &said.corrected {
+            self.set_back(*sequence, by.at);
+        }
         self.last = self.last.max(said.last);
         self.watermark = said.watermark.or(self.watermark);
+        self.owner = said.owner.or_else(|| self.owner.take());
         self.corrected = said.corrected.or_else(|| self.corrected.take());
         for (first, last) in said.taken {
             match self.taken.last_mut().filter(|taken| taken.log == log && taken.last.checked_add(1) == Some(first)) {
@@ -341,8 +379,9 @@ impl PushHistoryState {
             taken.drain(..taken.len().saturating_sub(self.most_runs()));
             let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
             let corrected = said.corrected.clone().filter(|of| !self.has_correction(source, producer, of));
-            if last.is_some() || !same || corrected.is_some() {
-                let said = SaidByProducer { last, taken, corrected, ..said.clone() };
+            let owner = said.owner.clone().filter(|of| known.and_then(|known| known.owner.as_ref()) != Some(of));
+            if last.is_some() || !same || corrected.is_some() || owner.is_some() {
+                let said = SaidByProducer { last, taken, corrected, owner, ..said.clone() };
                 news.entry(source.clone()).or_default().insert(producer.clone(), said);
             }
         }
@@ -577,6 +616,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::catalog::Signature;
 
     fn entry(position: u64, sequence: u64, values: &[i64]) -> PushEntry {
         let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
@@ -636,6 +676,45 @@ mod tests {
         assert_eq!(state.until_within(&both, (20, 50), 12), 30, "a flush that is larger than that is taken alone");
         assert_eq!(state.until_within(&both, (30, 50), 12), 50, "and what is in no file with the last");
         assert_eq!(state.until_within(&both, (0, 15), 1_000), 15);
+    }
+
+    #[tokio::test]
+    async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_commits() {
+        let store = Arc::new(InMemory::new());
+        let history = PushHistory::new(Arc::clone(&store) as Arc<dyn ObjectStore>);
+        let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+        let of = ("paid".to_owned(), "till".to_owned());
+        let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
+        let owner = Some("ann".to_owned());
+        let corrected = |change, at| Some(ProducerCorrection { change, by: by(at) });
+        let flushes = [
+            (vec![entry(1, 5, &[1]), entry(2, 1_000_000, &[2])], None),
+            (vec![entry(3, 6, &[3])], corrected(ProducerChange::Sequence(5), 20)),
+            (Vec::new(), corrected(ProducerChange::HandOver("bob".to_owned()), 30)),
+        ];
+        for (entries, corrected) in &flushes {
+            let said = SaidByProducer { owner: owner.clone(), corrected: corrected.clone(), ..Default::default() };
+            let said = [(of.clone(), said)].into();
+            let (at, watermarks) = (Timestamp::from_micros(9), BTreeMap::new());
+            history.commit(&mut state, Flush { at, entries, watermarks, said }).await.expect("flushed");
+        }
+        let read = history.state().await.expect("readable");
+        assert_eq!(read, state);
+        let known = &read.producers["paid"]["till"];
+        assert_eq!((known.last, known.set_back), (Some(6), Some(Timestamp::from_micros(20))));
+        assert_eq!(known.owner, owner, "the log says whose it is, and hands over itself");
+        let runs: Vec<(u64, u64)> = known.taken.iter().map(|taken| (taken.first, taken.last)).collect();
+        assert_eq!(runs, [(5, 6)], "what was above it is nobody's");
+    }
+
+    #[test]
+    fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
+        let said: SaidByProducer = serde_json::from_str(r#"{"last": 7, "taken": [[1, 7]]}"#).expect("as it was written");
+        assert_eq!((said.last, said.owner), (Some(7), None));
+        let known: KnownProducer = serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
+        assert_eq!((known.last, known.owner, known.set_back), (Some(7), None, None));
+        let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");
+        assert!(!written.contains("owner") && !written.contains("set_back"), "{written}");
     }
 
     #[tokio::test]

@@ -9,6 +9,8 @@
 //! | `w`, source, `00`, producer | the producer's watermark (8) |
 //! | `h`, source, `00`, producer | when the producer was last heard of (8) |
 //! | `r`, source, `00`, producer | when the producer was retired (8) |
+//! | `o`, source, `00`, producer | the name of the caller whose the producer is |
+//! | `b`, source, `00`, producer | when a person set the producer's sequence back last (8) |
 //! | `c`, source, `00`, producer | what a person changed about the producer last, as JSON |
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
@@ -21,6 +23,7 @@
 
 mod entries;
 mod format;
+mod owners;
 mod producers;
 mod state;
 
@@ -120,14 +123,20 @@ impl PushLog {
                     let correction = serde_json::from_slice(&value).map_err(|error| wrong().source(error))?;
                     state.corrected.insert(producer().ok_or_else(wrong)?, correction);
                 }
-                b'h' | b'r' => {
+                b'o' => {
+                    let owner = String::from_utf8(value.to_vec()).map_err(|error| wrong().source(error))?;
+                    state.owners.insert(producer().ok_or_else(wrong)?, owner);
+                }
+                b'h' | b'r' | b'b' => {
                     let at = Timestamp::from_micros(number(&value).ok_or_else(wrong)?.cast_signed());
                     let of = producer().ok_or_else(wrong)?;
                     if *kind == b'h' {
                         state.latest = state.latest.max(Some(at));
                         state.heard.insert(of, at);
-                    } else {
+                    } else if *kind == b'r' {
                         state.retired.insert(of, at);
+                    } else {
+                        state.set_back.insert(of, at);
                     }
                 }
                 _ => return Err(wrong()),

@@ -14,7 +14,7 @@ use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
 use springhouse_featurestore::definition::Pinned;
-use springhouse_featurestore::push::{Claim, PushHistoryState, PushLog, SaidByProducer, Taker};
+use springhouse_featurestore::push::{Claim, PushHistoryState, PushLog, Taker};
 use springhouse_featurestore::tier::{Mark, OnlineTier};
 use springhouse_featurestore::{Error, Result};
 
@@ -110,11 +110,7 @@ pub(super) async fn take_over(
         used = used.max(mark.pushed);
     }
     let said = history.producers.iter().flat_map(|(source, producers)| {
-        producers.iter().map(move |(producer, known)| {
-            let (last, watermark, corrected) = (known.last, known.watermark, known.corrected.clone());
-            let said = SaidByProducer { last, watermark, corrected, ..SaidByProducer::default() };
-            (source.as_str(), producer.as_str(), said)
-        })
+        producers.iter().map(move |(producer, known)| (source.as_str(), producer.as_str(), known.told()))
     });
     if copied {
         tracing::warn!(

@@ -1,14 +1,17 @@
-//! Changes to producers by the will of a person (rule T10): one that is gone is retired, one that said too much is set back.
+//! Changes to producers by the will of a person (rule T10): one that is gone is retired, one that said too much is set back,
+//! one whose sequences were used up by somebody begins anew after its own, and a name is handed over.
 //!
 //! The log has the change first; a batch without events that comes after it carries it through all steps, as a heartbeat would.
 //! Then it is flushed, and views that had got further than their producers now say are set back by a commit that says so.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{EventSink, ProducerChange, ProducerState, PushHeader, PushHistoryState};
 use springhouse_featurestore::tier::{ViewCommit, ViewCommitKind};
+use springhouse_featurestore::{Error, Result};
 
 use super::{Pushes, Shared};
 use crate::jobs::until_first;
@@ -23,7 +26,11 @@ impl Pushes {
         by: Signature,
     ) -> Result<ProducerState> {
         let shared = &self.shared;
-        let changed = shared.log.change(source, producer, change, by.clone())?;
+        if matches!(change, ProducerChange::Sequence(_)) {
+            // What was sent above it is on the store's record before that is set back.
+            shared.flush().await?;
+        }
+        let changed = shared.log.change(source, producer, change.clone(), by.clone())?;
         tracing::warn!(source, producer, ?change, who = %by.who, why = %by.why, "a producer was changed");
         let nothing = RecordBatch::new_empty(self.schema(source).await?);
         self.push(source, nothing, PushHeader::default()).await?;
@@ -36,6 +43,14 @@ impl Pushes {
 }
 
 impl Shared {
+    /// Takes a producer's name for a caller, for good.
+    pub(super) async fn claim(&self, source: &str, producer: String, caller: &str) -> Result<()> {
+        let (log, source, caller) = (Arc::clone(&self.log), source.to_owned(), caller.to_owned());
+        tokio::task::spawn_blocking(move || log.claim(&source, &producer, &caller))
+            .await
+            .map_err(|error| Error::internal("the log's writer panicked").source(error))?
+    }
+
     /// Sets the watermarks of a source's views back to what its producers say, where they are further.
     async fn set_back(&self, source: &str, by: &Signature) -> Result<()> {
         let _one = self.flushing.lock().await;

@@ -145,7 +145,8 @@ impl Incoming {
             self.caller.require(Scope::Push).map_err(to_status)?;
             check_unpacked(&events)?;
             let permit = self.room.clone().take(message.inner.data_body.len().max(bytes_of(&events))).await?;
-            let ack = self.sink.submit(&self.source, events, header(&metadata)?).await.map_err(to_status)?;
+            let (caller, header) = (self.caller.account().map(AsRef::as_ref), header(&metadata)?);
+            let ack = self.sink.submit_by(caller, &self.source, events, header).await.map_err(to_status)?;
             let answer = async move {
                 let ack = ack.await.map_err(to_status)?;
                 drop(permit);

@@ -49,8 +49,9 @@ const ACTIONS: [(&str, &str); 7] = [
     ("producers", "the producers of a source and how far each has got, as JSON: {\"source\": \"name\"}"),
     (
         "change_producer",
-        "retire a producer, or set its watermark back: {\"source\": \"name\", \"change\": [\"producer\", \"retire\"]} or \
-         [\"producer\", {\"watermark\": \"2013-12-01T05:00:00Z\"}]",
+        "retire a producer, set its watermark or its sequence back, or hand its name over: {\"source\": \"name\", \"change\": \
+         [\"producer\", \"retire\"]} or [\"producer\", {\"watermark\": \"2013-12-01T05:00:00Z\"}], {\"sequence\": 7} or \
+         {\"hand_over\": \"caller\"}",
     ),
     ("clock", "set the clock of a server that was started with --clock: a time such as 2013-12-01T05:00:00Z"),
 ];

@@ -42,6 +42,10 @@ pub(super) struct State {
     pub(super) heard: Producers<Timestamp>,
     /// When those were retired that are not counted any more.
     pub(super) retired: Producers<Timestamp>,
+    /// The callers whose they are.
+    pub(super) owners: Producers<String>,
+    /// When a person set the sequence of each back last.
+    pub(super) set_back: Producers<Timestamp>,
     /// What a person changed about each last.
     pub(super) corrected: Producers<ProducerCorrection>,
     /// When anybody was last heard of.
@@ -135,6 +139,7 @@ impl State {
             retired: self.retired.get(of).copied(),
             silent: self.watermarks.contains_key(of) && self.is_silent(of),
             corrected: self.corrected.get(of).cloned(),
+            owner: self.owners.get(of).cloned(),
         }
     }
 }

@@ -128,6 +128,61 @@ fn a_producer_is_retired_and_a_watermark_corrected_and_both_last() {
 }
 
 #[test]
+fn a_producers_name_is_the_callers_who_uses_it_first_until_it_is_handed_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    let by = |second| Signature { at: Timestamp::from_micros(second), who: "op".to_owned(), why: "moved".to_owned() };
+    assert!(!log.is_owner("paid", "till", "ann").expect("nobody's yet"));
+    log.claim("paid", "till", "ann").expect("nobody's yet");
+    log.claim("paid", "till", "ann").expect("its own");
+    log.claim("seen", "till", "bob").expect("of another source");
+    let error = log.claim("paid", "till", "bob").expect_err("another's");
+    assert_eq!(error.kind(), crate::ErrorKind::Forbidden);
+    let said = error.to_string();
+    assert!(said.contains("belongs to: ann") && said.contains("paid --hand-over till --to bob"), "{said}");
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert!(log.is_owner("paid", "till", "bob").is_err());
+    let changed = log.change("paid", "till", ProducerChange::HandOver("bob".to_owned()), by(5)).expect("known");
+    assert_eq!(changed.owner.as_deref(), Some("bob"));
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    assert!(log.is_owner("paid", "till", "bob").expect("its own") && log.is_owner("paid", "till", "ann").is_err());
+}
+
+#[test]
+fn a_sequence_that_was_used_up_is_set_back_and_another_log_learns_it() {
+    let (one, two) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (log, other) = (PushLog::open(one.path()).expect("new"), PushLog::open(two.path()).expect("new"));
+    let by = |second| Signature { at: Timestamp::from_micros(second), who: "op".to_owned(), why: String::new() };
+    let burnt = 1_000_000;
+    for log in [&log, &other] {
+        log.append(vec![push("till", 2, &[10], None), push("till", burnt, &[66], None)]).expect("writable");
+        assert!(log.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_none(), "passed over");
+    }
+    assert!(log.change("paid", "till", ProducerChange::Sequence(burnt + 1), by(5)).is_err(), "forward");
+    log.change("paid", "till", ProducerChange::Sequence(2), by(5)).expect("earlier");
+    log.change("paid", "till", ProducerChange::Sequence(2), by(6)).expect("the same once more");
+    drop(log);
+    let log = PushLog::open(one.path()).expect("reopened");
+    let said = || crate::push::SaidByProducer {
+        last: Some(2),
+        set_back: Some(Timestamp::from_micros(6)),
+        owner: Some("ann".to_owned()),
+        ..Default::default()
+    };
+    // What it knows itself is not learned again.
+    assert!(log.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_some());
+    for _ in 0..2 {
+        log.learn([("paid", "till", said())].into_iter()).expect("writable");
+        assert!(log.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_none(), "sent before");
+        other.learn([("paid", "till", said())].into_iter()).expect("writable");
+    }
+    assert!(other.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_some());
+    assert!(other.is_owner("paid", "till", "ann").expect("learned too"));
+}
+
+#[test]
 fn a_silent_producer_is_left_out_while_others_speak() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = PushLog::open(folder.path()).expect("new");
