@@ -88,7 +88,11 @@ impl Metrics {
     /// Adds the connections that found no place.
     pub(crate) fn add_connections(&mut self, turned_away: &TurnedAway) {
         let counts = turned_away.counts().map(|(full, count)| (vec![("full", full.to_owned())], count));
-        self.counters("connections_turned_away", "Connections closed at once: the port, or one address, had its most", counts);
+        self.counters(
+            "connections_turned_away",
+            "Connections closed at once: the port, or one address, had its most",
+            counts,
+        );
     }
 
     /// Adds what was answered for contracts.

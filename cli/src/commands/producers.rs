@@ -117,7 +117,15 @@ fn shown(producers: &[ProducerState]) -> String {
         vec![producer.producer.clone(), owner, sequence, time(producer.watermark), time(producer.heard), how, corrected]
     };
     table(
-        &["producer", "belongs to", "last sequence", "watermark", "last heard", "in the source's watermark", "changed last"],
+        &[
+            "producer",
+            "belongs to",
+            "last sequence",
+            "watermark",
+            "last heard",
+            "in the source's watermark",
+            "changed last",
+        ],
         &producers.iter().map(row).collect::<Vec<_>>(),
     )
 }

@@ -107,6 +107,9 @@ fn list(file: &CallersFile, json: bool) -> Result<()> {
             let until = if one.expired { format!("expired at {}", time(one.expires)) } else { time(one.expires) };
             vec![one.shows.to_owned(), one.caller.to_owned(), one.scopes.clone(), time(one.created), until]
         };
-        table(&["token or certificate", "caller", "scopes", "made", "expires"], &all.iter().map(row).collect::<Vec<_>>())
+        table(
+            &["token or certificate", "caller", "scopes", "made", "expires"],
+            &all.iter().map(row).collect::<Vec<_>>(),
+        )
     })
 }

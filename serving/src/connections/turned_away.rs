@@ -31,7 +31,8 @@ impl TurnedAway {
         let count = if address_is_full { &self.0.of_address } else { &self.0.of_port };
         count.fetch_add(1, Ordering::Relaxed);
         if let Some(since) = self.to_tell(now) {
-            let why = if address_is_full { "its address has as many as it may" } else { "there are as many as there may be" };
+            let why =
+                if address_is_full { "its address has as many as it may" } else { "there are as many as there may be" };
             let address = host.map_or_else(|| "this host".to_owned(), |host| host.to_string());
             tracing::warn!(%address, why, connections = since, "connections are closed at once");
         }

@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_message_that_declares_too_much_is_refused_by_its_first_bytes() {
-        for (path, limit) in [(PUT, 64_u32 << 20), ("/arrow.flight.protocol.FlightService/DoGet", 4 << 20), ("/else", 1 << 16)]
+        for (path, limit) in
+            [(PUT, 64_u32 << 20), ("/arrow.flight.protocol.FlightService/DoGet", 4 << 20), ("/else", 1 << 16)]
         {
             let declared = |bytes: u32| [&[0][..], &bytes.to_be_bytes()].concat();
             messages(path, &Calls::default(), None).take(&declared(limit)).expect("as many as there may be");

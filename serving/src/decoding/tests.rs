@@ -30,7 +30,12 @@ fn request() -> ModelInferRequest {
         model_name: "fraud".to_owned(),
         parameters: HashMap::from([("a".to_owned(), text)]),
         inputs: vec![
-            InferInputTensor { name: "one".to_owned(), shape: vec![3, 1], contents: Some(contents), ..Default::default() },
+            InferInputTensor {
+                name: "one".to_owned(),
+                shape: vec![3, 1],
+                contents: Some(contents),
+                ..Default::default()
+            },
             InferInputTensor::default(),
         ],
         outputs: vec![InferRequestedOutputTensor::default()],

@@ -105,7 +105,9 @@ impl Peer {
         }
         Err(Error::unauthenticated("nobody vouches for the client's certificate any more")
             .with("certificate", self.names().join(", "))
-            .remedy("connect again with a certificate that is valid, of an authority in tls_client_ca; or show a token"))
+            .remedy(
+                "connect again with a certificate that is valid, of an authority in tls_client_ca; or show a token",
+            ))
     }
 
     /// Ends when its certificate is believed no more.
