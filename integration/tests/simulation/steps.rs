@@ -130,8 +130,10 @@ impl World {
         let job = async move { jobs.backfill(&state, &of, asked, &()).await };
         if self.chance(3) {
             job.await.expect("backfills");
-        } else {
-            Box::pin(self.meanwhile(job)).await.expect("backfills");
+        } else if let Err(error) = Box::pin(self.meanwhile(job)).await {
+            // A refresh in the middle found another history, and a backfill of that came first.
+            assert!(error.to_string().contains("run the backfill again"), "backfills: {}", error.chain());
+            self.worker_jobs().backfill(&self.state, &view, asked, &()).await.expect("backfills");
         }
         self.follow().await;
     }
