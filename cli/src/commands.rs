@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_serving::security::{Access, Waived};
@@ -188,17 +189,18 @@ enum Command {
 /// A spine, as several commands take it.
 #[derive(Debug, Clone, Args)]
 struct SpineArgs {
-    /// A Parquet or CSV file, or a SELECT over the project's tables and sources
+    /// A spine of the project by its name, a Parquet or CSV file (./name where it has no ending), or a SELECT over the
+    /// project's tables and sources
     #[arg(long)]
     spine: String,
-    /// The spine's time column
-    #[arg(long, default_value = "as_of")]
-    time: String,
+    /// The time column of a file or a query; as_of where it is not given
+    #[arg(long)]
+    time: Option<String>,
 }
 
 impl SpineArgs {
-    fn source(&self) -> SpineSource {
-        SpineSource { from: self.spine.clone(), time: self.time.clone(), lag: Span::ZERO }
+    fn source(&self, catalog: &CatalogState) -> Result<SpineSource> {
+        SpineSource::given(catalog, &self.spine, self.time.as_deref())
     }
 }
 

@@ -1,4 +1,4 @@
-//! What people declare, as plain types: tables, sources, entities, feature views and contracts.
+//! What people declare, as plain types: tables, sources, entities, feature views, contracts and spines.
 //!
 //! The text form and its checks live in the `sql` crate; these types are what is left once a definition has been
 //! checked, and what a catalog commit stores. A definition version is immutable: it is named by the hash of its
@@ -10,6 +10,7 @@ mod dated;
 mod entity;
 mod feature_view;
 mod source;
+mod spine;
 mod strict_cast;
 mod version;
 mod windowed;
@@ -25,6 +26,7 @@ pub use dated::check_dated;
 pub use entity::Entity;
 pub use feature_view::{FeatureView, RowTime};
 pub use source::{Available, EventTime, Rejects, Source, Table, TableColumn, zones_of};
+pub use spine::Spine;
 pub use strict_cast::{strict_cast, strict_cast_of_rows, values_of_texts};
 pub(crate) use version::hex;
 pub use version::{Pinned, Version};
@@ -44,6 +46,8 @@ pub enum DefinitionKind {
     FeatureView,
     /// `CREATE CONTRACT`.
     Contract,
+    /// `CREATE SPINE`.
+    Spine,
 }
 
 impl fmt::Display for DefinitionKind {
@@ -54,6 +58,7 @@ impl fmt::Display for DefinitionKind {
             Self::Entity => "entity",
             Self::FeatureView => "feature view",
             Self::Contract => "contract",
+            Self::Spine => "spine",
         })
     }
 }
@@ -72,6 +77,8 @@ pub enum Definition {
     FeatureView(FeatureView),
     /// What a caller may rely on.
     Contract(Contract),
+    /// For what a training set is wanted.
+    Spine(Spine),
 }
 
 impl Definition {
@@ -83,6 +90,7 @@ impl Definition {
             Self::Entity(_) => DefinitionKind::Entity,
             Self::FeatureView(_) => DefinitionKind::FeatureView,
             Self::Contract(_) => DefinitionKind::Contract,
+            Self::Spine(_) => DefinitionKind::Spine,
         }
     }
 
@@ -94,6 +102,7 @@ impl Definition {
             Self::Entity(entity) => &entity.name,
             Self::FeatureView(view) => &view.name,
             Self::Contract(contract) => &contract.name,
+            Self::Spine(spine) => &spine.name,
         }
     }
 
@@ -105,6 +114,7 @@ impl Definition {
             Self::Entity(entity) => &entity.version,
             Self::FeatureView(view) => &view.version,
             Self::Contract(contract) => &contract.version,
+            Self::Spine(spine) => &spine.version,
         }
     }
 
@@ -116,6 +126,7 @@ impl Definition {
             Self::Entity(entity) => &entity.text,
             Self::FeatureView(view) => &view.text,
             Self::Contract(contract) => &contract.text,
+            Self::Spine(spine) => &spine.text,
         }
     }
 }

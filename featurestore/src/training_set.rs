@@ -18,12 +18,12 @@ pub type Batches = (SchemaRef, BoxStream<'static, Result<RecordBatch>>);
 pub struct TrainingSetCommand {
     /// The contract's name.
     pub contract: String,
-    /// A SQL query over the project's tables and sources, or a file of the project: for engineers alone. Without it the
-    /// spine comes as batches, in the exchange that the command opens.
+    /// The spine. Without it the spine comes as batches, in the exchange that the command opens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spine: Option<String>,
-    /// The spine's time column.
-    pub time: String,
+    pub spine: Option<CommandSpine>,
+    /// The spine's time column: that of its definition, else `as_of`, where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
     /// In how many parts it is wanted: `GetFlightInfo` answers with an endpoint for each, to be read at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parts: Option<usize>,
@@ -31,6 +31,39 @@ pub struct TrainingSetCommand {
     /// it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<usize>,
+}
+
+/// A spine that does not come as batches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum CommandSpine {
+    /// A SQL query over the project's tables and sources, or a file of the project: for engineers alone.
+    Written(String),
+    /// `{"name": "landings"}`: one that the project defines, for all who read.
+    Defined(DefinedSpine),
+}
+
+/// A spine that the project defines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefinedSpine {
+    /// Its name.
+    pub name: String,
+}
+
+impl CommandSpine {
+    /// A spine that the project defines.
+    pub fn defined(name: impl Into<String>) -> Self {
+        Self::Defined(DefinedSpine { name: name.into() })
+    }
+
+    /// The bytes that it has in a ticket.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Written(text) => text.len(),
+            Self::Defined(spine) => spine.name.len(),
+        }
+    }
 }
 
 /// The most parts of a training set.
@@ -61,12 +94,12 @@ impl TrainingSetCommand {
                 .with("part", index)
                 .remedy(format!("ask for 1 to {MOST_PARTS} parts, counted from 0")));
         }
-        let spine = self.spine.as_ref().map_or(0, String::len);
+        let spine = self.spine.as_ref().map_or(0, CommandSpine::bytes);
         if self.part.is_none() && spine.saturating_mul(of) > MOST_TICKET_BYTES {
             return Err(Error::invalid("the spine is too long to be repeated in the ticket of each part")
                 .with("bytes", spine)
                 .with("parts", of)
-                .remedy("ask for fewer parts, or put the query into a table of the project"));
+                .remedy("ask for fewer parts, or define it in the project: CREATE SPINE name AS SELECT ..."));
         }
         Ok(self.part.map(|index| SpinePart { index, of }))
     }

@@ -79,6 +79,20 @@ def exchange(rows, given=spine):
         return answers.read_all()
 
 
+# One that the project defines is for those who read, and known by its name alone.
+by_name = {"training_set": {"contract": "fraud", "spine": {"name": "asked"}}}
+assert client.do_get(ticket(by_name), shows(reader)).read_all().to_pydict() == by_query.to_pydict()
+assert client.get_schema(command(by_name), shows(reader)).schema == by_query.schema
+parts = {"training_set": {**by_name["training_set"], "parts": 2}}
+parts = [client.do_get(endpoint.ticket, shows(reader)).read_all()
+         for endpoint in client.get_flight_info(command(parts), shows(reader)).endpoints]
+assert sorted(sum((part["amount"].to_pylist() for part in parts), [])) == [-1.0, 70.0], parts
+fails(lambda: client.do_get(ticket(by_name), shows(engineer)).read_all(), LACKS, "read")
+unknown = {"training_set": {"contract": "fraud", "spine": {"name": "payments"}}}
+missing = (flight.FlightError, pa.ArrowException, KeyError)
+fails(lambda: client.do_get(ticket(unknown), shows(reader)).read_all(), missing, "no such spine", "asked")
+fails(lambda: exchange(rows, by_name), pa.ArrowInvalid, "DoGet")
+
 by_batches = exchange(rows)
 assert by_batches.to_pydict() == by_query.to_pydict(), (by_batches, by_query)
 assert exchange(rows.slice(0, 0)).num_rows == 0

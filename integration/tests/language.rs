@@ -123,15 +123,23 @@ fn contract(random: &mut Seeded) -> String {
     format!("CREATE CONTRACT {} {}", name(random), clauses.join("\n"))
 }
 
+fn spine(random: &mut Seeded) -> String {
+    let zone = optional(random, "AT TIME ZONE 'Europe/Berlin'".to_owned());
+    let time = format!("EVENT TIME {} {zone}", name(random));
+    format!("CREATE SPINE {} {} AS {}", name(random), optional(random, time), query(random))
+}
+
 fn statement(random: &mut Seeded) -> String {
-    match random.below(6) {
+    match random.below(7) {
         0 => view(random),
         1 => source(random),
         2 => contract(random),
         3 => format!("CREATE ENTITY {} KEY ({} {}, b {})", name(random), name(random), types(random), types(random)),
         4 => {
-            format!("DROP {} {}", random.pick(&["TABLE", "SOURCE", "ENTITY", "FEATURE VIEW", "CONTRACT"]), name(random))
+            let kinds = ["TABLE", "SOURCE", "ENTITY", "FEATURE VIEW", "CONTRACT", "SPINE"];
+            format!("DROP {} {}", random.pick(&kinds), name(random))
         }
+        5 => spine(random),
         _ => format!(
             "CREATE EXTERNAL TABLE t{} STORED AS CSV LOCATION 'it''s/here.csv' OPTIONS ('format.has_header' 'true')",
             random.below(9)

@@ -29,6 +29,7 @@ mod security;
 mod seeded;
 mod simulation;
 mod slow_disk;
+mod spines;
 mod time_rules;
 mod windows;
 mod wire;

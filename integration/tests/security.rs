@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::{FlightData, FlightDescriptor};
+use arrow_flight::{FlightData, FlightDescriptor, Ticket};
 use futures::{StreamExt, TryStreamExt, stream};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use springhouse_featurestore::push::{PushHeader, PushLog};
 use springhouse_featurestore::tier::DiskTier;
-use springhouse_featurestore::training_set::{TrainingSetCommand, TrainingSets};
+use springhouse_featurestore::training_set::{CommandSpine, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::push::Pushes;
 use springhouse_materializer::wire_queries::{PLACES, WireQueries};
 use springhouse_serving::app::{App, StorePart, WorkerPart, bind, direct};
-use springhouse_serving::flight::{FlightServer, RemoteFeatures};
+use springhouse_serving::flight::{Command as FlightCommand, FlightServer, RemoteFeatures};
 use springhouse_serving::generated::inference::ModelInferRequest;
 use springhouse_serving::generated::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use springhouse_serving::generated::inference::model_infer_request::InferInputTensor;
@@ -294,6 +295,7 @@ fn with_tls(folder: &Path, authority: &Authority) -> Security {
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_clients_come_in_over_tls_with_a_token_or_a_certificate() {
     let (project, _) = deployed().await;
+    project.apply(&format!("{DEFINITIONS}{DEFINED_SPINE}")).await.expect("a spine");
     let folder = project.folder.path().to_owned();
     let reader = token(&folder, "reader", &[Scope::Read]);
     let engineer = token(&folder, "engineer", &[Scope::Query]);
@@ -494,14 +496,50 @@ async fn the_command_line_makes_tokens_and_refuses_to_serve_openly() {
 fn spine_command(spine: Option<&str>) -> TrainingSetCommand {
     TrainingSetCommand {
         contract: "fraud".to_owned(),
-        spine: spine.map(str::to_owned),
-        time: "t".to_owned(),
+        spine: spine.map(|text| CommandSpine::Written(text.to_owned())),
+        time: Some("t".to_owned()),
         parts: None,
         part: None,
     }
 }
 
+/// What the engineer of the foreign clients asks for, defined for those who read.
+const DEFINED_SPINE: &str = "
+CREATE SPINE asked EVENT TIME t
+  AS SELECT 'ann' AS user_name, 'NL' AS country, TIMESTAMP '1970-01-01 00:00:10' AT TIME ZONE 'UTC' AS t
+     UNION ALL SELECT 'ann', 'NL', TIMESTAMP '1970-01-01 00:00:09' AT TIME ZONE 'UTC' ORDER BY t DESC;";
+
 const SPINE: &str = "SELECT user_name, 'NL' AS country, paid_at AS t FROM payments";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_has_training_sets_of_defined_spines_and_runs_no_text() {
+    let (project, _) = deployed().await;
+    project.apply(&format!("{DEFINITIONS}{DEFINED_SPINE}")).await.expect("a spine");
+    let folder = project.folder.path().to_owned();
+    let reader = token(&folder, "reader", &[Scope::Read]);
+    let shown = format!("Bearer {}", std::fs::read_to_string(reader).expect("there").trim());
+    let server = Running::start(&project, with_tokens(&folder), None).await;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
+    let mut client = FlightServiceClient::new(channel.connect_lazy());
+    let asked = |spine: CommandSpine| {
+        let command = TrainingSetCommand { spine: Some(spine), time: None, ..spine_command(None) };
+        let mut request = tonic::Request::new(Ticket::new(FlightCommand::TrainingSet(command).to_bytes()));
+        request.metadata_mut().insert("authorization", shown.parse().expect("letters"));
+        request
+    };
+    let answer = client.do_get(asked(CommandSpine::defined("asked"))).await.expect("allowed").into_inner();
+    let batches = FlightRecordBatchStream::new_from_flight_data(answer.map_err(Into::into));
+    let batches: Vec<RecordBatch> = batches.try_collect().await.expect("whole");
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 2);
+    // A text is never taken for a name, whatever it says.
+    for text in [SPINE, "payments.parquet", "asked", "\"asked\""] {
+        let refused = client.do_get(asked(CommandSpine::Written(text.to_owned()))).await;
+        let status = refused.map(|_| ()).expect_err("an engineer's");
+        assert_eq!(status.code(), tonic::Code::PermissionDenied, "{text}: {status:?}");
+        assert!(status.message().contains("query"), "{text}: {status:?}");
+    }
+    server.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_of_the_wire_have_places_and_schemas_run_nothing() {

@@ -218,14 +218,17 @@ fn metadata(catalog: &CatalogState, contract: &Contract, request: &TrainingSetRe
     let spine = format!("{}\0{}\0{}", request.spine.from, request.spine.time, request.spine.lag);
     let digest =
         Sha256::digest(spine.as_bytes()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
-    BTreeMap::from([
+    let defined = catalog.spines().find(|spine| spine.query == request.spine.from && spine.time == request.spine.time);
+    let defined = defined.map(|spine| ("springhouse.spine_definition".to_owned(), spine.pinned().to_string()));
+    let told = [
         ("springhouse.contract".to_owned(), contract.pinned().to_string()),
         ("springhouse.views".to_owned(), views.join(",")),
         ("springhouse.catalog_commit".to_owned(), catalog.number().to_string()),
         ("springhouse.as_of".to_owned(), request.as_of.as_str().to_owned()),
         ("springhouse.spine".to_owned(), request.spine.from.clone()),
         ("springhouse.spine_fingerprint".to_owned(), format!("sha256:{digest}")),
-    ])
+    ];
+    told.into_iter().chain(defined).collect()
 }
 
 impl TrainingSet {

@@ -13,9 +13,11 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition;
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
 use springhouse_featurestore::time::Span;
-use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
+use springhouse_featurestore::training_set::{Batches, CommandSpine, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::nesting::STACK_BYTES;
 use springhouse_sql::spine::{SpineOrder, SpineSource, SpineSubset};
@@ -109,7 +111,7 @@ impl TrainingSets for WireQueries {
                 let state = jobs.catalog().state().await?;
                 let contract = state.current_contract(&command.contract)?;
                 command.wanted()?;
-                jobs.training_set_schema(&state, contract, &request(&command, named_spine(&command)?)).await
+                jobs.training_set_schema(&state, contract, &request(named_spine(&state, &command)?)).await
             },
             self.handle()?,
         );
@@ -188,32 +190,42 @@ type Begun = (Option<tempfile::TempDir>, SchemaRef, springhouse_sql::view_rows::
 
 async fn begin(jobs: &Jobs, command: &TrainingSetCommand, spine: Option<Batches>) -> Result<Begun> {
     let subset = command.wanted()?.map_or(SpineSubset::Whole, SpineSubset::Part);
-    let (folder, from) = match spine {
-        None => (None, named_spine(command)?),
+    let state = jobs.catalog().state().await?;
+    let contract = state.current_contract(&command.contract)?;
+    let (folder, source) = match spine {
+        None => (None, named_spine(&state, command)?),
         Some(spine) => {
             let folder = tempfile::tempdir()
                 .map_err(|error| Error::unavailable("there is no room for a spine").source(error))?;
             let file = folder.path().join("spine.parquet");
             write_spine(spine, &file).await?;
-            (Some(folder), file.to_string_lossy().into_owned())
+            (Some(folder), written_spine(command, file.to_string_lossy().into_owned()))
         }
     };
-    let state = jobs.catalog().state().await?;
-    let contract = state.current_contract(&command.contract)?;
-    let set = jobs.training_set_of(&state, contract, &request(command, from), subset).await?;
+    let set = jobs.training_set_of(&state, contract, &request(source), subset).await?;
     Ok((folder, Arc::clone(set.schema()), set.execute()))
 }
 
-fn named_spine(command: &TrainingSetCommand) -> Result<String> {
-    command.spine.clone().ok_or_else(|| {
-        Error::invalid("the command names no spine")
-            .remedy("send its batches by DoExchange; a query or a file's name needs the scope query")
-    })
+/// The spine that a command names, or holds the query of.
+fn named_spine(catalog: &CatalogState, command: &TrainingSetCommand) -> Result<SpineSource> {
+    match &command.spine {
+        Some(CommandSpine::Written(text)) => Ok(written_spine(command, text.clone())),
+        Some(CommandSpine::Defined(spine)) => SpineSource::defined(catalog, &spine.name, command.time.as_deref()),
+        None => Err(Error::invalid("the command names no spine").remedy(
+            "send its batches by DoExchange, or name one that the project defines: \"spine\": {\"name\": ...}; a query or a \
+             file's name needs the scope query",
+        )),
+    }
 }
 
-fn request(command: &TrainingSetCommand, from: String) -> TrainingSetRequest {
+fn written_spine(command: &TrainingSetCommand, from: String) -> SpineSource {
+    let time = command.time.clone().unwrap_or_else(|| definition::Spine::TIME.to_owned());
+    SpineSource { from, time, lag: Span::ZERO }
+}
+
+fn request(spine: SpineSource) -> TrainingSetRequest {
     TrainingSetRequest {
-        spine: SpineSource { from, time: command.time.clone(), lag: Span::ZERO },
+        spine,
         rows: RowsFrom::Committed,
         as_of: AsOf::Known,
         with_features: false,

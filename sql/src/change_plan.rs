@@ -136,6 +136,7 @@ fn reached(definition: &Definition, checked: &Checked) -> Vec<String> {
     };
     let views = match definition {
         Definition::Contract(contract) => return vec![contract.name.clone()],
+        Definition::Spine(_) => return Vec::new(),
         Definition::FeatureView(view) => vec![view.name.clone()],
         Definition::Entity(entity) => views_of(&|view| view.entity.name == entity.name),
         Definition::Source(source) => views_of(&|view| view.sources.iter().any(|used| used.name == source.name)),

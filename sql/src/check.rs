@@ -2,12 +2,13 @@
 //! is wrong is reported at once.
 //!
 //! Kinds are checked in the order in which one may depend on another: tables, sources, entities, views, contracts,
-//! then drops. A definition may depend on another of the files or, where the files do not speak of it, of the catalog.
+//! spines, then drops. A definition may depend on another of the files or, where the files do not speak of it, of the catalog.
 
 mod contract;
 mod drop;
 mod names;
 mod source;
+mod spine;
 mod view;
 mod windowed;
 
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{Definition, DefinitionKind, Entity, FeatureView, Source, Table};
+use springhouse_featurestore::definition::{Definition, DefinitionKind, Entity, FeatureView, Source, Spine, Table};
 use springhouse_featurestore::{Error, Result};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Position, SourceFile, suggest};
@@ -45,6 +46,7 @@ pub async fn check(files: &[SourceFile], catalog: &CatalogState, session: &Sessi
         sources: BTreeMap::new(),
         entities: BTreeMap::new(),
         views: BTreeMap::new(),
+        spines: BTreeMap::new(),
         unread: Vec::new(),
         checked: Checked::default(),
     };
@@ -56,7 +58,7 @@ pub async fn check(files: &[SourceFile], catalog: &CatalogState, session: &Sessi
     }
     checker.refuse_duplicates(&mut statements);
     checker.add_from_catalog(&statements).await?;
-    for kind in [Kind::Table, Kind::Source, Kind::Entity, Kind::View, Kind::Contract, Kind::Drop] {
+    for kind in [Kind::Table, Kind::Source, Kind::Entity, Kind::View, Kind::Contract, Kind::Spine, Kind::Drop] {
         for placed in statements.iter().filter(|placed| Kind::of(&placed.statement) == kind) {
             checker.check_statement(placed).await?;
         }
@@ -81,6 +83,7 @@ enum Kind {
     Entity,
     View,
     Contract,
+    Spine,
     Drop,
 }
 
@@ -92,6 +95,7 @@ impl Kind {
             Statement::Entity(_) => Self::Entity,
             Statement::View(_) => Self::View,
             Statement::Contract(_) => Self::Contract,
+            Statement::Spine(_) => Self::Spine,
             Statement::Drop(_) => Self::Drop,
         }
     }
@@ -106,6 +110,7 @@ struct Checker<'a> {
     sources: BTreeMap<String, Source>,
     entities: BTreeMap<String, Entity>,
     views: BTreeMap<String, FeatureView>,
+    spines: BTreeMap<String, Spine>,
     /// What of the catalog cannot be read here.
     unread: Vec<Error>,
     checked: Checked,
@@ -126,6 +131,7 @@ impl Checker<'_> {
                 self.check_contract(file, &placed.statement, contract);
                 Ok(())
             }
+            Statement::Spine(spine) => self.check_spine(file, &placed.statement, spine).await,
             Statement::Drop(dropped) => {
                 self.check_drop(file, dropped);
                 Ok(())

@@ -100,7 +100,7 @@ pub(crate) fn refuse_volatile(expression: &Expr) -> Result<(), DataFusionError> 
         .apply(|node| match node {
             Expr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable => {
                 Err(DataFusionError::Plan(format!(
-                    "{}() gives another value at another time: features and inputs depend on their columns alone",
+                    "{}() gives another value at another time: features, inputs and spines depend on their columns alone",
                     call.func.name()
                 )))
             }

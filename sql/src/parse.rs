@@ -14,7 +14,8 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 pub use statement::{
     ContractStatement, DropStatement, EntityStatement, Events, InputStatement, Located, OutputColumn, PushedColumn,
-    RuleStatement, SourceStatement, Statement, TableStatement, ViewStatement, WindowsClause, WrittenWindow,
+    RuleStatement, SourceStatement, SpineStatement, Statement, TableStatement, ViewStatement, WindowsClause,
+    WrittenWindow,
 };
 
 use crate::diagnostic::{Diagnostic, Position, SourceFile};
@@ -23,7 +24,7 @@ use cursor::Cursor;
 
 /// What kinds of statement there are, for messages.
 const STATEMENTS: &str =
-    "CREATE EXTERNAL TABLE, CREATE SOURCE, CREATE ENTITY, CREATE FEATURE VIEW, CREATE CONTRACT, DROP";
+    "CREATE EXTERNAL TABLE, CREATE SOURCE, CREATE ENTITY, CREATE FEATURE VIEW, CREATE CONTRACT, CREATE SPINE, DROP";
 
 /// A file's statements, and the faults of those that could not be read.
 #[derive(Debug)]
@@ -88,6 +89,8 @@ fn parse_statement(file: &SourceFile, tokens: &[TokenWithSpan]) -> Parse<Vec<Sta
         source.map(Statement::Source).into_iter().chain([Statement::View(view)]).collect()
     } else if cursor.take_word("CONTRACT") {
         vec![Statement::Contract(contract::parse_contract(&mut cursor)?)]
+    } else if cursor.take_word("SPINE") {
+        vec![Statement::Spine(statement::parse_spine(&mut cursor)?)]
     } else {
         return Err(cursor.unexpected("what to create").help_boxed(STATEMENTS));
     };

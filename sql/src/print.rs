@@ -7,8 +7,8 @@ use datafusion::sql::parser::CreateExternalTable;
 use springhouse_featurestore::definition::{Available, DefinitionKind, EventTime};
 
 use crate::parse::{
-    ContractStatement, DropStatement, EntityStatement, Events, Located, RuleStatement, SourceStatement, Statement,
-    ViewStatement, WrittenWindow,
+    ContractStatement, DropStatement, EntityStatement, Events, Located, RuleStatement, SourceStatement, SpineStatement,
+    Statement, ViewStatement, WrittenWindow,
 };
 
 /// The canonical text of a statement, without the closing semicolon.
@@ -19,6 +19,7 @@ pub fn print(statement: &Statement) -> String {
         Statement::Entity(entity) => print_entity(entity),
         Statement::View(view) => print_view(view),
         Statement::Contract(contract) => print_contract(contract),
+        Statement::Spine(spine) => print_spine(spine),
         Statement::Drop(DropStatement { kind, name }) => {
             let kind = match kind {
                 DefinitionKind::Table => "EXTERNAL TABLE",
@@ -26,6 +27,7 @@ pub fn print(statement: &Statement) -> String {
                 DefinitionKind::Entity => "ENTITY",
                 DefinitionKind::FeatureView => "FEATURE VIEW",
                 DefinitionKind::Contract => "CONTRACT",
+                DefinitionKind::Spine => "SPINE",
             };
             format!("DROP {kind} {}", quoted(&name.value))
         }
@@ -154,6 +156,18 @@ fn print_contract(contract: &ContractStatement) -> String {
     if let Some(Located { value, .. }) = &contract.availability {
         put(&mut text, format_args!("\n  AVAILABILITY {} OVER '{}'", value.share, value.over));
     }
+    text
+}
+
+fn print_spine(spine: &SpineStatement) -> String {
+    let mut text = format!("CREATE SPINE {}", quoted(&spine.name.value));
+    if let Some(time) = &spine.time {
+        put(&mut text, format_args!(" EVENT TIME {}", quoted(&time.value)));
+        if let Some(zone) = &spine.zone {
+            put(&mut text, format_args!(" AT TIME ZONE '{}'", zone.value.replace('\'', "''")));
+        }
+    }
+    put(&mut text, format_args!("\n  AS {}", spine.query.value));
     text
 }
 

@@ -1,6 +1,7 @@
 //! A spine, and the features of all views of a contract as of its times: the whole of way 5 but for the rules.
 
 mod features;
+mod given;
 mod sample;
 mod strict;
 

@@ -35,7 +35,7 @@ impl Audit {
         let (_, state) = project.catalog().await?;
         let contract = state.current_contract(&self.contract)?;
         let subset = if self.sample < 1.0 { SpineSubset::Sample { share: self.sample } } else { SpineSubset::Whole };
-        let spine = self.spine.source();
+        let spine = self.spine.source(&state)?;
         let report = project.jobs()?.audit(&state, contract, (&spine, subset), &Bar::default()).await?;
         show(json, &report, || report.to_string())?;
         Ok(if report.mismatches == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

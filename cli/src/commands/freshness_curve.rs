@@ -68,7 +68,7 @@ impl FreshnessCurve {
         Self {
             contract: contract.to_owned(),
             digest: digest.to_owned(),
-            spine: SpineArgs { spine: spine.to_owned(), time: time.to_owned() },
+            spine: SpineArgs { spine: spine.to_owned(), time: Some(time.to_owned()) },
             label: label.to_owned(),
             lags: [0, 1, 2, 4, 8].map(hours).to_vec(),
             plot: Some(plot),
@@ -105,7 +105,7 @@ async fn curve(
     let file = folder.path().join("lagged.parquet");
     let mut points = Vec::with_capacity(lags.len());
     for &lag in lags {
-        let mut source = spine.source();
+        let mut source = spine.source(&state)?;
         source.lag = lag;
         let request = TrainingSetRequest {
             spine: source,

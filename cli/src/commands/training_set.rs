@@ -86,15 +86,15 @@ impl TrainingSet {
 
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
+        let (_, state) = project.catalog().await?;
         let request = TrainingSetRequest {
-            spine: self.spine.source(),
+            spine: self.spine.source(&state)?,
             rows: if self.from_sources { RowsFrom::Sources } else { RowsFrom::Committed },
             as_of: self.as_of.chosen(),
             with_features: self.with_features,
             order: SpineOrder::AsGiven,
         };
         let Some(out) = self.out.as_ref().filter(|_| !self.explain) else {
-            let (_, state) = project.catalog().await?;
             let contract = state.current_contract(&self.contract)?;
             say(&self.jobs(project)?.training_set(&state, contract, &request).await?.explain().await?);
             return Ok(());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{CatalogCommit, Change, PackageRecord};
-use crate::definition::{Contract, Definition, DefinitionKind, FeatureView, Pinned, Source, Table, Version};
+use crate::definition::{Contract, Definition, DefinitionKind, FeatureView, Pinned, Source, Spine, Table, Version};
 use crate::time::Timestamp;
 use crate::{Error, Result};
 
@@ -187,6 +187,29 @@ impl CatalogState {
     pub fn contracts(&self) -> impl Iterator<Item = &Contract> {
         self.definitions().filter_map(|definition| match definition.as_ref() {
             Definition::Contract(contract) => Some(contract),
+            _ => None,
+        })
+    }
+
+    /// The current version of a spine.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] with the names that there are.
+    pub fn current_spine(&self, name: &str) -> Result<&Spine> {
+        match self.current(DefinitionKind::Spine, name).map(AsRef::as_ref) {
+            Some(Definition::Spine(spine)) => Ok(spine),
+            _ => {
+                let names: Vec<&str> = self.spines().map(|spine| spine.name.as_str()).collect();
+                let names = if names.is_empty() { "there are none yet".to_owned() } else { names.join(", ") };
+                Err(unknown(DefinitionKind::Spine, name).with("spines", names))
+            }
+        }
+    }
+
+    /// All current spines.
+    pub fn spines(&self) -> impl Iterator<Item = &Spine> {
+        self.definitions().filter_map(|definition| match definition.as_ref() {
+            Definition::Spine(spine) => Some(spine),
             _ => None,
         })
     }

@@ -9,4 +9,5 @@ CREATE CONTRACT fraud TIER interactive REQUEST (user_name VARCHAR, country VARCH
   FEATURES (spending FRESH WITHIN '2 minutes' MAX AGE '30 minutes' ON STALE SERVE ON EXPIRED DEFAULT ON MISSING FAIL)
   INPUTS (coalesce(spending.payments_90s, -1) AS payments, CASE WHEN country = 'NL' THEN 1 ELSE 0 END AS domestic)
   OUTPUT (fraud_probability FLOAT) LATENCY '25 milliseconds' AT 0.99 AVAILABILITY 0.999 OVER '30 days';
+CREATE SPINE asked EVENT TIME t AT TIME ZONE 'Europe/Berlin' AS SELECT user_name, 'NL' AS country, paid_at AS t FROM payments;
 DROP FEATURE VIEW spending;

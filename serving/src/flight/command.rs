@@ -62,7 +62,7 @@ impl Command {
             Error::invalid("not a command")
                 .with("given", String::from_utf8_lossy(&bytes[..bytes.len().min(200)]))
                 .remedy(
-                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."}, {"push": {"source": "name"}} or {"training_set": {"contract": "name", "time": "column"}}"#,
+                    r#"send JSON such as {"lookup": {"contract": "name"}}, {"package": "sha256:..."}, {"push": {"source": "name"}} or {"training_set": {"contract": "name", "spine": {"name": "name"}}}"#,
                 )
                 .source(error)
         })
@@ -86,6 +86,8 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
+    use springhouse_featurestore::training_set::CommandSpine;
+
     use super::*;
 
     #[test]
@@ -96,6 +98,23 @@ mod tests {
         for wrong in [b"".as_slice(), b"{}", b"hello", br#"{"lookup": {}}"#, br#"{"drop": "all"}"#, b"\xff"] {
             let error = Command::parse(wrong).expect_err("not a command");
             assert!(error.to_string().contains("lookup"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_spine_is_a_text_or_the_name_of_a_definition_and_never_taken_for_the_other() {
+        let spine = |json: &str| {
+            let command = Command::parse(format!(r#"{{"training_set":{{"contract":"c","spine":{json}}}}}"#).as_bytes());
+            command.map(|command| {
+                let Command::TrainingSet(set) = &command else { panic!("another command: {command:?}") };
+                assert_eq!(Command::parse(&command.to_bytes()).expect("own bytes"), command);
+                set.spine.clone()
+            })
+        };
+        assert_eq!(spine(r#"{"name":"landings"}"#).expect("a name"), Some(CommandSpine::defined("landings")));
+        assert_eq!(spine(r#""landings""#).expect("a file"), Some(CommandSpine::Written("landings".to_owned())));
+        for wrong in ["{}", r#"{"name":"a","query":"SELECT 1"}"#, r#"["landings"]"#, "1"] {
+            spine(wrong).expect_err(wrong);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which path, Flight command and action needs which scope: all of it, in one place.
 
 use springhouse_featurestore::Result;
+use springhouse_featurestore::training_set::CommandSpine;
 
 use super::Caller;
 use super::scope::Scope;
@@ -45,8 +46,8 @@ pub(crate) fn of_path(path: &str) -> Need {
 /// The scopes of which a Flight command needs one, whatever is asked of it: its data, its schema or its tickets.
 pub(crate) fn of_command(command: &Command) -> &'static [Scope] {
     match command {
-        // SQL text reads any table, and a name any file.
-        Command::TrainingSet(set) if set.spine.is_some() => &[Scope::Query],
+        // SQL text reads any table, and a name any file; what the project defines is for all who read.
+        Command::TrainingSet(set) if matches!(set.spine, Some(CommandSpine::Written(_))) => &[Scope::Query],
         Command::TrainingSet(_) | Command::Lookup(_) | Command::Package(_) => &[Scope::Read],
         Command::Push(_) => &[Scope::Push],
     }

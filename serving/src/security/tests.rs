@@ -6,7 +6,7 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
 use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::time::{Clock, DrivenClock, Timestamp};
-use springhouse_featurestore::training_set::TrainingSetCommand;
+use springhouse_featurestore::training_set::{CommandSpine, TrainingSetCommand};
 
 use super::table::{Need, of_action, of_command, of_path};
 use super::*;
@@ -48,18 +48,20 @@ fn every_path_and_command_needs_what_the_table_says() {
     assert_eq!(of_path("/metrics"), Need::OneOf(&[Scope::Operate, Scope::Read]));
     assert_eq!((of_path("/"), of_path("/else"), of_path("*")), (Need::Known, Need::Known, Need::Known));
 
-    let spine = |spine: Option<&str>| {
+    let written = |text: &str| Some(CommandSpine::Written(text.to_owned()));
+    let spine = |spine: Option<CommandSpine>| {
         Command::TrainingSet(TrainingSetCommand {
             contract: "fraud".to_owned(),
-            spine: spine.map(str::to_owned),
-            time: "t".to_owned(),
+            spine,
+            time: Some("t".to_owned()),
             parts: None,
             part: None,
         })
     };
     assert_eq!(of_command(&spine(None)), [Scope::Read]);
-    assert_eq!(of_command(&spine(Some("SELECT 1"))), [Scope::Query]);
-    assert_eq!(of_command(&spine(Some("/etc/passwd"))), [Scope::Query]);
+    assert_eq!(of_command(&spine(written("SELECT 1"))), [Scope::Query]);
+    assert_eq!(of_command(&spine(written("/etc/passwd"))), [Scope::Query]);
+    assert_eq!(of_command(&spine(Some(CommandSpine::defined("landings")))), [Scope::Read]);
     assert_eq!(of_command(&Command::lookup("fraud")), [Scope::Read]);
     assert_eq!(of_command(&Command::push("paid")), [Scope::Push]);
     assert_eq!(of_action("producers"), [Scope::Read, Scope::Push, Scope::Operate]);

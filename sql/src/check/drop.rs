@@ -1,6 +1,6 @@
 //! `DROP`: only what exists, and only what nothing current depends on.
 
-use springhouse_featurestore::definition::{Contract, Definition, DefinitionKind};
+use springhouse_featurestore::definition::{Contract, Definition, DefinitionKind, Spine};
 
 use super::Checker;
 use crate::diagnostic::SourceFile;
@@ -25,12 +25,20 @@ impl Checker<'_> {
     fn dependants(&self, kind: DefinitionKind, name: &str) -> Vec<String> {
         let sources = self.sources.values().filter(|source| source.tables.iter().any(|table| table == name));
         let views = self.views.values();
+        let spine = |spine: &Spine| format!("spine {}", spine.name);
         match kind {
-            DefinitionKind::Table => sources.map(|source| format!("source {}", source.name)).collect(),
-            DefinitionKind::Source => views
-                .filter(|view| view.sources.iter().any(|source| source.name == name))
-                .map(|view| format!("feature view {}", view.name))
-                .collect(),
+            DefinitionKind::Table => {
+                let spines = self.spines.values().filter(|spine| spine.tables.iter().any(|table| table == name));
+                sources.map(|source| format!("source {}", source.name)).chain(spines.map(spine)).collect()
+            }
+            DefinitionKind::Source => {
+                let spines = self.spines.values().filter(|spine| spine.sources.iter().any(|of| of.name == name));
+                views
+                    .filter(|view| view.sources.iter().any(|source| source.name == name))
+                    .map(|view| format!("feature view {}", view.name))
+                    .chain(spines.map(spine))
+                    .collect()
+            }
             DefinitionKind::Entity => views
                 .filter(|view| view.entity.name == name)
                 .map(|view| format!("feature view {}", view.name))
@@ -40,7 +48,7 @@ impl Checker<'_> {
                 .filter(|contract| contract.features.iter().any(|rule| rule.view.name == name))
                 .map(|contract| format!("contract {}", contract.name))
                 .collect(),
-            DefinitionKind::Contract => Vec::new(),
+            DefinitionKind::Contract | DefinitionKind::Spine => Vec::new(),
         }
     }
 

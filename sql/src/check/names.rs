@@ -60,6 +60,9 @@ impl Checker<'_> {
                     self.views.insert(view.name.clone(), view.clone());
                 }
                 Definition::Contract(_) => {}
+                Definition::Spine(spine) => {
+                    self.spines.insert(spine.name.clone(), spine.clone());
+                }
             }
         }
         Ok(())
@@ -74,6 +77,7 @@ fn named(statement: &Statement) -> Option<(DefinitionKind, String, Position)> {
         Statement::Entity(entity) => (DefinitionKind::Entity, &entity.name),
         Statement::View(view) => (DefinitionKind::FeatureView, &view.name),
         Statement::Contract(contract) => (DefinitionKind::Contract, &contract.name),
+        Statement::Spine(spine) => (DefinitionKind::Spine, &spine.name),
         Statement::Drop(_) => return None,
     };
     Some((kind, name.value.clone(), name.at))

@@ -267,7 +267,7 @@ fn is_stateful(plan: &LogicalPlan) -> Result<bool> {
     Ok(stateful)
 }
 
-fn refuse_volatile_plan(plan: &LogicalPlan) -> Result<(), DataFusionError> {
+pub(super) fn refuse_volatile_plan(plan: &LogicalPlan) -> Result<(), DataFusionError> {
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expression| {
             refuse_volatile(expression)?;

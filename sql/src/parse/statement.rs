@@ -41,6 +41,8 @@ pub enum Statement {
     View(Box<ViewStatement>),
     /// `CREATE CONTRACT`
     Contract(Box<ContractStatement>),
+    /// `CREATE SPINE`
+    Spine(SpineStatement),
     /// `DROP`
     Drop(DropStatement),
 }
@@ -181,6 +183,19 @@ pub struct ContractStatement {
     pub availability: Option<Located<Availability>>,
 }
 
+/// `CREATE SPINE name EVENT TIME column AS query`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpineStatement {
+    /// The spine's name.
+    pub name: Located<String>,
+    /// The time column, where it is not called `as_of`.
+    pub time: Option<Located<String>>,
+    /// The zone of the clock by which the time was written.
+    pub zone: Option<Located<String>>,
+    /// The query over tables and sources.
+    pub query: Located<Box<Query>>,
+}
+
 /// `DROP kind name`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DropStatement {
@@ -191,16 +206,17 @@ pub struct DropStatement {
 }
 
 pub(super) fn parse_drop(cursor: &mut Cursor<'_>) -> Parse<DropStatement> {
-    let kinds: [(&[&str], DefinitionKind); 6] = [
+    let kinds: [(&[&str], DefinitionKind); 7] = [
         (&["EXTERNAL", "TABLE"], DefinitionKind::Table),
         (&["TABLE"], DefinitionKind::Table),
         (&["SOURCE"], DefinitionKind::Source),
         (&["ENTITY"], DefinitionKind::Entity),
         (&["FEATURE", "VIEW"], DefinitionKind::FeatureView),
         (&["CONTRACT"], DefinitionKind::Contract),
+        (&["SPINE"], DefinitionKind::Spine),
     ];
     let kind = kinds.into_iter().find(|(words, _)| cursor.take_words(words)).map(|(_, kind)| kind);
-    let kind = kind.ok_or_else(|| cursor.unexpected("TABLE, SOURCE, ENTITY, FEATURE VIEW or CONTRACT"))?;
+    let kind = kind.ok_or_else(|| cursor.unexpected("TABLE, SOURCE, ENTITY, FEATURE VIEW, CONTRACT or SPINE"))?;
     let name = cursor.name("a name")?;
     cursor.expect_end()?;
     Ok(DropStatement { kind, name })
@@ -285,6 +301,21 @@ pub(super) fn parse_source(cursor: &mut Cursor<'_>) -> Parse<SourceStatement> {
         lateness,
         events,
     })
+}
+
+pub(super) fn parse_spine(cursor: &mut Cursor<'_>) -> Parse<SpineStatement> {
+    let name = cursor.name("the spine's name")?;
+    let (mut time, mut of_time) = (None, None);
+    if cursor.take_words(&["EVENT", "TIME"]) {
+        time = Some(cursor.name("the time column")?);
+        of_time = zone(cursor)?;
+    }
+    if !cursor.take_word("AS") {
+        return Err(cursor.unexpected("EVENT TIME or AS").help_boxed(
+            "write CREATE SPINE name EVENT TIME column AS SELECT ..., with the contract's request columns",
+        ));
+    }
+    Ok(SpineStatement { name, time, zone: of_time, query: cursor.query()? })
 }
 
 /// `AT TIME ZONE 'zone'` after a time column, if it is there.
