@@ -1,5 +1,7 @@
 //! Bad definitions: every fault is named with its place and what would be accepted, all of a file at once.
 
+use springhouse_featurestore::definition::Definition;
+
 use crate::project::{DEFINITIONS, TestProject};
 
 /// What is changed in good definitions, and what the error must then say.
@@ -81,6 +83,41 @@ async fn every_fault_is_named_with_its_place_and_what_would_be_accepted() {
     let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
     project.check(DEFINITIONS).await.expect("good definitions");
     project.check_faults(DEFINITIONS, &FAULTS).await;
+}
+
+/// A view by the hour over a source whose events are known when they happen.
+fn hourly(event_time: &str) -> String {
+    let usual =
+        DEFINITIONS.replace(" AVAILABLE AT known_at", "").replace(", known_at, amount FROM paid", ", amount FROM paid");
+    format!(
+        "{usual}CREATE FEATURE VIEW hourly ENTITY user_account EVENT TIME hour_at REFRESH EVERY '1 minute' LOOKBACK '1 hour'
+  AS SELECT user_name, {event_time} AS hour_at, count(*) AS n FROM paid GROUP BY user_name, date_trunc('hour', paid_at);"
+    )
+}
+
+#[tokio::test]
+async fn an_event_time_before_the_events_of_its_row_is_refused_and_their_end_is_not() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let error =
+        project.check(&hourly("date_trunc('hour', paid_at)")).await.expect_err("the hour's beginning").to_string();
+    for expected in
+        ["the event time 'hour_at' may lie before events of paid", "--> definitions.sql:", "max(paid_at)", "^"]
+    {
+        assert!(error.contains(expected), "{expected}\n{error}");
+    }
+    for (event_time, ahead) in [("date_trunc('hour', paid_at) + INTERVAL '1 hour'", true), ("max(paid_at)", false)] {
+        let checked = project.check(&hourly(event_time)).await.expect(event_time);
+        let view = checked.definitions.iter().find_map(|definition| match definition {
+            Definition::FeatureView(view) if view.name == "hourly" => Some(view),
+            _ => None,
+        });
+        assert_eq!(view.map(|view| view.ahead), Some(ahead), "{event_time}");
+    }
+    let windows = "CREATE FEATURE VIEW counted ENTITY user_account EVENT TIME h WINDOWS ('1 day') STEP '1 hour'
+        REFRESH EVERY '1 minute' AS SELECT user_name, count(*) AS n FROM
+          (SELECT user_name, date_trunc('hour', paid_at) AS h FROM paid) AS by_hour GROUP BY user_name;";
+    let error = project.check(&format!("{}{windows}", hourly("max(paid_at)"))).await.expect_err("before").to_string();
+    assert!(error.contains("the event time 'h' may lie before events of paid"), "{error}");
 }
 
 #[tokio::test]

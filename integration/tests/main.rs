@@ -13,6 +13,7 @@ mod faulty_store;
 mod flights;
 mod fuzz;
 mod generated_code;
+mod hours;
 mod language;
 mod late_history;
 mod lists;

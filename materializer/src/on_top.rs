@@ -10,6 +10,10 @@
 //!
 //! *Views that reach back* (`LOOKBACK`) need nothing more. A refresh lists history before it looks which pushes there are. A
 //! flush that it does not know of computes the rows of its pushes after that, from no less history, and its rows win.
+//!
+//! *Views whose rows lie ahead of their events* have pushes by their refreshes alone, and no flush commits to them. Such a
+//! refresh says from which position it took them; a flush that came between all the same (of a process that knows no such
+//! views) would have moved that, so the refresh is computed anew.
 
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::tier::{ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
@@ -20,9 +24,13 @@ use springhouse_featurestore::{Error, ErrorKind, Result};
 /// whoever comes second so often has no luck but something wrong.
 pub(crate) const ATTEMPTS_ON_TOP: usize = 64;
 
-/// Whether what was computed before these commits is still right after them.
-fn leave_right(commits: &[(u64, ViewCommit)]) -> bool {
-    commits.iter().all(|(_, commit)| matches!(commit.kind, ViewCommitKind::Push | ViewCommitKind::Compact))
+/// Whether what was computed before these commits is still right after them: `takes_pushes` says whether pushes are part of it.
+fn leave_right(takes_pushes: bool, commits: &[(u64, ViewCommit)]) -> bool {
+    commits.iter().all(|(_, commit)| match commit.kind {
+        ViewCommitKind::Compact => true,
+        ViewCommitKind::Push => !takes_pushes,
+        _ => false,
+    })
 }
 
 /// A refresh's commit as it follows a state that is newer than the one which it was computed from: no watermark goes back
@@ -50,7 +58,8 @@ pub(crate) async fn commit_on_top(
             Err(error) if error.kind() == ErrorKind::Conflict => error,
             done => return done,
         };
-        let Some(newest) = newest_right(log, base).await? else { return Err(conflict) };
+        let takes_pushes = commit.pushed.is_some();
+        let Some(newest) = newest_right(log, base, takes_pushes).await? else { return Err(conflict) };
         tracing::info!(view = %view.name, commits = newest.number - base, "others have committed meanwhile; going on after them");
         commit = following(&commit, &newest, now);
         *state = newest;
@@ -59,7 +68,7 @@ pub(crate) async fn commit_on_top(
 }
 
 /// The newest state of a view, where what was computed after the commit `base` is still right; there is none where it is not.
-async fn newest_right(log: &ViewLog, base: u64) -> Result<Option<ViewLogState>> {
+async fn newest_right(log: &ViewLog, base: u64, takes_pushes: bool) -> Result<Option<ViewLogState>> {
     if base == 0 {
         // Of two that are the first both have the same rows.
         return Ok(None);
@@ -69,7 +78,7 @@ async fn newest_right(log: &ViewLog, base: u64) -> Result<Option<ViewLogState>> 
         return Err(Error::internal("a commit was refused as if another were there").with("view", log.view()));
     }
     // At least those that the state has: what has come since is no harm to look at.
-    Ok(leave_right(&log.commits_after(base).await?).then_some(newest))
+    Ok(leave_right(takes_pushes, &log.commits_after(base).await?).then_some(newest))
 }
 
 #[cfg(test)]
@@ -87,14 +96,16 @@ mod tests {
     #[test]
     fn flushes_and_compactions_leave_right_what_was_computed_and_nothing_else_does() {
         use ViewCommitKind::{Backfill, Compact, Correct, Push, Refresh, Replace};
-        let right = |kinds: &[ViewCommitKind]| {
+        let right = |takes_pushes, kinds: &[ViewCommitKind]| {
             let commits: Vec<_> = (8..).zip(kinds.iter().map(|kind| commit(*kind, at(1)))).collect();
-            leave_right(&commits)
+            leave_right(takes_pushes, &commits)
         };
-        assert!(right(&[]) && right(&[Push, Compact, Push]));
+        assert!(right(false, &[]) && right(false, &[Push, Compact, Push]));
         for kind in [Backfill, Correct, Refresh, Replace] {
-            assert!(!right(&[Push, kind, Push]), "{kind:?}");
+            assert!(!right(false, &[Push, kind, Push]) && !right(true, &[Compact, kind]), "{kind:?}");
         }
+        // What takes pushes itself has taken them from where the view had them.
+        assert!(right(true, &[Compact, Compact]) && !right(true, &[Compact, Push]));
     }
 
     #[test]

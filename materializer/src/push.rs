@@ -426,8 +426,16 @@ impl Shared {
         log.get(source).copied().max(self.history().watermarks.get(source).copied())
     }
 
-    /// The views that read pushed sources, each with the names of those.
+    /// The views to which pushes come as they are taken, each with the names of its pushed sources. Rows that lie ahead of
+    /// their events do not hold yet when these come: such a view has them by its refreshes.
     fn pushed_views<'a>(&self, catalog: &'a CatalogState) -> Vec<(&'a FeatureView, BTreeSet<&'a str>)> {
+        let mut views = self.views_of_pushed(catalog);
+        views.retain(|(view, _)| !view.ahead);
+        views
+    }
+
+    /// The views that read pushed sources, each with the names of those.
+    fn views_of_pushed<'a>(&self, catalog: &'a CatalogState) -> Vec<(&'a FeatureView, BTreeSet<&'a str>)> {
         let mut views = Vec::new();
         for view in catalog.live_views() {
             let names = view.sources.iter().map(|source| source.name.as_str());

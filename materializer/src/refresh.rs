@@ -2,10 +2,13 @@
 //!
 //! A refresh at time T of a view with watermark W commits the rows with visible time in (W, T] and the watermark T.
 //! What is pushed to a view's sources comes to it otherwise ([`crate::push`]): the first refresh takes what has been
-//! pushed before, later ones read history alone, and the watermark is no later than the producers'.
+//! pushed before, later ones read history alone, and the watermark is no later than the producers'. A view whose rows lie
+//! ahead of their events (the end of an hour) has all pushes by its refreshes, once their time has come.
 //! Run again at T it finds nothing to do. Cut off anywhere before the commit's conditional put it has changed nothing
 //! that a reader sees; of two that race one wins and the other looks again. Flushes and compactions that commit while it
 //! computes cost it nothing: it is committed on top of them ([`crate::on_top`]).
+
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use springhouse_featurestore::Result;
@@ -18,7 +21,7 @@ use springhouse_featurestore::tier::{
     DataFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
 };
 use springhouse_featurestore::time::{Span, Timestamp};
-use springhouse_sql::view_rows::{RowStream, Sources, rows_between, view_rows};
+use springhouse_sql::view_rows::{RowStream, Sources, oldest_event, rows_between, view_rows};
 
 use crate::Jobs;
 use crate::jobs::{until_first, write_file};
@@ -127,11 +130,12 @@ impl Jobs {
         // These files are read and no others: what comes meanwhile is seen by the next refresh. They are listed before it is
         // looked which pushes there are: whoever flushes one that is not known here has read no less of history.
         let read = self.history_files(catalog, view).await?;
-        if state.read_until == Some(now) && read == state.history {
+        let history = self.pushed().state().await?;
+        let takes_pushes = (state.number == 0 || view.ahead) && history.until > state.pushed;
+        if state.read_until == Some(now) && read == state.history && !takes_pushes {
             done.watermark = since.unwrap_or(now);
             return Ok(done);
         }
-        let history = self.pushed().state().await?;
         let (watermark, held_back) = watermark_of(catalog, view, &history, since, now)?;
         done.held_back = held_back;
         let past = self.past(catalog, (view, log), &state, &read, &history).await?;
@@ -143,9 +147,9 @@ impl Jobs {
         done.watermark = watermark;
         let kind = if view.is_static() { ViewCommitKind::Replace } else { ViewCommitKind::Refresh };
         let read_until = (watermark != now).then_some(now);
-        // The first refresh takes all that had been pushed by then.
-        let first = state.number == 0 && history.until > 0;
-        let pushed = first.then_some(PushedRange { after: 0, until: history.until, log: history.taker.log });
+        // The first refresh takes all that had been pushed by then; of rows that lie ahead of their events every one.
+        let pushed =
+            takes_pushes.then_some(PushedRange { after: state.pushed, until: history.until, log: history.taker.log });
         let commit = ViewCommit {
             read_until,
             pushed,
@@ -217,7 +221,8 @@ impl Jobs {
         now: Timestamp,
     ) -> Result<Vec<DataFile>> {
         // Rows that reach back do so to pushed events too; to commit such a row again changes nothing (rule T5).
-        let pushed = if state.number == 0 || view.reaches_back() { history.events() } else { PushedEvents::default() };
+        let reads_pushes = state.number == 0 || view.reaches_back() || view.ahead;
+        let pushed = if reads_pushes { history.events() } else { PushedEvents::default() };
         let sources = Sources { catalog, store: self.store(), pushed: &pushed };
         let written = WriteOrder::of_commit(history.until.max(state.pushed), state.number + 1);
         let session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
@@ -225,9 +230,33 @@ impl Jobs {
         let rows = if state.number == 0 && !pushed.files.is_empty() && !view.is_static() {
             rows_between(&session, &sources, view, (Timestamp::MIN, Timestamp::MAX), now).await?
         } else {
-            view_rows(&session, &sources, view, state.read_until, now).await?
+            let since = self.since(catalog, view, state, history).await?;
+            view_rows(&session, &sources, view, since, now).await?
         };
         self.write_file(view, log, state, rows).await
+    }
+
+    /// After what time rows are computed: that until which was read before. Rows that lie ahead of their events come to no view
+    /// with the pushes themselves: those of all that was pushed since are computed too, however old it is.
+    async fn since(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        state: &ViewLogState,
+        history: &PushHistoryState,
+    ) -> Result<Option<Timestamp>> {
+        let Some(read_until) = state.read_until.filter(|_| view.ahead && history.until > state.pushed) else {
+            return Ok(state.read_until);
+        };
+        let sources: BTreeSet<&str> = view.sources.iter().map(|source| source.name.as_str()).collect();
+        let (mut after, mut oldest) = (state.pushed, Timestamp::MAX);
+        while after < history.until {
+            let until = history.until_within(&sources, (after, history.until), self.piece_bytes());
+            let entries = self.pushed().entries(history, &sources, (after, until)).await?;
+            oldest = oldest.min(oldest_event(catalog, view, &PushedEvents::of_entries(&entries))?);
+            after = until;
+        }
+        Ok(Some(read_until.min(oldest - Span::from_micros(1))))
     }
 
     /// Writes rows as a file of the next commit; without any there is no file.

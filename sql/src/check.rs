@@ -6,6 +6,7 @@
 
 mod contract;
 mod drop;
+mod event_time;
 mod names;
 mod source;
 mod spine;

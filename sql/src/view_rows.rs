@@ -163,7 +163,10 @@ pub async fn pushed_rows(
 }
 
 /// The least event time of new events that a view reads.
-fn oldest_event(catalog: &CatalogState, view: &FeatureView, new: &PushedEvents) -> Result<Timestamp> {
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::NotFound`] when the catalog lacks a source.
+pub fn oldest_event(catalog: &CatalogState, view: &FeatureView, new: &PushedEvents) -> Result<Timestamp> {
     let mut oldest = Timestamp::MAX;
     for pinned in &view.sources {
         let source = catalog.source(pinned)?;

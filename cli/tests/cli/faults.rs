@@ -101,6 +101,28 @@ fn a_refresh_over_damaged_files_names_file_and_column_and_the_old_state_stays() 
 }
 
 #[test]
+fn a_defined_spine_is_named_and_of_a_word_that_names_none_the_other_forms_are_told() {
+    let project = applied();
+    project.ok(&format!("{AT} refresh"));
+    let query = "SELECT origin, dest, carrier, tailnum, distance, scheduled_at, arr_delay >= 15 AS late FROM flights \
+        WHERE scheduled_at >= TIMESTAMP '2013-01-02' AND scheduled_at < TIMESTAMP '2013-01-03'";
+    project.write("spines.sql", format!("CREATE SPINE of_a_day EVENT TIME scheduled_at AS {query};\n"));
+    assert!(project.ok(&format!("{AT} plan")).contains("+ spine of_a_day (new"));
+    project.ok(&format!("{AT} apply -m spine"));
+    assert!(project.ok("log").contains("of_a_day"));
+    let out = project.path("out.parquet");
+    let line = format!("{AT} training-set arrival_delay --out {} --spine", out.display());
+    let written = project.json(&format!("{line} '{}' --time scheduled_at", query.replace('\'', "\"")));
+    assert!(written["rows"].as_u64().is_some_and(|rows| rows > 100), "{written}");
+    assert_eq!(project.json(&format!("{line} of_a_day")), written);
+    let audited = project.json(&format!("{AT} audit arrival_delay --spine of_a_day"));
+    assert_eq!((&audited["rows"], &audited["mismatches"]), (&written["rows"], &0.into()), "{audited}");
+    project.fails(&format!("{line} of_a_day --time t"), &["another column by its definition", "scheduled_at"]);
+    project.fails(&format!("{line} of_a_week"), &["no such spine", "of_a_day", "./name"]);
+    project.fails(&format!("{line} ./of_a_week"), &["the file does not exist"]);
+}
+
+#[test]
 fn a_spine_without_the_contracts_columns_says_which() {
     let project = applied();
     project.ok(&format!("{AT} refresh"));

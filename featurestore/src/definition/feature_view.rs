@@ -74,6 +74,10 @@ pub struct FeatureView {
     /// What is computed over windows; absent where each row of the query is a feature row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub windowed: Option<Windowed>,
+    /// Whether a row's event time may lie after the events that it is made of, as the end of an hour does: then it holds from
+    /// that time on, and pushes come to it by refreshes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ahead: bool,
     /// The features.
     pub features: Vec<Column>,
 }

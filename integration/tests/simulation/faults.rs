@@ -23,7 +23,7 @@ pub enum Fault {
     Dying,
     /// Views are defined after events were pushed, and refreshed first while there are pushes and flushes.
     FirstRefresh,
-    /// There is a view that groups by hour: a row's event time lies before its events'.
+    /// There is a view that groups by hour: a row holds from the end of its hour on.
     Hours,
     /// History has new files with old events.
     LateFile,
@@ -96,10 +96,10 @@ pub struct Faults(BTreeSet<Fault>);
 
 impl Faults {
     /// Those that `SIMULATION_FAULTS` names; `none` for none of them. All, where it is not set, but power cuts, which need a
-    /// disk of their own, hours, whose rows break rule T3 by their own definition: they hold events after their time, and
-    /// clocks that are set back by hours: who looks up while views are loaded again finds nothing for a moment.
+    /// disk of their own, and clocks that are set back by hours: who looks up while views are loaded again finds nothing for a
+    /// moment.
     pub fn wanted() -> Self {
-        let asked = [Fault::ClockBack, Fault::Hours, Fault::PowerCut];
+        let asked = [Fault::ClockBack, Fault::PowerCut];
         let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| !asked.contains(fault));
         let Ok(wanted) = std::env::var("SIMULATION_FAULTS") else { return Self(all().collect()) };
         let named = wanted.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");

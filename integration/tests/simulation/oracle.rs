@@ -54,9 +54,10 @@ CREATE FEATURE VIEW at_branch ENTITY user_account REFRESH EVERY '1 minute' LOOKB
      GROUP BY user_name, seen_at, branch;
 ";
 
+/// A view whose rows hold from the end of their hour on.
 const HOURLY: &str = "
-CREATE FEATURE VIEW hourly ENTITY user_account EVENT TIME seen_hour REFRESH EVERY '1 minute' LOOKBACK '1 hour'
-  AS SELECT user_name, date_trunc('hour', seen_at) AS seen_hour, count(*) AS n, sum(amount) AS total
+CREATE FEATURE VIEW hourly ENTITY user_account EVENT TIME hour_end REFRESH EVERY '1 minute' LOOKBACK '1 hour'
+  AS SELECT user_name, date_trunc('hour', seen_at) + INTERVAL '1 hour' AS hour_end, count(*) AS n, sum(amount) AS total
      FROM seen GROUP BY user_name, date_trunc('hour', seen_at);
 ";
 
@@ -201,20 +202,19 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
             features[1] = ("branch".to_owned(), Value::Text(branch));
             features
         }
-        "hourly" => return Some((hour_of(newest), count_and_total("", &since(hour_of(newest))))),
+        "hourly" => {
+            let end = known.iter().map(|event| hour_end(event.at)).filter(|end| *end <= now).max()?;
+            let of_hour: Vec<&Seen> = known.into_iter().filter(|event| hour_end(event.at) == end).collect();
+            return Some((end, count_and_total("", &of_hour)));
+        }
         other => panic!("no such view: {other}"),
     };
     Some((newest, features))
 }
 
-fn hour_of(second: i64) -> i64 {
-    second.div_euclid(HOUR) * HOUR
-}
-
-/// Whether a view can tell what held then: of an hour that is not over, later events are in the row that is kept.
-fn can_tell(view: &str, events: &[Seen], user: &str, now: i64) -> bool {
-    let later = |event: &Seen| event.user == user && event.at > now && hour_of(event.at) == hour_of(now);
-    view != "hourly" || !events.iter().any(later)
+/// The end of the hour in which a second lies.
+fn hour_end(second: i64) -> i64 {
+    (second.div_euclid(HOUR) + 1) * HOUR
 }
 
 fn found(column: &ArrayRef, row: usize, like: &Value) -> Value {
@@ -241,9 +241,6 @@ pub fn check_seen(
     place: &str,
 ) {
     for view in views {
-        if user.is_some_and(|user| !can_tell(view, events, user, now)) {
-            continue;
-        }
         let expected = user.and_then(|user| row_of(view, events, user, now));
         let of_user: Vec<&Seen> = events.iter().filter(|event| Some(event.user) == user).collect();
         let place = format!("{view} of {user:?} as of {now}, {place}, of {of_user:?}");

@@ -56,7 +56,7 @@ impl Shared {
         let _one = self.flushing.lock().await;
         let (catalog, history) = ((self.catalog)(), self.history());
         let mut failed = None;
-        for (view, sources) in self.pushed_views(&catalog) {
+        for (view, sources) in self.views_of_pushed(&catalog) {
             if sources.contains(source)
                 && let Err(error) = until_first(view, || self.set_view_back(&catalog, view, &history, by)).await
             {

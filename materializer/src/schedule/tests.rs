@@ -177,6 +177,7 @@ fn view(name: &str) -> FeatureView {
         ttl: None,
         lookback: None,
         windowed: None,
+        ahead: false,
         features: vec![Column::nullable("amount", ColumnType::Float64)],
     }
 }

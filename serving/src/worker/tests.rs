@@ -62,6 +62,7 @@ fn deployed() -> DeployedContract {
         ttl: None,
         lookback: None,
         windowed: None,
+        ahead: false,
         features: vec![Column::nullable("amount", ColumnType::Float64)],
     };
     let rule = FeatureRule {

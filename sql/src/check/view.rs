@@ -10,6 +10,7 @@ use springhouse_featurestore::definition::{
 use springhouse_featurestore::time::Span;
 
 use super::Checker;
+use super::event_time::{Lies, TimedSource, lies};
 use crate::diagnostic::{SourceFile, suggest};
 use crate::inputs::refuse_volatile;
 use crate::parse::{Statement, ViewStatement};
@@ -60,14 +61,20 @@ impl Checker<'_> {
         };
         let faults = self.faults.len();
         self.check_keys(file, view, &entity, &columns);
-        let (windowed, visible, stateful) = match &view.windows {
-            None => (None, columns.clone(), is_stateful(frame.logical_plan())?),
-            Some(clause) => match self.windowed(file, view, clause, &entity, &sources, frame.logical_plan()) {
-                Some((windowed, visible)) => (Some(windowed), visible, false),
+        let plan = frame.logical_plan();
+        let (windowed, visible, stateful, rows) = match &view.windows {
+            None => (None, columns.clone(), is_stateful(plan)?, plan.clone()),
+            Some(clause) => match self.windowed(file, view, clause, &entity, &sources, plan) {
+                Some((windowed, visible, events)) => (Some(windowed), visible, false, events),
                 None => return Ok(()),
             },
         };
         let row_time = self.row_time(file, view, &sources, &visible, stateful);
+        let event_time = row_time.as_ref().and_then(RowTime::event_time);
+        let ahead = match event_time {
+            Some(event_time) => self.lies_ahead(file, view, &sources, &rows, event_time).await?,
+            None => false,
+        };
         let features = match &windowed {
             Some(windowed) => windowed.features(),
             None => self.features(file, view, &entity, row_time.as_ref(), &columns),
@@ -87,14 +94,68 @@ impl Checker<'_> {
             row_time,
             refresh_every: view.refresh_every.value,
             ttl: view.ttl.as_ref().map(|ttl| ttl.value),
-            // Where each row depends on one event alone, nothing before it needs to be read.
-            lookback: view.lookback.as_ref().map(|span| span.value).or_else(|| (!stateful).then_some(Span::ZERO)),
+            // Where each row depends on one event alone, of its own time, nothing before that needs to be read.
+            lookback: view
+                .lookback
+                .as_ref()
+                .map(|span| span.value)
+                .or_else(|| (!stateful && !ahead).then_some(Span::ZERO)),
             windowed,
+            ahead,
             features,
         };
         self.views.insert(checked.name.clone(), checked.clone());
         self.checked.definitions.push(Definition::FeatureView(checked));
         Ok(())
+    }
+
+    /// Whether rows' event time may lie after the events that they are made of; one that may lie before them is refused (T3).
+    async fn lies_ahead(
+        &mut self,
+        file: &SourceFile,
+        view: &ViewStatement,
+        sources: &[Source],
+        rows: &LogicalPlan,
+        event_time: &str,
+    ) -> Result<bool> {
+        let (mut timed, mut own) = (Vec::new(), None);
+        for source in sources {
+            let EventTime::Column { column, .. } = &source.event_time else { continue };
+            own.get_or_insert(column);
+            let provider = self.session.context().table_provider(source.name.as_str()).await;
+            let provider = provider.map_err(crate::session::query_error)?;
+            if let Some(plan) = provider.get_logical_plan() {
+                timed.push(TimedSource { name: source.name.clone(), plan: plan.into_owned() });
+            }
+        }
+        let at = super::find_word(file, view.query.at, event_time).unwrap_or(view.query.at);
+        let own = own.map_or("the event time", String::as_str);
+        match lies(rows, &timed, event_time) {
+            Lies::With => Ok(false),
+            Lies::After if view.windows.is_none() => Ok(true),
+            Lies::After => {
+                let message = format!("the event time '{event_time}' of the windows' events may lie after them");
+                let help = format!(
+                    "let it be {own}; where events are known later than they happen, say so in the source: DELAY"
+                );
+                self.fault(file, at, message, Some(help));
+                Ok(false)
+            }
+            Lies::Before(of) => {
+                let message = format!(
+                    "the event time '{event_time}' may lie before events of {} that a row is made of: as of a time in \
+                     between the row would tell of later events",
+                    of.join(" and ")
+                );
+                let help = format!(
+                    "let it be the events' own time (GROUP BY {own}, or max({own})) or the end of their group \
+                     (date_trunc('hour', {own}) + INTERVAL '1 hour'); of a join greatest(...), or a condition that the other \
+                     event came before; or count over WINDOWS"
+                );
+                self.fault(file, at, message, Some(help));
+                Ok(false)
+            }
+        }
     }
 
     fn check_keys(&mut self, file: &SourceFile, view: &ViewStatement, entity: &Entity, columns: &[Column]) {

@@ -21,7 +21,8 @@ const MOST_WINDOWS: usize = 64;
 const MOST_ARGUMENTS: usize = 200;
 
 impl Checker<'_> {
-    /// Checks the windows and the query's shape; gives them with the columns that are visible below the aggregates.
+    /// Checks the windows and the query's shape; gives them with the columns that are visible below the aggregates, and the
+    /// plan that has those.
     pub(super) fn windowed(
         &mut self,
         file: &SourceFile,
@@ -30,7 +31,7 @@ impl Checker<'_> {
         entity: &Entity,
         sources: &[Source],
         plan: &LogicalPlan,
-    ) -> Option<(Windowed, Vec<Column>)> {
+    ) -> Option<(Windowed, Vec<Column>, LogicalPlan)> {
         let faults = self.faults.len();
         if let Some(lookback) = &view.lookback {
             let message = "LOOKBACK has no meaning beside WINDOWS: every event stands by itself";
@@ -72,7 +73,7 @@ impl Checker<'_> {
             self.fault(file, view.query.at, message, Some("make two views of it".to_owned()));
         }
         self.name_clashes(file, view, entity, &windowed);
-        (self.faults.len() == faults).then_some((windowed, visible))
+        (self.faults.len() == faults).then_some((windowed, visible, query.events))
     }
 
     fn windows(&mut self, file: &SourceFile, clause: &WindowsClause) -> Vec<ViewWindow> {

@@ -86,6 +86,7 @@ mod tests {
             ttl: None,
             lookback: None,
             windowed: None,
+            ahead: false,
             features: vec![Column::nullable("amount", ColumnType::Float64)],
         }
     }

@@ -43,6 +43,17 @@ pub(super) async fn frame(
     view: &FeatureView,
     range: EventRange,
 ) -> Result<DataFrame> {
+    let rows = whenever(session, sources, view, range).await?;
+    // A row that lies ahead of its events does not hold before its own time.
+    if view.ahead { visible_in(rows, view, None, range.known) } else { Ok(rows) }
+}
+
+async fn whenever(
+    session: &Session,
+    sources: &Sources<'_>,
+    view: &FeatureView,
+    range: EventRange,
+) -> Result<DataFrame> {
     if !view.sources.iter().any(|source| sources.pushed.has(&source.name)) {
         sources.add(session, view, range).await?;
         return visible_in(session.view_frame(view).await?, view, None, range.known);
