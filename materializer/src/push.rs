@@ -229,7 +229,9 @@ impl EventSink for Pushes {
         if let Some(producer) = &header.producer {
             self.shared.log.admit_producer(source, producer)?;
             claims = match caller {
-                Some(caller) if !self.shared.log.is_owner(source, producer, caller)? => Some((producer.clone(), caller)),
+                Some(caller) if !self.shared.log.is_owner(source, producer, caller)? => {
+                    Some((producer.clone(), caller))
+                }
                 _ => None,
             };
         }

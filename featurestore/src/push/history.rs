@@ -709,9 +709,11 @@ mod tests {
 
     #[test]
     fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
-        let said: SaidByProducer = serde_json::from_str(r#"{"last": 7, "taken": [[1, 7]]}"#).expect("as it was written");
+        let said: SaidByProducer =
+            serde_json::from_str(r#"{"last": 7, "taken": [[1, 7]]}"#).expect("as it was written");
         assert_eq!((said.last, said.owner), (Some(7), None));
-        let known: KnownProducer = serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
+        let known: KnownProducer =
+            serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
         assert_eq!((known.last, known.owner, known.set_back), (Some(7), None, None));
         let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");
         assert!(!written.contains("owner") && !written.contains("set_back"), "{written}");
