@@ -15,6 +15,7 @@ mod query;
 mod refresh;
 mod run;
 mod serve;
+mod set_aside;
 mod status;
 mod token;
 mod train;
@@ -171,6 +172,8 @@ enum Command {
     Push(push::Push),
     /// Show who pushes to a source, retire a producer, or set a watermark back
     Producers(producers::Producers),
+    /// Show the pushed events that views do without, try them again, or let them go
+    SetAside(set_aside::SetAsideCommand),
     /// Look features up from the running store
     Lookup(lookup::Lookup),
     /// Ask the running worker for a prediction
@@ -227,6 +230,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(command) => command.run(&project).await?,
         Command::Push(command) => command.run(&project, json).await?,
         Command::Producers(command) => command.run(&project, json).await?,
+        Command::SetAside(command) => command.run(&project, json).await?,
         Command::Lookup(command) => command.run(&project, json).await?,
         Command::Predict(command) => command.run(&project, json).await?,
         Command::Status(command) => command.run(&project, json).await?,

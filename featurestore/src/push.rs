@@ -25,11 +25,11 @@ use serde::{Deserialize, Serialize};
 pub use history::{
     Claim, Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, Runs, SaidByProducer, Taken, Taker,
 };
-pub use log::{LogReach, Push, PushEntry, PushLog, PushOrigin};
+pub use log::{EventPlace, LogReach, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
 
 use crate::Result;
 use crate::catalog::Signature;
-use crate::definition::{FeatureView, Source};
+use crate::definition::{FeatureView, Pinned, Source};
 use crate::tier::{DataFile, KeyedRow, Mark};
 use crate::time::Timestamp;
 
@@ -202,6 +202,13 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
 
     /// The producers of all sources that are left out of watermarks because they say nothing any more.
     fn silent_producers(&self) -> Vec<ProducerState>;
+
+    /// Since when and why a view takes no pushes any more, though they are durable: its query failed on too many in a row.
+    fn given_up(&self, view: &Pinned) -> Option<(Timestamp, String)> {
+        // Whoever only hands events on gives no view up.
+        let _ = view;
+        None
+    }
 
     /// The rows of a view that a tier at this mark lacks of what was pushed, or the first of them: a view that is loaded anew
     /// has them from the start. Storage may be read.

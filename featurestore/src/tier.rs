@@ -22,6 +22,7 @@ mod only_files;
 mod reference;
 mod retired;
 mod rocksdb_tuning;
+mod set_aside;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -40,7 +41,7 @@ pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with, load_again};
 pub use memory::MemoryTier;
 pub use object::{
     AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, RememberedStates, Restated,
-    SetAside, ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema,
+    ViewCommit, ViewCommitKind, ViewLog, ViewLogState, ViewWriter, WRITE_POSITION, WRITE_WITHIN, data_schema,
     get_object, list_objects, put_object, read_data_file,
 };
 pub(crate) use object_reader::ObjectReader;
@@ -48,6 +49,10 @@ pub use object_store::ObjectStore;
 pub use only_files::OnlyFiles;
 pub use reference::ReferenceTier;
 pub use retired::Retired;
+pub use set_aside::{
+    MOST_SET_ASIDE, REASON, SET_ASIDE_AT, SetAside, SetAsideEvents, places_of, read_set_aside, reasons_of,
+    with_reasons, write_set_aside,
+};
 
 pub use crate::object_storage::open_store;
 

@@ -164,7 +164,7 @@ impl Jobs {
             && begun.plan.asked == asked
             && begun.plan.reset.is_some() == reset.is_some()
             && begun.plan.history == without_new(now.clone(), &begun.plan.history, &taken)
-            && begun.plan.base >= state.replaced
+            && begun.plan.base >= state.replaced.max(state.set_aside.counted_by)
             && (begun.plan.base > 0 || state.number == 0)
         {
             return Ok(begun);
@@ -398,7 +398,9 @@ impl Jobs {
         files.extend(backfill.done.values().flatten().map(|file| DataFile { commit, ..file.clone() }));
         let taken = self.taken_tables(catalog, view).await?;
         let history = settled(&plan.history, &state, plan.is_whole() || plan.base == 0, &taken);
+        let set_aside = self.left_by_backfill(catalog, view, (log, &state), plan).await?;
         let commit = self.backfill_commit(catalog, view, &state, plan, (files, history)).await?;
+        let commit = ViewCommit { set_aside, ..commit };
         log.commit(&mut state, commit).await?;
         Ok(state.number)
     }

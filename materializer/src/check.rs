@@ -108,9 +108,15 @@ impl Jobs {
             state => state?,
         };
         let files: Vec<DataFile> = state.files.iter().map(|(_, file)| file.clone()).collect();
-        check_sizes(&DataFolder::list(self.store(), log.folder()).await?, &files, &mut checked);
+        let set_aside: Vec<DataFile> = state.set_aside.files.values().cloned().collect();
+        let listed = DataFolder::list(self.store(), log.folder()).await?;
+        check_sizes(&listed, &files, &mut checked);
+        compare_sizes(&listed, &set_aside, &mut checked);
         for file in files.iter().filter(|_| full) {
             checked.wrong.extend(self.check_rows(file, Some(view)).await.err().map(|error| error.chain()));
+        }
+        for file in set_aside.iter().filter(|_| full) {
+            checked.wrong.extend(self.check_rows(file, None).await.err().map(|error| error.chain()));
         }
         let at = Mark::of_commit(state.number, state.watermark);
         if let Some(tier) = tier.filter(|_| checked.wrong.is_empty()) {
@@ -206,9 +212,13 @@ impl Jobs {
 
 /// Whether files are there with their sizes.
 fn check_sizes(listed: &DataFolder, files: &[DataFile], checked: &mut Checked) {
-    let sizes: HashMap<&str, u64> = listed.files().iter().map(|file| (file.path.as_str(), file.bytes)).collect();
     checked.files = files.len();
     checked.rows = files.iter().map(|file| file.rows).sum();
+    compare_sizes(listed, files, checked);
+}
+
+fn compare_sizes(listed: &DataFolder, files: &[DataFile], checked: &mut Checked) {
+    let sizes: HashMap<&str, u64> = listed.files().iter().map(|file| (file.path.as_str(), file.bytes)).collect();
     for file in files {
         match sizes.get(file.path.as_str()) {
             Some(bytes) if *bytes == file.bytes => {}

@@ -1,6 +1,7 @@
 //! Garbage: what lies on object storage and no commit names is removed after a grace time.
 //!
-//! Named are the files of a view's newest state and those of a backfill that has begun, the flushed pushes, and nothing else. How a
+//! Named are the files of a view's newest state, its table of events that are set aside among them, those of a backfill that has
+//! begun, the flushed pushes, and nothing else. How a
 //! file that is being written, or read, is told from one that nobody needs: [`springhouse_featurestore::tier::DataFolder`].
 
 use std::collections::HashSet;
@@ -70,6 +71,7 @@ impl Jobs {
         // The state comes after: a backfill that is committed between is there.
         let of_backfill: Vec<String> = of_backfill.map(|file| file.path).collect();
         let state = self.log(view).state().await?;
-        Ok(state.files.into_iter().map(|(_, file)| file.path).chain(of_backfill).collect())
+        let set_aside = state.set_aside.files.into_values().map(|file| file.path);
+        Ok(state.files.into_iter().map(|(_, file)| file.path).chain(of_backfill).chain(set_aside).collect())
     }
 }

@@ -14,6 +14,7 @@ use springhouse_sql::session::{QueryPool, Session, SessionOptions};
 use springhouse_sql::view_rows::RowStream;
 
 use crate::on_top::ATTEMPTS_ON_TOP;
+use crate::set_aside::SetAsideTables;
 
 /// The store, the session's options and the clock that jobs run with. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -116,7 +117,7 @@ impl Jobs {
     }
 
     /// A session with all current tables and sources, for queries that people write; what a source `s` rejects is the
-    /// table `s_rejects`.
+    /// table `s_rejects`, and what a view `v` has set aside the table `set_aside.v`.
     ///
     /// # Errors
     /// Those of adding a table or a source.
@@ -125,6 +126,7 @@ impl Jobs {
         let session = self.session()?;
         let pushed = self.pushed().state().await?.events();
         let now = self.clock.now();
+        session.add_schema("set_aside", Arc::new(SetAsideTables::of(self.clone(), catalog)))?;
         for definition in catalog.definitions() {
             match definition.as_ref() {
                 Definition::Table(table) => session.add_table(table).await?,

@@ -12,6 +12,7 @@
 //!    [`compact`] — small data files merged into larger ones; [`garbage`] — what no commit names is removed after a time;
 //!    [`check`] — whether everything that commits name is there and whole.
 //! 4. [`push`] — events that producers send live: durable, in every view, flushed to object storage.
+//!    [`set_aside`] — those on which a view's query fails: listed, tried again, let go.
 //! 5. [`training_set`] — a contract's inputs for each row of a spine, as of its time.
 //!    [`wire_queries`] — the same for those who ask over the wire, on threads of their own.
 //! 6. [`schedule`] — every view refreshed by its `REFRESH EVERY`.
@@ -29,6 +30,8 @@ mod on_top;
 pub mod push;
 pub mod refresh;
 pub mod schedule;
+mod separate;
+pub mod set_aside;
 pub mod training_set;
 pub mod wire_queries;
 

@@ -8,6 +8,10 @@
 //! *The order of writes* (rule T5) stays that of reading. A computed row says that it comes after the pushes which its refresh
 //! knew; a row that was pushed later says a later position, and wins over it before and after either commit.
 //!
+//! *Events that had been set aside* and are tried again come like those of a flush, at the places of their pushes; those that are
+//! dropped had no rows. But rows of a view that reaches back say that they come after the pushes which were known, a retry's as the
+//! refresh's do, and could say the same place: the refresh is computed anew.
+//!
 //! *Views that reach back* (`LOOKBACK`) need nothing more. A refresh lists history before it looks which pushes there are. A
 //! flush that it does not know of computes the rows of its pushes after that, from no less history, and its rows win.
 //!
@@ -24,12 +28,22 @@ use springhouse_featurestore::{Error, ErrorKind, Result};
 /// whoever comes second so often has no luck but something wrong.
 pub(crate) const ATTEMPTS_ON_TOP: usize = 64;
 
-/// Whether what was computed before these commits is still right after them: `takes_pushes` says whether pushes are part of it.
-fn leave_right(takes_pushes: bool, commits: &[(u64, ViewCommit)]) -> bool {
+/// What was computed, as far as the commits of others could make it wrong.
+#[derive(Debug, Clone, Copy, Default)]
+struct Computed {
+    /// Whether pushes are part of it;
+    takes_pushes: bool,
+    /// and whether its rows reach back to other events.
+    reaches_back: bool,
+}
+
+/// Whether what was computed before these commits is still right after them.
+fn leave_right(Computed { takes_pushes, reaches_back }: Computed, commits: &[(u64, ViewCommit)]) -> bool {
     commits.iter().all(|(_, commit)| match commit.kind {
-        ViewCommitKind::Compact => true,
+        ViewCommitKind::Compact | ViewCommitKind::Drop => true,
         ViewCommitKind::Push => !takes_pushes,
-        _ => false,
+        ViewCommitKind::Retry => !takes_pushes && !reaches_back,
+        ViewCommitKind::Refresh | ViewCommitKind::Replace | ViewCommitKind::Backfill | ViewCommitKind::Correct => false,
     })
 }
 
@@ -58,8 +72,8 @@ pub(crate) async fn commit_on_top(
             Err(error) if error.kind() == ErrorKind::Conflict => error,
             done => return done,
         };
-        let takes_pushes = commit.pushed.is_some();
-        let Some(newest) = newest_right(log, base, takes_pushes).await? else { return Err(conflict) };
+        let computed = Computed { takes_pushes: commit.pushed.is_some(), reaches_back: view.reaches_back() };
+        let Some(newest) = newest_right(log, base, computed).await? else { return Err(conflict) };
         tracing::info!(view = %view.name, commits = newest.number - base, "others have committed meanwhile; going on after them");
         commit = following(&commit, &newest, now);
         *state = newest;
@@ -68,7 +82,7 @@ pub(crate) async fn commit_on_top(
 }
 
 /// The newest state of a view, where what was computed after the commit `base` is still right; there is none where it is not.
-async fn newest_right(log: &ViewLog, base: u64, takes_pushes: bool) -> Result<Option<ViewLogState>> {
+async fn newest_right(log: &ViewLog, base: u64, computed: Computed) -> Result<Option<ViewLogState>> {
     if base == 0 {
         // Of two that are the first both have the same rows.
         return Ok(None);
@@ -78,7 +92,7 @@ async fn newest_right(log: &ViewLog, base: u64, takes_pushes: bool) -> Result<Op
         return Err(Error::internal("a commit was refused as if another were there").with("view", log.view()));
     }
     // At least those that the state has: what has come since is no harm to look at.
-    Ok(leave_right(takes_pushes, &log.commits_after(base).await?).then_some(newest))
+    Ok(leave_right(computed, &log.commits_after(base).await?).then_some(newest))
 }
 
 #[cfg(test)]
@@ -95,17 +109,20 @@ mod tests {
 
     #[test]
     fn flushes_and_compactions_leave_right_what_was_computed_and_nothing_else_does() {
-        use ViewCommitKind::{Backfill, Compact, Correct, Push, Refresh, Replace};
+        use ViewCommitKind::{Backfill, Compact, Correct, Drop, Push, Refresh, Replace, Retry};
         let right = |takes_pushes, kinds: &[ViewCommitKind]| {
             let commits: Vec<_> = (8..).zip(kinds.iter().map(|kind| commit(*kind, at(1)))).collect();
-            leave_right(takes_pushes, &commits)
+            leave_right(Computed { takes_pushes, ..Computed::default() }, &commits)
         };
-        assert!(right(false, &[]) && right(false, &[Push, Compact, Push]));
+        assert!(right(false, &[]) && right(false, &[Push, Compact, Drop, Retry, Push]));
         for kind in [Backfill, Correct, Refresh, Replace] {
             assert!(!right(false, &[Push, kind, Push]) && !right(true, &[Compact, kind]), "{kind:?}");
         }
         // What takes pushes itself has taken them from where the view had them.
-        assert!(right(true, &[Compact, Compact]) && !right(true, &[Compact, Push]));
+        assert!(right(true, &[Compact, Drop, Compact]) && !right(true, &[Compact, Push]) && !right(true, &[Retry]));
+        // Two rows of several events would say the same place in the order of writes.
+        let reaches_back = Computed { reaches_back: true, ..Computed::default() };
+        assert!(!leave_right(reaches_back, &[(8, commit(Retry, at(1)))]));
     }
 
     #[test]

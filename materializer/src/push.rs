@@ -38,6 +38,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use self::accept::Now;
 use self::fence::Fence;
+use self::set_aside::SetAsideHere;
 use crate::Jobs;
 
 /// Pushes that wait at once; a producer beyond them waits for a place.
@@ -121,6 +122,8 @@ struct Shared {
     applied: std::sync::Mutex<Option<LogReach>>,
     /// The views that lack some of it, and why: each is brought up by itself.
     behind: std::sync::Mutex<BTreeMap<Pinned, String>>,
+    /// The events that views do without, until commits tell of them.
+    set_aside: SetAsideHere,
     /// Wakes the flush before its time.
     full: Arc<Notify>,
 }
@@ -144,7 +147,10 @@ impl Pushes {
         changing: Arc<Mutex<()>>,
         catalog: Box<FollowedCatalog>,
     ) -> Result<Self> {
+        // Before it is forgotten in the place of whoever took pushes meanwhile.
+        SetAsideHere::of(&log)?.distrust(tier.as_ref())?;
         let history = fence::take_over(&jobs, &log, tier.as_ref(), catalog.as_ref()).await?;
+        let set_aside = SetAsideHere::of(&log)?;
         let shared = Arc::new(Shared {
             jobs,
             log: Arc::new(log),
@@ -157,6 +163,7 @@ impl Pushes {
             prepared: std::sync::Mutex::default(),
             applied: std::sync::Mutex::default(),
             behind: std::sync::Mutex::default(),
+            set_aside,
             full: Arc::default(),
         });
         let (queue, waiting) = mpsc::channel(QUEUE_PUSHES);
@@ -278,6 +285,11 @@ impl EventSink for Pushes {
 
     fn silent_producers(&self) -> Vec<ProducerState> {
         self.shared.log.producers(None).into_iter().filter(|producer| producer.silent).collect()
+    }
+
+    fn given_up(&self, view: &Pinned) -> Option<(Timestamp, String)> {
+        // Who has been passed follows commits alone, as they come.
+        self.shared.set_aside.given_up(view).filter(|_| !self.shared.fence.is_lost())
     }
 
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {

@@ -20,8 +20,8 @@ use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
 use self::following::{FOLLOWED_AT_ONCE, Followed};
-use self::views::Views;
 pub use self::views::{Trouble, ViewState};
+use self::views::{Views, unavailable};
 use crate::package::Package;
 
 /// A contract with a package that answers for it, and everything a worker needs to do so.
@@ -75,6 +75,9 @@ pub struct ViewStatus {
     /// What of history is not what was committed, until a backfill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restated: Option<Restated>,
+    /// The pushed events that it does without, since its query fails on them; as of its newest commit.
+    #[serde(default)]
+    pub set_aside: u64,
 }
 
 /// How the feature server stands.
@@ -109,8 +112,8 @@ pub struct FeatureServer {
     state: RwLock<Arc<CatalogState>>,
     plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
     views: Views,
-    /// What was found about each view's history, and the commit as of which.
-    restated: RwLock<HashMap<Pinned, (u64, Option<Restated>)>>,
+    /// What was found about each view's history, how many events are set aside, and the commit as of which.
+    restated: RwLock<HashMap<Pinned, (u64, Option<Restated>, u64)>>,
     /// The states of views in which that was found: only what was committed since is read.
     noted: RememberedStates,
     /// Held by whoever changes the tiers, and not while storage is read.
@@ -215,7 +218,28 @@ impl FeatureServer {
     /// a view of the contract that is not available, and why.
     pub fn lookup_with(&self, plan: &LookupPlan, keys: &RecordBatch) -> Result<RecordBatch> {
         self.views.check(plan.contract())?;
+        self.check_pushed(plan.contract())?;
         plan.lookup(self.tier.as_ref(), &plan.take_asked_keys(keys)?, self.clock.now())
+    }
+
+    /// How a view stands: it may be followed, and have been given up by whoever takes its pushes.
+    fn state_of(&self, view: &Pinned) -> ViewState {
+        let given_up = || self.sink.get().and_then(|sink| sink.given_up(view));
+        match self.views.state(view) {
+            ViewState::Unavailable(trouble) => ViewState::Unavailable(trouble),
+            state => given_up().map_or(state, |(since, reason)| ViewState::Unavailable(Trouble { since, reason })),
+        }
+    }
+
+    /// Refuses the lookup of a contract that needs a view which takes no pushes any more: what it says could be false.
+    fn check_pushed(&self, contract: &Contract) -> Result<()> {
+        let Some(sink) = self.sink.get() else { return Ok(()) };
+        for rule in &contract.features {
+            if let Some((since, reason)) = sink.given_up(&rule.view) {
+                return Err(unavailable(contract, &rule.view, &Trouble { since, reason }));
+            }
+        }
+        Ok(())
     }
 
     /// How it stands.
@@ -230,12 +254,13 @@ impl FeatureServer {
             // Why a view cannot be read is what its state tells.
             let watermark = self.tier.mark(&view.pinned()).ok().and_then(|mark| mark.watermark);
             views.push(ViewStatus {
-                state: self.views.state(&view.pinned()),
+                state: self.state_of(&view.pinned()),
                 view: view.pinned().to_string(),
                 watermark,
                 lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
                 refresh_every: view.refresh_every.to_string(),
-                restated: restated.get(&view.pinned()).and_then(|(_, restated)| restated.clone()),
+                restated: restated.get(&view.pinned()).and_then(|of| of.1.clone()),
+                set_aside: restated.get(&view.pinned()).map_or(0, |of| of.2),
             });
         }
         drop(restated);

@@ -81,6 +81,12 @@ impl Metrics {
                 .iter()
                 .filter_map(|view| Some((of_pinned("view", &view.view), unix_seconds(view.state.trouble()?.since)))),
         );
+        #[expect(clippy::cast_precision_loss, reason = "there are at most a few thousand")]
+        self.gauges(
+            "view_set_aside_events",
+            "Pushed events that the view does without, since its query fails on them",
+            views.iter().map(|view| (of_pinned("view", &view.view), view.set_aside as f64)),
+        );
         self.counters("memory_reads", "Keys asked for", [(Labels::new(), status.memory_reads)]);
         self.counters("memory_hits", "Keys answered from memory", [(Labels::new(), status.memory_hits)]);
     }

@@ -9,6 +9,7 @@ mod extremes;
 mod listing;
 mod local_casts;
 mod local_time;
+mod on_demand;
 mod sources;
 mod write_order;
 
@@ -38,6 +39,7 @@ use springhouse_featurestore::{Error, Result};
 
 pub(crate) use checked::{Rule, ruled};
 pub use local_time::{utc_of_local_times, utc_of_local_times_until};
+pub use on_demand::OnDemand;
 pub use sources::EventRange;
 
 use self::write_order::{carrying, order_columns};

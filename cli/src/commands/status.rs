@@ -73,7 +73,7 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
     let (jobs, now) = (project.jobs()?, project.clock().now());
     let mut views = Vec::new();
     for view in state.live_views() {
-        let (ViewLogState { watermark, restated, .. }, state) = match jobs.log(view).state().await {
+        let (ViewLogState { watermark, restated, set_aside, .. }, state) = match jobs.log(view).state().await {
             Ok(log) => (log, ViewState::Following),
             Err(error) => {
                 let trouble = Trouble { since: now, reason: error.chain() };
@@ -87,6 +87,7 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
             lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
             refresh_every: view.refresh_every.to_string(),
             restated,
+            set_aside: set_aside.events,
         });
     }
     let deployed = state.deployments().values().filter_map(|deployment| state.packages().get(&deployment.digest));
@@ -143,14 +144,23 @@ pub fn shown(report: &Report) -> String {
         .map(|view| {
             let watermark = view.watermark.map_or_else(|| "never refreshed".to_owned(), |mark| mark.to_string());
             let lag = view.lag_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{:.1} min", seconds / 60.0));
-            vec![view.view.clone(), watermark, lag, view.refresh_every.clone()]
+            let set_aside = if view.set_aside > 0 { view.set_aside.to_string() } else { "-".to_owned() };
+            vec![view.view.clone(), watermark, lag, view.refresh_every.clone(), set_aside]
         })
         .collect();
-    let mut parts = vec![text, "\n".to_owned(), table(&["view", "watermark", "lag", "refresh every"], &views)];
+    let header = ["view", "watermark", "lag", "refresh every", "set aside"];
+    let mut parts = vec![text, "\n".to_owned(), table(&header, &views)];
     for view in &features.views {
         let what = if view.state.is_unavailable() { "unavailable" } else { "behind" };
         if let Some(Trouble { since, reason }) = view.state.trouble() {
             parts.push(format!("\n{} is {what} since {since}: {reason}\n", view.view));
+        }
+        if view.set_aside > 0 {
+            let name = view.view.split('@').next().unwrap_or(&view.view);
+            parts.push(format!(
+                "\n{}: its query fails on {} pushed events, which it does without: springhouse set-aside {name}\n",
+                view.view, view.set_aside
+            ));
         }
         if let Some(restated) = &view.restated {
             parts.push(format!("\n{}\n", told(&view.view, restated)));

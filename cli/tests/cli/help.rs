@@ -31,6 +31,7 @@ fn help_names_every_command_with_a_line() {
         "serve",
         "push",
         "producers",
+        "set-aside",
         "lookup",
         "predict",
         "status",
@@ -50,4 +51,6 @@ fn help_names_every_command_with_a_line() {
 fn a_mistyped_command_is_answered_with_the_nearest() {
     Project::flights().fails("refesh", &["refesh", "refresh"]);
     Project::flights().fails("apply", &["--message"]);
+    Project::flights().fails("set-aside shares --drop", &["--message"]);
+    Project::flights().fails("set-aside --retry", &["VIEW"]);
 }

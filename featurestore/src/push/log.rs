@@ -15,6 +15,7 @@
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
 //! | `t` | the epoch that its process took last (8): a copy does not know of later ones |
+//! | `a`, view, place | an event that the view does without ([`set_aside`]) |
 //!
 //! What is known of a push: when it came (8), whether it has a sequence (1), the sequence (8), its producer's length (2),
 //! the producer. Entries without it are of a log from before it was kept: their source's length has no highest bit.
@@ -25,6 +26,7 @@ mod entries;
 mod format;
 mod owners;
 mod producers;
+mod set_aside;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +36,7 @@ use rocksdb::{DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOpt
 
 pub use self::entries::{Push, PushEntry, PushOrigin};
 use self::format::{encode, encoded_bytes, entry_key, number, producer_key, source_of};
+pub use self::set_aside::{EventPlace, SetAsidePlaces, WhySetAside};
 pub use self::state::LogReach;
 use self::state::{Held, Producers, State};
 use crate::object_storage::create_folder;
@@ -139,6 +142,8 @@ impl PushLog {
                         state.set_back.insert(of, at);
                     }
                 }
+                // Read when it is asked for.
+                &set_aside::KIND => {}
                 _ => return Err(wrong()),
             }
         }

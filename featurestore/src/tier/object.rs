@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
+use super::set_aside::SetAside;
 use crate::catalog::{Checkpoints, CommitLog, Head, Signature};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
 use crate::time::Timestamp;
@@ -63,6 +64,10 @@ pub enum ViewCommitKind {
     Correct,
     /// Put files in the place of others that hold the same rows: nobody who has the commits before needs to read them.
     Compact,
+    /// Added the rows of events that had been set aside, and that the view's query takes now.
+    Retry,
+    /// Let events go that had been set aside: a person said so. It has no rows.
+    Drop,
 }
 
 impl ViewCommitKind {
@@ -162,21 +167,6 @@ impl Restated {
     }
 }
 
-/// A push on which a view's query failed: the view does without its rows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetAside {
-    /// When it was, by the writer's clock.
-    pub at: Timestamp,
-    /// The source that was pushed to.
-    pub source: String,
-    /// The push's position.
-    pub position: u64,
-    /// Its events.
-    pub rows: u64,
-    /// What the query failed with.
-    pub reason: String,
-}
-
 /// One commit of a view's data: files and watermark together (rule T6).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewCommit {
@@ -209,10 +199,11 @@ pub struct ViewCommit {
     /// When the first of those pushes came: from then on serving had them, long before they were flushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pushed_from: Option<Timestamp>,
-    /// The pushes that it leaves out, since the view's query fails on them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub set_aside: Vec<SetAside>,
-    /// Of one that sets back how far the view has got: who wanted it, and why.
+    /// The events that are set aside from it on, where they are not those of the commit before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<SetAside>,
+    /// Of one that a person wanted (how far the view has got set back, events that are set aside tried again or dropped): who,
+    /// and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<Signature>,
 }
@@ -232,7 +223,7 @@ impl ViewCommit {
             replaced: Vec::new(),
             files: Vec::new(),
             pushed_from: None,
-            set_aside: Vec::new(),
+            set_aside: None,
             signed: None,
         }
     }
@@ -263,9 +254,9 @@ pub struct ViewLogState {
     pub history: HistoryFiles,
     /// The last finding that history is not what it was, until a backfill.
     pub restated: Option<Restated>,
-    /// Pushes left out because the view's query fails on them, until a backfill.
+    /// The pushed events that the view does without, since its query fails on them.
     #[serde(default)]
-    pub set_aside: Vec<SetAside>,
+    pub set_aside: SetAside,
     /// The newest commit that replaced files.
     pub replaced: u64,
     /// The files that count, each with the number of the commit that added it.
@@ -277,7 +268,6 @@ impl ViewLogState {
         if commit.kind.replaces() {
             self.files.clear();
             self.restated = None;
-            self.set_aside.clear();
             self.replaced = number;
         }
         if !commit.replaced.is_empty() {
@@ -291,7 +281,7 @@ impl ViewLogState {
             (self.pushed, self.pushed_log) = (range.until, range.log);
         }
         self.late += commit.late;
-        self.set_aside.extend(commit.set_aside);
+        self.set_aside = commit.set_aside.unwrap_or_else(|| std::mem::take(&mut self.set_aside));
         self.history = commit.history.unwrap_or_else(|| std::mem::take(&mut self.history));
         self.restated = commit.restated.or_else(|| self.restated.take());
         self.files.extend(commit.files.into_iter().map(|file| (file.commit.unwrap_or(number), file)));

@@ -18,7 +18,8 @@ use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows, sorted_in_memory};
 
 use super::lacking::Piece;
-use super::{Prepared, Shared, set_aside};
+use super::set_aside::Seen;
+use super::{Prepared, Shared};
 
 /// The most events of a flush that are sorted in memory: several times what is usually flushed.
 const SORTED_IN_MEMORY: usize = 8 << 20;
@@ -88,9 +89,9 @@ impl Shared {
             let new = new.filter(|entry| sources.contains(entry.source.as_str())).cloned().collect();
             let until = entries.last().map_or(mark.pushed, |last| last.position);
             let piece = Piece { entries: new, until, last: true };
-            let (rows, reached) = self.rows_of_piece(catalog, view, mark, (&piece, reach)).await?;
+            let (rows, reached, seen) = self.rows_of_piece(catalog, view, mark, (&piece, reach)).await?;
             let _changing = self.changing.lock().await;
-            if self.tier.mark(&pinned)? != mark {
+            if self.tier.mark(&pinned)? != mark || !self.set_aside.hand_out(&pinned, reached.pushed, seen) {
                 continue;
             }
             if reached != mark {
@@ -100,26 +101,36 @@ impl Shared {
         }
     }
 
-    /// The rows that a piece brings to a view at a mark, and the mark with them. What the log says of watermarks holds with the
-    /// last piece.
+    /// The rows that a piece brings to a view at a mark, the mark with them, and what had been set aside of the view by then. What
+    /// the log says of watermarks holds with the last piece.
     pub(super) async fn rows_of_piece(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         mark: Mark,
         (piece, reach): (&Piece, &LogReach),
-    ) -> Result<(Vec<KeyedRow>, Mark)> {
-        let rows = match self.packed_rows(catalog, view, &piece.entries, mark).await {
+    ) -> Result<(Vec<KeyedRow>, Mark, Seen)> {
+        let (new, mut seen) = self.without_set_aside(view, piece.entries.clone())?;
+        let rows = match self.packed_rows(catalog, view, &new, mark).await {
             Err(error) if error.kind() == ErrorKind::Invalid => {
-                let (good, aside) = self.separated(catalog, view, piece.entries.clone()).await?;
-                set_aside::tell(view, &aside);
                 let mut rows = BTreeMap::new();
+                let good;
+                (good, seen) = self.separated_to_apply(catalog, view, new, seen).await?;
                 for some in good {
                     merge_rows(&mut rows, self.packed_rows(catalog, view, &some, mark).await?.into_iter().collect())?;
                 }
+                self.set_aside.goes_on(view);
                 rows
             }
-            packed => packed?,
+            packed => {
+                let rows = packed?;
+                if new.is_empty() {
+                    self.set_aside.goes_on(view);
+                } else {
+                    self.set_aside.took(view);
+                }
+                rows
+            }
         };
         let on = piece.until > mark.pushed;
         let (pushed, log) = if on { (piece.until, self.log.incarnation()) } else { (mark.pushed, mark.log) };
@@ -128,7 +139,7 @@ impl Shared {
         } else {
             mark.watermark
         };
-        Ok((rows.into_iter().collect(), Mark { watermark, pushed, log, ..mark }))
+        Ok((rows.into_iter().collect(), Mark { watermark, pushed, log, ..mark }, seen))
     }
 
     /// The rows that entries bring to a view, packed.

@@ -112,6 +112,10 @@ pub(super) async fn take_over(
     let said = history.producers.iter().flat_map(|(source, producers)| {
         producers.iter().map(move |(producer, known)| (source.as_str(), producer.as_str(), known.told()))
     });
+    if passed {
+        // Their events get other positions, and are tried anew.
+        log.forget_set_aside()?;
+    }
     if copied {
         tracing::warn!(
             log = format!("{known:x}"),

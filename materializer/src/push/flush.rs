@@ -14,8 +14,8 @@ use springhouse_featurestore::push::{Flush, LogReach, PushEntry, PushHistoryStat
 use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
 use springhouse_featurestore::{ErrorKind, Result};
 
+use super::Shared;
 use super::lacking::Piece;
-use super::{Shared, set_aside};
 use crate::jobs::until_first;
 
 /// How often a flush looks again at a history that it does not know.
@@ -123,7 +123,7 @@ impl Shared {
             // Its first refresh reads what has been flushed from object storage.
             return Ok(true);
         }
-        let Piece { mut entries, last, .. } = self.flushed_piece(sources, state.pushed, history).await?;
+        let Piece { entries, last, .. } = self.flushed_piece(sources, state.pushed, history).await?;
         let since = state.watermark;
         // What producers say holds once all that they sent by then is there.
         let told = if last { self.watermark_of(catalog, view, since, &history.watermarks)? } else { since };
@@ -137,23 +137,10 @@ impl Shared {
             log: self.log.incarnation(),
         });
         let pushed_from = entries.iter().filter_map(|entry| entry.origin.at).min();
-        let mut aside = Vec::new();
-        let files = match self.write_rows_of(catalog, view, (&log, &state), &entries).await {
-            Err(error) if error.kind() == ErrorKind::Invalid => {
-                let good;
-                (good, aside) = self.separated(catalog, view, entries.clone()).await?;
-                set_aside::tell(view, &aside);
-                let mut files = Vec::new();
-                for some in &good {
-                    files.extend(self.write_rows_of(catalog, view, (&log, &state), some).await?);
-                }
-                entries = good.into_iter().flatten().collect();
-                files
-            }
-            files => files?,
-        };
+        let (files, counted) = self.write_good_rows_of(catalog, view, (&log, &state), entries.clone()).await?;
+        let set_aside = self.table_with(catalog, view, (&log, &state), &entries).await?;
         let mut late = 0;
-        for entry in &entries {
+        for entry in &counted {
             if let Some(source) = view.sources.iter().find(|source| source.name == entry.source) {
                 late += late_events(catalog.source(source)?, &entry.events);
             }
@@ -164,10 +151,51 @@ impl Shared {
             late,
             files,
             pushed_from,
-            set_aside: aside,
+            set_aside,
             ..ViewCommit::new(self.jobs.clock().now(), ViewCommitKind::Push, watermark)
         };
-        log.commit(&mut state, commit).await.map(|()| last)
+        log.commit(&mut state, commit).await?;
+        if let Some(range) = pushed {
+            self.told_of_set_aside(view, range.until)?;
+        }
+        Ok(last)
+    }
+
+    /// Writes the rows of those entries' events that a view's query takes, and gives them; the others are set aside. From here on
+    /// nobody else sets events of these entries aside.
+    async fn write_good_rows_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        (log, state): (&ViewLog, &ViewLogState),
+        entries: Vec<PushEntry>,
+    ) -> Result<(Vec<DataFile>, Vec<PushEntry>)> {
+        self.set_aside.commit(view, entries.last().map_or(state.pushed, |last| last.position));
+        let written = self.try_write_good_rows_of(catalog, view, (log, state), entries).await;
+        if written.is_err() {
+            self.set_aside.commit(view, state.pushed);
+        }
+        written
+    }
+
+    async fn try_write_good_rows_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        to: (&ViewLog, &ViewLogState),
+        entries: Vec<PushEntry>,
+    ) -> Result<(Vec<DataFile>, Vec<PushEntry>)> {
+        let (entries, _) = self.without_set_aside(view, entries)?;
+        match self.write_rows_of(catalog, view, to, &entries).await {
+            Err(error) if error.kind() == ErrorKind::Invalid => {}
+            files => return Ok((files?, entries)),
+        }
+        let good = self.separated_to_commit(catalog, view, entries).await?;
+        let mut files = Vec::new();
+        for some in &good {
+            files.extend(self.write_rows_of(catalog, view, to, some).await?);
+        }
+        Ok((files, good.into_iter().flatten().collect()))
     }
 
     /// Writes the rows of entries as a file of the next commit; without any there is none.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use arrow::array::Array;
 use futures::{StreamExt, stream};
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState};
 use springhouse_featurestore::tier::{KeyedRow, Mark};
+use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
 
@@ -67,8 +67,26 @@ impl Shared {
         }
         let reach = self.log.reach();
         let piece = self.missing(&sources, mark.pushed, &reach).await?;
-        let (rows, mark) = self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await?;
-        Ok(Lacking { rows, mark, more: !piece.last })
+        match self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await {
+            Ok((rows, reached, seen)) => {
+                self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, reached.pushed), seen)?;
+                Ok(Lacking { rows, mark: reached, more: !piece.last })
+            }
+            Err(error) => {
+                let (rows, mark) = self.without_the_rest(view, mark, error)?;
+                Ok(Lacking { rows, mark, more: false })
+            }
+        }
+    }
+
+    /// A view that is given up is loaded without what it cannot take, and brought up beside pushes like any view that is behind.
+    fn without_the_rest(&self, view: &FeatureView, mark: Mark, error: Error) -> Result<(Vec<KeyedRow>, Mark)> {
+        if self.set_aside.given_up(&view.pinned()).is_none() {
+            return Err(error);
+        }
+        self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, mark.pushed), self.set_aside.seen(&view.pinned()))?;
+        self.note(view, Err(error));
+        Ok((Vec::new(), mark))
     }
 
     /// All of it, where the log holds it and the view's query reads nothing else. The caller holds the lock of those who
@@ -83,12 +101,19 @@ impl Shared {
         let (entries, in_log) = self.lacking(&sources, mark.pushed)?;
         let by_itself = entries.is_empty() || self.prepared(&catalog, view).await?.query.is_some();
         if !in_log || !by_itself {
-            return Ok(None);
+            let Some((_, reason)) = self.set_aside.given_up(&view.pinned()) else { return Ok(None) };
+            return self.without_the_rest(view, mark, Error::unavailable(reason)).map(Some);
         }
         // Some may have come since it was asked how far the log had got.
         let until = entries.last().map_or(mark.pushed, |last| last.position).max(reach.last).max(mark.pushed);
         let piece = Piece { entries, until, last: true };
-        self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await.map(Some)
+        match self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await {
+            Ok((rows, reached, seen)) => {
+                self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, reached.pushed), seen)?;
+                Ok(Some((rows, reached)))
+            }
+            Err(error) => self.without_the_rest(view, mark, error).map(Some),
+        }
     }
 
     /// The entries of some sources that the log holds after a position, and whether those are all that there are.
@@ -188,9 +213,9 @@ impl Shared {
                 return Ok(());
             }
             let piece = self.missing(sources, mark.pushed, &reach).await?;
-            let (rows, reached) = self.rows_of_piece(catalog, view, mark, (&piece, &reach)).await?;
+            let (rows, reached, seen) = self.rows_of_piece(catalog, view, mark, (&piece, &reach)).await?;
             let _changing = self.changing.lock().await;
-            if self.tier.mark(&pinned)? != mark {
+            if self.tier.mark(&pinned)? != mark || !self.set_aside.hand_out(&pinned, reached.pushed, seen) {
                 continue;
             }
             if reached != mark {
@@ -233,7 +258,10 @@ impl Shared {
         let piece = Piece { entries: left, until, last: false };
         let computed = self.rows_of_piece(catalog, view, mark, (&piece, &reach));
         let Ok(computed) = tokio::time::timeout(WAIT_ONCE, computed).await else { return Ok(false) };
-        let (rows, reached) = computed?;
+        let (rows, reached, seen) = computed?;
+        if !self.set_aside.hand_out(&view.pinned(), reached.pushed, seen) {
+            return Ok(false);
+        }
         self.tier.apply(&view.pinned(), rows, reached)?;
         Ok(true)
     }

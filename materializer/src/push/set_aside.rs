@@ -2,28 +2,191 @@
 //!
 //! A push is tried against the queries of its source's views before it is taken: where one fails the push is refused with
 //! the row, the view and the reason. A query that can fail for no event (it reads columns, compares, does arithmetic with
-//! floats) is not tried. What fails later all the same (a view that came after the push, one that reads other events too)
-//! is set aside for that view alone: its commit names the pushes and the reason, and every other view has them.
+//! floats) is not tried. What fails later all the same (a view that came after the push, one that reads other tables or events
+//! too) is set aside for that view alone: every other view has it.
+//!
+//! Whoever tries an event first decides, whether to apply it or to commit it: that is noted in the log before anybody sees what
+//! follows from it, and told by the view's next commit ([`crate::set_aside`] is what happens then). Rows are computed by several
+//! at once, and what is noted meanwhile would make them wrong: they are handed out while it is as it was ([`Seen`]), and once
+//! they are, or are being committed, none but a flush notes anything of their events. Where too many fail in a row it is not the
+//! events: the view is given up by itself, until its query takes one again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{PushEntry, PushOrigin};
-use springhouse_featurestore::tier::SetAside;
+use springhouse_featurestore::definition::{FeatureView, Pinned};
+use springhouse_featurestore::push::{EventPlace, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
+use springhouse_featurestore::tier::{Mark, OnlineTier, SetAside, ViewLog, ViewLogState};
+use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_sql::pushed::PushedQuery;
 
 use super::{Prepared, Shared};
+use crate::separate::{Aside, Limits, Separated, parted, separate};
 
-/// Names what a view is not to have.
-pub(super) fn tell(view: &FeatureView, aside: &[SetAside]) {
-    for SetAside { source, position, rows, reason, .. } in aside {
-        tracing::error!(
-            view = %view.name, %source, position, rows, %reason,
-            "the view's query fails on a push: it is set aside for this view"
-        );
+/// The most events of a view that fail one after another, with none between that its query takes. Beyond it the fault is the
+/// query's, or that of a table that it reads; and each more would be tried by itself.
+const MOST_IN_A_ROW: usize = 100;
+
+/// The most events of a view that no commit tells of yet. They have room in its table, once that has been let go of: it holds
+/// [`springhouse_featurestore::tier::MOST_SET_ASIDE`].
+const MOST_UNTOLD: usize = 5_000;
+
+/// What views do without and no commit tells of yet, and which are given up.
+#[derive(Debug, Default)]
+pub(super) struct SetAsideHere {
+    views: Mutex<HashMap<Pinned, OfView>>,
+    given_up: RwLock<BTreeMap<Pinned, (Timestamp, String)>>,
+    /// How many are: lookups look no further while none is.
+    given_up_count: AtomicUsize,
+}
+
+/// What had been noted of a view when rows were computed: how often, before and after they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    before: u64,
+    after: u64,
+}
+
+#[derive(Debug, Default)]
+struct OfView {
+    places: Arc<SetAsidePlaces>,
+    in_a_row: usize,
+    /// How often something was noted.
+    noted: u64,
+    /// A tier or a load was given the view's rows up to this position;
+    handed_out: u64,
+    /// and a flush has committed them up to this one, or is about to.
+    committing: u64,
+    /// Notes up to this position were let go of.
+    let_go: u64,
+    /// The load that goes on: the position that it has got to, and how often something had been noted by then.
+    loading: Option<(u64, u64)>,
+}
+
+impl SetAsideHere {
+    /// What a log knows.
+    pub(super) fn of(log: &PushLog) -> Result<Self> {
+        let known = log.all_set_aside()?;
+        let views =
+            known.into_iter().map(|(view, places)| (view, OfView { places: Arc::new(places), ..OfView::default() }));
+        Ok(Self { views: Mutex::new(views.collect()), ..Self::default() })
     }
+
+    /// Lets a tier load those views anew of which something is noted: after a power cut nobody knows whether it is as it was before
+    /// these events were taken from it.
+    pub(super) fn distrust(&self, tier: &dyn OnlineTier) -> Result<()> {
+        for view in self.views().keys() {
+            let mark = tier.mark(view)?;
+            if mark.commit > 0 {
+                tier.apply(view, Vec::new(), Mark { committed: None, ..mark })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn views(&self) -> MutexGuard<'_, HashMap<Pinned, OfView>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places(&self, view: &Pinned) -> (Arc<SetAsidePlaces>, Seen) {
+        let views = self.views();
+        let Some(of) = views.get(view) else { return (Arc::default(), Seen { before: 0, after: 0 }) };
+        (Arc::clone(&of.places), Seen { before: of.noted, after: of.noted })
+    }
+
+    /// What has been noted of a view so far.
+    pub(super) fn seen(&self, view: &Pinned) -> Seen {
+        self.places(view).1
+    }
+
+    /// Whether rows that a tier is to have, which then has all up to a position, are right still: nothing has been noted of the
+    /// view since. From here on their events are not set aside but by a flush. The caller holds the lock of those who change
+    /// the tiers.
+    pub(super) fn hand_out(&self, view: &Pinned, until: u64, seen: Seen) -> bool {
+        let mut views = self.views();
+        let of = views.entry(view.clone()).or_default();
+        if of.noted != seen.after {
+            return false;
+        }
+        of.handed_out = of.handed_out.max(until);
+        true
+    }
+
+    /// The same of rows between two positions that whoever loads a view adds to those that it has; they are seen with the last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when something was noted since the load began, or commits tell of what was noted of its events.
+    pub(super) fn hand_to_load(&self, view: &Pinned, (from, until): (u64, u64), seen: Seen) -> Result<()> {
+        let mut views = self.views();
+        let of = views.entry(view.clone()).or_default();
+        let before = of.loading.take().filter(|(reached, _)| *reached == from).map_or(seen.before, |of| of.1);
+        if before != seen.before || of.noted != seen.after || from < of.let_go {
+            return Err(Error::unavailable("events of the view were set aside while it was loaded")
+                .with("view", view)
+                .remedy("it is loaded again within seconds"));
+        }
+        of.handed_out = of.handed_out.max(until);
+        of.loading = Some((until, seen.after));
+        Ok(())
+    }
+
+    /// A flush is about to commit a view's events up to a position, or has not committed those after it.
+    pub(super) fn commit(&self, view: &FeatureView, until: u64) {
+        self.views().entry(view.pinned()).or_default().committing = until;
+    }
+
+    fn limits(&self, view: &FeatureView) -> Limits {
+        let views = self.views();
+        let (in_a_row, untold) = views.get(&view.pinned()).map_or((0, 0), |of| (of.in_a_row, of.places.len()));
+        Limits { in_a_row, most_in_a_row: MOST_IN_A_ROW, most: MOST_UNTOLD.saturating_sub(untold) }
+    }
+
+    /// Since when and why a view is given up.
+    pub(super) fn given_up(&self, view: &Pinned) -> Option<(Timestamp, String)> {
+        if self.given_up_count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.given_up.read().unwrap_or_else(PoisonError::into_inner).get(view).cloned()
+    }
+
+    fn give_up(&self, view: &FeatureView, at: Timestamp, error: &Error) {
+        let mut given_up = self.given_up.write().unwrap_or_else(PoisonError::into_inner);
+        given_up.entry(view.pinned()).or_insert_with(|| (at, error.chain()));
+        self.given_up_count.store(given_up.len(), Ordering::Release);
+    }
+
+    /// A view's query took what it was given.
+    pub(super) fn took(&self, view: &FeatureView) {
+        if let Some(of) = self.views().get_mut(&view.pinned()) {
+            of.in_a_row = 0;
+        }
+        self.goes_on(view);
+    }
+
+    /// A view has what it was given, without what is set aside of it.
+    pub(super) fn goes_on(&self, view: &FeatureView) {
+        if self.given_up_count.load(Ordering::Acquire) > 0 {
+            let mut given_up = self.given_up.write().unwrap_or_else(PoisonError::into_inner);
+            given_up.remove(&view.pinned());
+            self.given_up_count.store(given_up.len(), Ordering::Release);
+        }
+    }
+}
+
+/// Too many events of a view fail.
+fn too_many(view: &FeatureView, reason: Error) -> Error {
+    Error::invalid("a view's query fails on one pushed event after another")
+        .with("view", &view.name)
+        .with("events in a row", MOST_IN_A_ROW)
+        .remedy(
+            "mend the view's query, or the table that it reads; what was pushed is durable, and the view has it then",
+        )
+        .source(reason)
 }
 
 impl Shared {
@@ -57,44 +220,170 @@ impl Shared {
         Ok(())
     }
 
-    /// The entries that a view's query takes, in groups that it takes together, and those on which it fails.
+    /// Pushes without those of their events that a view does without, and what had been noted of it.
+    pub(super) fn without_set_aside(
+        &self,
+        view: &FeatureView,
+        entries: Vec<PushEntry>,
+    ) -> Result<(Vec<PushEntry>, Seen)> {
+        let (places, seen) = self.set_aside.places(&view.pinned());
+        if places.is_empty() {
+            return Ok((entries, seen));
+        }
+        let kept = entries.into_iter().map(|entry| Ok(parted(entry, &places)?.0));
+        let kept = kept.filter(|entry| entry.as_ref().map_or(true, |entry| entry.events.num_rows() > 0));
+        Ok((kept.collect::<Result<_>>()?, seen))
+    }
+
+    /// The events that are to be applied, in groups that a view's query takes together; from here on it does without the others.
     ///
     /// # Errors
-    /// Those that say nothing about the entries.
-    pub(super) async fn separated(
+    /// Those that say nothing about the events; [`ErrorKind::Unavailable`] where the next flush is to decide; and
+    /// [`ErrorKind::Invalid`] where too many fail in a row: the view is given up.
+    pub(super) async fn separated_to_apply(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         entries: Vec<PushEntry>,
-    ) -> Result<(Vec<Vec<PushEntry>>, Vec<SetAside>)> {
+        seen: Seen,
+    ) -> Result<(Vec<Vec<PushEntry>>, Seen)> {
+        let found = self.separated(catalog, view, entries).await?;
+        let new = self.note_set_aside(view, &found, false)?;
+        let seen = Seen { after: seen.after + u64::from(!new.is_empty()), ..seen };
+        if let Some(reason) = found.stopped {
+            let error = too_many(view, reason);
+            self.set_aside.give_up(view, self.jobs.clock().now(), &error);
+            return Err(error);
+        }
+        Ok((found.good, seen))
+    }
+
+    /// The same of events that are to be committed. Those that fail now, and that the tier has taken before, are taken from it.
+    ///
+    /// # Errors
+    /// As [`Self::separated_to_apply`].
+    pub(super) async fn separated_to_commit(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        entries: Vec<PushEntry>,
+    ) -> Result<Vec<Vec<PushEntry>>> {
+        let found = self.separated(catalog, view, entries).await?;
+        let new = self.note_set_aside(view, &found, true)?;
+        self.take_from_tier(view, new.keys().next().copied()).await?;
+        match found.stopped {
+            Some(reason) => Err(too_many(view, reason)),
+            None => Ok(found.good),
+        }
+    }
+
+    async fn separated(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        entries: Vec<PushEntry>,
+    ) -> Result<Separated> {
         let prepared = self.prepared(catalog, view).await?;
-        let (mut good, mut aside) = (Vec::new(), Vec::new());
-        let mut left = vec![entries];
-        while let Some(mut some) = left.pop() {
-            let tried = match self.rows_by(&prepared, catalog, view, &some).await {
-                Ok(rows) => rows.try_for_each(|_| std::future::ready(Ok(()))).await,
-                Err(error) => Err(error),
-            };
-            match tried {
-                Ok(()) => good.push(some),
-                Err(error) if error.kind() != ErrorKind::Invalid => return Err(error),
-                Err(_) if some.len() > 1 => {
-                    let rest = some.split_off(some.len() / 2);
-                    left.extend([rest, some]);
-                }
-                Err(error) => {
-                    let (at, reason) = (self.jobs.clock().now(), error.chain());
-                    aside.extend(some.into_iter().map(|entry| SetAside {
-                        at,
-                        source: entry.source,
-                        position: entry.position,
-                        rows: entry.events.num_rows() as u64,
-                        reason: reason.clone(),
-                    }));
-                }
+        let prepared = &prepared;
+        let attempt = move |some: Vec<PushEntry>| async move {
+            let rows = self.rows_by(prepared, catalog, view, &some).await?;
+            rows.try_for_each(|_| std::future::ready(Ok(()))).await
+        };
+        separate(entries, self.set_aside.limits(view), attempt).await
+    }
+
+    /// Notes events that a view does without from here on; gives those that it had not done without before. What a tier has, or
+    /// a commit, is a flush's to decide.
+    fn note_set_aside(&self, view: &FeatureView, found: &Separated, flushing: bool) -> Result<SetAsidePlaces> {
+        let (pinned, at) = (view.pinned(), self.jobs.clock().now());
+        let mut views = self.set_aside.views();
+        let of_view = views.entry(pinned.clone()).or_default();
+        of_view.in_a_row = found.in_a_row;
+        let new = found.failed.iter().filter(|failed| !of_view.places.contains_key(&failed.place));
+        let new: SetAsidePlaces =
+            new.map(|failed| (failed.place, WhySetAside { at, reason: failed.reason.clone() })).collect();
+        if let Some(first) = new.keys().next() {
+            let mark = self.tier.mark(&pinned)?;
+            let applied = if mark.commit > 0 { mark.pushed } else { 0 };
+            if !flushing && first.position <= applied.max(of_view.handed_out).max(of_view.committing) {
+                return Err(Error::unavailable("a view's query fails on an event that it has taken before")
+                    .with("view", &view.name)
+                    .with("position", first.position)
+                    .remedy("the next flush decides whether it is set aside; the view is tried again until then"));
+            }
+            // Before anybody can see what follows from it.
+            self.log.set_aside(&pinned, &new)?;
+            Arc::make_mut(&mut of_view.places).extend(new.clone());
+            of_view.noted += 1;
+        }
+        drop(views);
+        for failed in found.failed.iter().filter(|failed| new.contains_key(&failed.place)) {
+            tracing::error!(
+                view = %view.name, source = %failed.source, position = failed.place.position,
+                row = failed.place.within, reason = %failed.reason,
+                "the view's query fails on a pushed event: it is set aside for this view"
+            );
+        }
+        Ok(new)
+    }
+
+    /// Lets a tier that may have taken an event load its view anew, without it: as a new generation, which lookups do not wait
+    /// for.
+    async fn take_from_tier(&self, view: &FeatureView, first: Option<EventPlace>) -> Result<()> {
+        let Some(first) = first else { return Ok(()) };
+        let _changing = self.changing.lock().await;
+        let mark = self.tier.mark(&view.pinned())?;
+        if mark.commit > 0 && mark.pushed >= first.position {
+            tracing::warn!(view = %view.name, position = first.position, "the tier has an event that is set aside: it is loaded anew");
+            // No commit has no watermark: who follows the log sees that the tier is not at one of its commits.
+            self.tier.apply(&view.pinned(), Vec::new(), Mark { committed: None, ..mark })?;
+        }
+        Ok(())
+    }
+
+    /// What a view's next commit says of the events that are set aside, with those among `entries`; `None` where none of them
+    /// are.
+    pub(super) async fn table_with(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        (log, state): (&ViewLog, &ViewLogState),
+        entries: &[PushEntry],
+    ) -> Result<Option<SetAside>> {
+        let (places, _) = self.set_aside.places(&view.pinned());
+        let mut aside: Vec<(String, Aside)> = Vec::new();
+        for entry in entries {
+            if let (entry, Some(events)) = parted(entry.clone(), &places)? {
+                aside.push((entry.source, events));
             }
         }
-        Ok((good, aside))
+        if aside.is_empty() {
+            return Ok(None);
+        }
+        self.jobs.table_with(catalog, view, (log, state), aside).await.map(Some)
+    }
+
+    /// A commit has told of a view's pushes up to a position, and of those events among them that are set aside.
+    pub(super) fn told_of_set_aside(&self, view: &FeatureView, until: u64) -> Result<()> {
+        let pinned = view.pinned();
+        let known = self.set_aside.views().get(&pinned).is_some_and(|of| !of.places.is_empty());
+        if known {
+            let mark = self.tier.mark(&pinned)?;
+            let settled = match mark {
+                Mark { commit: 0, .. } => until,
+                // It is yet to be loaded without them, and a power cut may give it back as it was before.
+                Mark { committed: None, .. } => return Ok(()),
+                // A tier that is behind is yet to be given them.
+                Mark { pushed, .. } => until.min(pushed),
+            };
+            self.log.let_set_aside_go(&pinned, settled)?;
+            // Whoever loads the view from an older commit would try these events anew.
+            if let Some(of_view) = self.set_aside.views().get_mut(&pinned) {
+                Arc::make_mut(&mut of_view.places).retain(|place, _| place.position > settled);
+                of_view.let_go = of_view.let_go.max(settled);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -126,4 +415,38 @@ async fn first_failing(
         }
     }
     Ok((failing - 1, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use springhouse_featurestore::definition::Version;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_handed_out_while_nothing_is_noted_of_their_view() {
+        let (here, view) = (SetAsideHere::default(), Pinned::new("shares", Version::from_text("3f2a")));
+        let note = || here.views().entry(view.clone()).or_default().noted += 1;
+        let seen = here.seen(&view);
+        assert!(here.hand_out(&view, 4, seen));
+        note();
+        assert!(!here.hand_out(&view, 5, seen), "they may have what is set aside");
+        // Who computed them has noted it.
+        assert!(here.hand_out(&view, 5, Seen { after: seen.after + 1, ..seen }));
+        assert_eq!(here.views()[&view].handed_out, 5);
+    }
+
+    #[test]
+    fn a_load_that_has_what_was_set_aside_since_is_begun_again() {
+        let (here, view) = (SetAsideHere::default(), Pinned::new("shares", Version::from_text("3f2a")));
+        let note = || here.views().entry(view.clone()).or_default().noted += 1;
+        let load = |from, until| here.hand_to_load(&view, (from, until), here.seen(&view)).is_ok();
+        assert!(load(0, 3) && load(3, 6));
+        note();
+        assert!(!load(6, 9), "its first pieces are of before");
+        assert!(load(0, 3) && load(3, 9));
+        // Commits tell of what was noted up to there, and nobody else does any more.
+        here.views().entry(view.clone()).or_default().let_go = 2;
+        assert!(!load(1, 9) && load(2, 9));
+    }
 }

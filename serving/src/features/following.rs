@@ -159,13 +159,13 @@ impl FeatureServer {
         self.note_restated(&log, mark).await
     }
 
-    /// Keeps what a view's log says of its history; a log is read when it has a new commit.
+    /// Keeps what a view's log says of its history and of events that are set aside; a log is read when it has a new commit.
     async fn note_restated(&self, log: &ViewLog, mark: Mark) -> Result<()> {
         let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.0);
         if mark.commit > 0 && known != Some(mark.commit) {
-            let restated = log.clone().remembering(&self.noted).state().await?.restated;
+            let state = log.clone().remembering(&self.noted).state().await?;
             let mut all = self.restated.write().unwrap_or_else(PoisonError::into_inner);
-            all.insert(log.view().clone(), (mark.commit, restated));
+            all.insert(log.view().clone(), (mark.commit, state.restated, state.set_aside.events));
         }
         Ok(())
     }

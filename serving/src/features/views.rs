@@ -138,16 +138,21 @@ impl Views {
         let troubled = self.troubled.read().unwrap_or_else(PoisonError::into_inner);
         for rule in &contract.features {
             if let Some(ViewState::Unavailable(trouble)) = troubled.get(&rule.view) {
-                return Err(Error::unavailable("a view of the contract is unavailable")
-                    .with("contract", contract.pinned())
-                    .with("view", &rule.view)
-                    .with("since", trouble.since)
-                    .with("reason", &trouble.reason)
-                    .remedy("mend what the reason names; the view is tried again every second"));
+                return Err(unavailable(contract, &rule.view, trouble));
             }
         }
         Ok(())
     }
+}
+
+/// The refusal of a lookup: the view, since when, and why.
+pub(super) fn unavailable(contract: &Contract, view: &Pinned, trouble: &Trouble) -> Error {
+    Error::unavailable("a view of the contract is unavailable")
+        .with("contract", contract.pinned())
+        .with("view", view)
+        .with("since", trouble.since)
+        .with("reason", &trouble.reason)
+        .remedy("mend what the reason names; the view is tried again every second")
 }
 
 #[cfg(test)]

@@ -54,11 +54,14 @@ pub struct PushOrigin {
 
 impl PushEntry {
     /// The entry of some events. Every view of the source reads them with their place in the order of writes: those columns are
-    /// made here, once.
+    /// made here, once. Some of a push's events tell their places themselves.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Internal`] when events already have such columns.
+    /// [`crate::ErrorKind::Internal`] when Arrow refuses the columns.
     pub fn new(position: u64, source: String, events: RecordBatch, origin: PushOrigin) -> Result<Self> {
+        if [WRITE_POSITION, WRITE_WITHIN].iter().all(|name| events.column_by_name(name).is_some()) {
+            return Ok(Self { position, source, ordered: events.clone(), events, origin });
+        }
         let rows = events.num_rows();
         let within = (0..i64::MAX).take(rows);
         let order: [(&str, ArrayRef); 2] = [
