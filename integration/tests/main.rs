@@ -28,6 +28,7 @@ mod s3;
 mod schedule;
 mod security;
 mod seeded;
+mod set_aside;
 mod simulation;
 mod slow_disk;
 mod spines;
