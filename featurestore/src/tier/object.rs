@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
 use super::object_reader::ObjectReader;
-use super::set_aside::SetAside;
+use super::set_aside::{SetAside, table_or_none, table_told_of};
 use crate::catalog::{Checkpoints, CommitLog, Head, Signature};
 use crate::definition::{Column, FeatureView, Pinned, timestamp_type};
 use crate::time::Timestamp;
@@ -200,7 +200,7 @@ pub struct ViewCommit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pushed_from: Option<Timestamp>,
     /// The events that are set aside from it on, where they are not those of the commit before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "table_told_of")]
     pub set_aside: Option<SetAside>,
     /// Of one that a person wanted (how far the view has got set back, events that are set aside tried again or dropped): who,
     /// and why.
@@ -255,7 +255,7 @@ pub struct ViewLogState {
     /// The last finding that history is not what it was, until a backfill.
     pub restated: Option<Restated>,
     /// The pushed events that the view does without, since its query fails on them.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table_or_none")]
     pub set_aside: SetAside,
     /// The newest commit that replaced files.
     pub replaced: u64,

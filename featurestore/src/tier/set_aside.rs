@@ -22,7 +22,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::object::{DataFile, WRITE_POSITION, WRITE_WITHIN, put_object, read_data_file};
 use crate::definition::timestamp_type;
@@ -53,6 +53,33 @@ pub struct SetAside {
     /// The newest commit that counted some after all; 0 before the first.
     #[serde(default)]
     pub counted_by: u64,
+}
+
+/// Before events had a table, commits told of them in a list, which had none of the events: a backfill counts those.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Told {
+    Table(SetAside),
+    List(Vec<serde::de::IgnoredAny>),
+}
+
+/// Reads what a commit says of events that are set aside.
+///
+/// # Errors
+/// Those of the deserializer, for what is neither a table nor a list.
+pub(super) fn table_told_of<'a, D: Deserializer<'a>>(told: D) -> std::result::Result<Option<SetAside>, D::Error> {
+    Option::<Told>::deserialize(told).map(|told| match told? {
+        Told::Table(table) => Some(table),
+        Told::List(_) => None,
+    })
+}
+
+/// Reads what a state says of them.
+///
+/// # Errors
+/// As [`table_told_of`].
+pub(super) fn table_or_none<'a, D: Deserializer<'a>>(told: D) -> std::result::Result<SetAside, D::Error> {
+    table_told_of(told).map(Option::unwrap_or_default)
 }
 
 /// Events with their places, by source, and beside each when and why it was set aside.
@@ -160,6 +187,17 @@ mod tests {
 
     use super::*;
     use crate::time::Timestamp;
+
+    #[test]
+    fn commits_of_before_events_had_a_table_are_read() {
+        let old = r#"{"at": "2013-01-01T00:00:00Z", "kind": "push", "watermark": "2013-01-01T00:00:00Z", "files": [],
+            "set_aside": [{"source": "paid", "rows": 1, "reason": "Divide by zero"}]}"#;
+        let commit: super::super::ViewCommit = serde_json::from_str(old).expect("readable");
+        assert_eq!(commit.set_aside, None);
+        let now = old.replace(r#"[{"source": "paid", "rows": 1, "reason": "Divide by zero"}]"#, r#"{"events": 2}"#);
+        let commit: super::super::ViewCommit = serde_json::from_str(&now).expect("readable");
+        assert_eq!(commit.set_aside.map(|table| table.events), Some(2));
+    }
 
     #[tokio::test]
     async fn events_that_are_set_aside_are_read_back_with_their_places_and_reasons() {
