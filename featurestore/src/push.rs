@@ -23,7 +23,8 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use history::{
-    Claim, Flush, KnownProducer, PushCommit, PushHistory, PushHistoryState, Runs, SaidByProducer, Taken, Taker,
+    Claim, Flush, KnownProducer, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
+    SaidByProducer, Taken, Taker,
 };
 pub use log::{EventPlace, LogReach, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
 
@@ -248,11 +249,18 @@ pub struct Lacking {
 pub struct PushedEvents {
     /// Data files.
     pub files: BTreeMap<String, Vec<DataFile>>,
+    /// The position of the last event in them that counts; all count where there is none.
+    pub until: Option<u64>,
     /// Batches.
     pub batches: BTreeMap<String, Vec<RecordBatch>>,
 }
 
 impl PushedEvents {
+    /// The position after which a file's events do not count, if there are such.
+    pub fn cut(&self, file: &DataFile) -> Option<u64> {
+        self.until.filter(|until| file.positions.is_some_and(|range| *until < range.until))
+    }
+
     /// Whether there are any of a source.
     pub fn has(&self, source: &str) -> bool {
         self.files.contains_key(source) || self.batches.contains_key(source)
@@ -264,6 +272,6 @@ impl PushedEvents {
         for entry in entries {
             batches.entry(entry.source.clone()).or_default().push(entry.ordered_events().clone());
         }
-        Self { files: BTreeMap::new(), batches }
+        Self { batches, ..Self::default() }
     }
 }

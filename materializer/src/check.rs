@@ -154,6 +154,10 @@ impl Jobs {
         let (mut rows, mut sum) = (0, view.map(|view| Fingerprint::new(&data_schema(view))).transpose()?);
         while let Some(batch) = batches.try_next().await? {
             rows += batch.num_rows() as u64;
+            if sum.is_none() && file.fingerprint.is_some() {
+                // Of pushed events, whose source may have had other columns then.
+                sum = Some(Fingerprint::of_events(&batch.schema())?);
+            }
             if let Some(sum) = &mut sum {
                 sum.add(&batch)?;
             }

@@ -16,8 +16,13 @@
 //! names. When another writer comes first, the commit is tried again on what it left, as long as all files that are to give
 //! way still count; a file that was added meanwhile stays where it is. The files that gave way are garbage, which is
 //! collected after a time ([`crate::garbage`]): who has begun to read them reads on.
+//!
+//! The files of pushed events are merged in the same way, though only with those beside them ([`pushed_files`]).
+
+pub mod pushed_files;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Display;
 
 use arrow::datatypes::FieldRef;
 use serde::Serialize;
@@ -43,16 +48,22 @@ pub type Numbered = (u64, DataFile);
 /// What a compaction did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Compacted {
-    /// The view, `name@version`.
-    pub view: String,
+    /// A view as `name@version`, or the pushes to a source.
+    pub what: String,
     /// The files that gave way,
     pub merged: usize,
     /// and those that took their place.
     pub written: usize,
     /// The rows in these; of several rounds those of each.
     pub rows: u64,
-    /// The files that the view has now.
+    /// The files that there are now.
     pub files: usize,
+}
+
+impl Compacted {
+    fn nothing_of(what: String) -> Self {
+        Self { what, merged: 0, written: 0, rows: 0, files: 0 }
+    }
 }
 
 impl Jobs {
@@ -63,7 +74,7 @@ impl Jobs {
     /// commit told of; nothing is then changed.
     pub async fn compact(&self, view: &FeatureView) -> Result<Compacted> {
         let log = self.log(view);
-        let mut done = Compacted { view: view.pinned().to_string(), merged: 0, written: 0, rows: 0, files: 0 };
+        let mut done = Compacted::nothing_of(view.pinned().to_string());
         let mut state = log.state().await?;
         while let Some(file) = self.compact_once(view, &log, &state, &mut done).await? {
             done.written += 1;
@@ -114,7 +125,7 @@ impl Jobs {
         let name = format!("compact-{:012}-{}", number + 1, self.mark());
         let merged = write_file(log, view, &name, rows, &()).await?;
         let merged = merged.ok_or_else(|| Error::damaged("data files have no rows").with("view", &view.name))?;
-        check_same(view, files, &merged)?;
+        check_same(&view.pinned(), files.iter().map(|(_, file)| file), &merged)?;
         let commits = files.iter().map(|(number, file)| file.commits(*number));
         let (least, greatest) =
             commits.fold((u64::MAX, 0), |(least, greatest), (first, last)| (first.min(least), last.max(greatest)));
@@ -172,15 +183,19 @@ async fn by_columns(
 }
 
 /// Checks that a merged file has exactly the rows of others.
-fn check_same(view: &FeatureView, files: &[Numbered], merged: &DataFile) -> Result<()> {
-    let rows: u64 = files.iter().map(|(_, file)| file.rows).sum();
-    let sum = files.iter().try_fold(0_u64, |sum, (_, file)| Some(sum.wrapping_add(file.fingerprint?)));
+fn check_same<'a>(
+    of: &impl Display,
+    files: impl Iterator<Item = &'a DataFile> + Clone,
+    merged: &DataFile,
+) -> Result<()> {
+    let rows: u64 = files.clone().map(|file| file.rows).sum();
+    let sum = files.clone().try_fold(0_u64, |sum, file| Some(sum.wrapping_add(file.fingerprint?)));
     if rows == merged.rows && (sum.is_none() || sum == merged.fingerprint) {
         return Ok(());
     }
-    let paths: Vec<&str> = files.iter().map(|(_, file)| file.path.as_str()).collect();
+    let paths: Vec<&str> = files.map(|file| file.path.as_str()).collect();
     Err(Error::damaged("data files do not have the rows that their commits tell of")
-        .with("view", view.pinned())
+        .with("of", of)
         .with("files", paths.join(", "))
         .with("rows told of", rows)
         .with("rows found", merged.rows)

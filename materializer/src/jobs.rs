@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::TryStreamExt;
 use springhouse_featurestore::catalog::{Catalog, CatalogState};
 use springhouse_featurestore::definition::{Contract, FeatureView};
-use springhouse_featurestore::push::PushHistory;
+use springhouse_featurestore::push::{PushHistory, RememberedPushes};
 use springhouse_featurestore::tier::{DataFile, ObjectStore, Progress, RememberedStates, ViewLog};
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{ErrorKind, Result};
@@ -28,6 +28,7 @@ pub struct Jobs {
     /// Of jobs that share their memory.
     pool: Option<QueryPool>,
     states: RememberedStates,
+    pushes: RememberedPushes,
     piece_bytes: u64,
 }
 
@@ -37,8 +38,8 @@ const PIECE_BYTES: u64 = 16 << 20;
 impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
     pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
-        let (begun, states) = Default::default();
-        Self { store, options, clock, writer, begun, pool: None, states, piece_bytes: PIECE_BYTES }
+        let (begun, pool, states, pushes) = Default::default();
+        Self { store, options, clock, writer, begun, pool, states, pushes, piece_bytes: PIECE_BYTES }
     }
 
     /// The object store.
@@ -144,7 +145,7 @@ impl Jobs {
 
     /// The pushed events on object storage.
     pub fn pushed(&self) -> PushHistory {
-        PushHistory::new(Arc::clone(&self.store))
+        PushHistory::new(Arc::clone(&self.store)).remembering(&self.pushes)
     }
 
     /// The log of a view's data.

@@ -1,5 +1,5 @@
-//! The schedule: every live view refreshed by its `REFRESH EVERY`, its small files merged after each turn, and garbage removed
-//! every day, for as long as somebody wants it.
+//! The schedule: every live view refreshed by its `REFRESH EVERY`, its small files merged after each turn, those of pushed
+//! events every ten minutes, and garbage removed every day, for as long as somebody wants it.
 //!
 //! Views are refreshed beside each other, a few at once. One that fails or panics, or whose log cannot be read, is tried
 //! again after a second, then two, four and so on up to its own interval, and keeps nobody else waiting; a catalog that
@@ -36,6 +36,9 @@ use crate::refresh::Refreshed;
 
 /// Views that are refreshed at once: each has the memory of a query of its own.
 const AT_ONCE: usize = 2;
+
+/// How often the files of pushed events are merged: about so many flushes make something to merge.
+const PUSHES_EVERY: Span = Span::from_secs(600);
 
 /// How often garbage is collected.
 const GARBAGE_EVERY: Span = Span::from_secs(24 * 3_600);
@@ -97,6 +100,9 @@ trait Work: Clone + Send + Sync + 'static {
     /// Merges a view's small files.
     async fn compact(&self, view: &FeatureView) -> Result<()>;
 
+    /// Merges the small files of pushed events.
+    async fn compact_pushes(&self) -> Result<()>;
+
     /// Removes what no commit names.
     async fn collect_garbage(&self) -> Result<()>;
 }
@@ -128,6 +134,10 @@ impl Work for Jobs {
         Self::compact(self, view).await.map(drop)
     }
 
+    async fn compact_pushes(&self) -> Result<()> {
+        Self::compact_pushes(self).await.map(drop)
+    }
+
     async fn collect_garbage(&self) -> Result<()> {
         // Of the newest catalog: what one that is behind does not name may be named.
         let catalog = self.catalog().state().await?;
@@ -152,6 +162,8 @@ enum Task {
     View(Box<FeatureView>, Timestamp),
     /// Merging a view's small files.
     Compaction(Box<FeatureView>),
+    /// Merging the small files of pushed events.
+    Pushes,
     /// Removing what no commit names.
     Garbage,
 }
@@ -178,7 +190,9 @@ struct Schedule<W> {
     catalog: Arc<CatalogState>,
     catalog_turn: Turn,
     turns: HashMap<Pinned, Turn>,
-    /// When garbage was collected last.
+    /// When the files of pushed events were merged last,
+    pushes_merged: Option<Timestamp>,
+    /// and when garbage was collected.
     collected: Option<Timestamp>,
     running: JoinSet<Done>,
     tasks: HashMap<Id, Begun>,
@@ -204,6 +218,7 @@ impl<W: Work> Schedule<W> {
             catalog: Arc::default(),
             catalog_turn: Turn::unknown(),
             turns: HashMap::new(),
+            pushes_merged: None,
             collected: None,
             running: JoinSet::new(),
             tasks: HashMap::new(),
@@ -222,6 +237,7 @@ impl<W: Work> Schedule<W> {
                 }
             }
             self.start_views();
+            self.start_pushes();
             self.start_garbage();
         }
     }
@@ -290,6 +306,19 @@ impl<W: Work> Schedule<W> {
         self.begin(task, async move { Done::Tidied(work.compact(&task_view).await) });
     }
 
+    /// Begins to merge what flushes have written of pushed events, when that is due.
+    fn start_pushes(&mut self) {
+        let now = self.work.now();
+        let is_due = self.pushes_merged.is_none_or(|last| now.since(last) >= PUSHES_EVERY);
+        let under_way = self.tasks.values().any(|begun| matches!(begun.task, Task::Pushes));
+        if !is_due || under_way || self.catalog.number() == 0 {
+            return;
+        }
+        self.pushes_merged = Some(now);
+        let work = self.work.clone();
+        self.begin(Task::Pushes, async move { Done::Tidied(work.compact_pushes().await) });
+    }
+
     /// Begins to remove garbage, when that is due.
     fn start_garbage(&mut self) {
         let now = self.work.now();
@@ -329,9 +358,12 @@ impl<W: Work> Schedule<W> {
             (Task::View(view, began), Err(error)) => return self.end_view(&view, began, Err(error), told),
             (Task::Catalog, Ok(Done::Catalog(result))) => self.end_catalog(result, told),
             (Task::Catalog, Err(error)) => self.end_catalog(Err(error), told),
-            (Task::Compaction(_) | Task::Garbage, Ok(Done::Tidied(Ok(())))) => {}
+            (Task::Compaction(_) | Task::Pushes | Task::Garbage, Ok(Done::Tidied(Ok(())))) => {}
             (Task::Compaction(view), Ok(Done::Tidied(Err(error))) | Err(error)) => {
                 tracing::error!(view = %view.name, error = %error.chain(), "small files cannot be merged");
+            }
+            (Task::Pushes, Ok(Done::Tidied(Err(error))) | Err(error)) => {
+                tracing::error!(error = %error.chain(), "small files of pushed events cannot be merged");
             }
             (Task::Garbage, Ok(Done::Tidied(Err(error))) | Err(error)) => {
                 tracing::error!(error = %error.chain(), "garbage cannot be collected; it is tried again tomorrow");
@@ -397,7 +429,7 @@ impl Task {
     /// The view that it keeps busy.
     fn view(&self) -> Option<&FeatureView> {
         match self {
-            Self::Catalog | Self::Garbage => None,
+            Self::Catalog | Self::Pushes | Self::Garbage => None,
             Self::View(view, _) | Self::Compaction(view) => Some(view),
         }
     }

@@ -11,11 +11,11 @@ use springhouse_materializer::garbage::GRACE;
 use crate::project::Project;
 use crate::render::{complain, note, show, table};
 
-/// Merge the small data files of views into larger ones; `run` does so by itself.
+/// Merge the small data files of views, and of what was pushed to sources, into larger ones; `run` does so by itself.
 #[derive(Debug, Args)]
 pub struct Compact {
-    /// Views by name; all that are in use when none is named
-    views: Vec<String>,
+    /// Views and pushed sources by name; all that are in use when none is named
+    names: Vec<String>,
 }
 
 impl Compact {
@@ -23,16 +23,27 @@ impl Compact {
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let (_, state) = project.catalog().await?;
         let jobs = project.jobs()?;
+        let pushed = jobs.pushed().state().await?;
+        let (sources, views): (Vec<String>, Vec<String>) =
+            self.names.iter().cloned().partition(|name| pushed.files.contains_key(name));
         let mut done = Vec::new();
-        for view in super::refresh::chosen(&state, &self.views)? {
-            done.push(jobs.compact(view).await?);
+        if sources.is_empty() || !views.is_empty() {
+            for view in super::refresh::chosen(&state, &views)? {
+                done.push(jobs.compact(view).await?);
+            }
+        }
+        for source in &sources {
+            done.push(jobs.compact_pushes_to(source).await?);
+        }
+        if self.names.is_empty() {
+            done.extend(jobs.compact_pushes().await?);
         }
         show(json, &done, || {
             let cells = done.iter().map(|of| {
                 let numbers = [of.merged, of.written, of.files].map(|number| number.to_string());
-                std::iter::once(of.view.clone()).chain(numbers).collect()
+                std::iter::once(of.what.clone()).chain(numbers).collect()
             });
-            table(&["view", "files merged", "into", "files now"], &cells.collect::<Vec<_>>())
+            table(&["", "files merged", "into", "files now"], &cells.collect::<Vec<_>>())
         })
     }
 }

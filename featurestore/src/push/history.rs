@@ -4,6 +4,7 @@
 //! pushes/log/000000000003.json                   commit: who takes pushes, up to which position, files, what producers said
 //! pushes/state/000000000064.json                 checkpoint: what the commits up to this one add up to
 //! pushes/data/departures/000000000003-2-120.parquet
+//! pushes/data/departures/compact-000000000019-1f-3.parquet
 //! ```
 //!
 //! *The fence.* One process takes pushes for a store. Who begins to takes the next epoch, by a commit like any other; each
@@ -15,26 +16,27 @@
 //! a log that others have passed gives its entries new ones when its process takes over ([`super::PushLog::renumber`]).
 //! A log that was copied, or restored from a backup, is told by what the store knows of it and it does not ([`Claim`]): it
 //! becomes another log.
+//!
+//! *Compaction.* Small files of a source that follow each other are merged by whoever comes to it ([`PushHistory::merge`]), in a
+//! commit that changes no event and no position. It needs no epoch: it is a commit of the one that holds, and a flush goes on
+//! from it with the files that it has written already. Files of a source never overlap in positions, and what is read as of a
+//! position is told event by event.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+mod entries;
+mod files;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::concat_batches;
-use arrow::datatypes::Int64Type;
-use futures::TryStreamExt;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use object_store::ObjectStore;
-use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
-use parquet::arrow::async_writer::AsyncArrowWriter;
 use serde::{Deserialize, Serialize};
 
 use super::{ProducerChange, ProducerCorrection, PushEntry, PushOrigin, PushedEvents};
 use crate::catalog::{Checkpoints, CommitLog};
-use crate::tier::{DataFile, ObjectReader, PushedRange, WRITE_POSITION, WRITE_WITHIN};
+use crate::tier::{DataFile, PushedRange};
 use crate::time::Timestamp;
-use crate::{Error, ErrorKind, Result};
+use crate::{ErrorKind, Result};
 
 /// How many runs of sequences are remembered of a producer, to tell what was taken twice. What is forgotten is taken again
 /// rather than lost.
@@ -155,12 +157,26 @@ pub type Runs = Vec<(u64, u64)>;
 /// What producers said, by source and producer.
 type Said = BTreeMap<String, BTreeMap<String, SaidByProducer>>;
 
-/// One flush of the log, or the beginning of an epoch.
+/// What a commit of pushes did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PushCommitKind {
+    /// Added what was flushed, or began an epoch.
+    #[default]
+    Flush,
+    /// Put files in the place of others that hold the same events.
+    Compact,
+}
+
+/// One flush of the log, the beginning of an epoch, or a compaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushCommit {
     /// When it was written, by the writer's clock.
     pub at: Timestamp,
-    /// Who wrote it.
+    /// What it did.
+    #[serde(default)]
+    pub kind: PushCommitKind,
+    /// Who wrote it; of a compaction, who takes pushes.
     #[serde(default)]
     pub taker: Taker,
     /// Of the beginning of an epoch, the process: two that begin with copies of one log mean different things.
@@ -173,8 +189,19 @@ pub struct PushCommit {
     /// What producers have said since the commit before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub producers: Said,
+    /// The paths of the files whose place those of a compaction take; of a flush none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<String>,
     /// The events that it adds, by source.
     pub files: BTreeMap<String, Vec<DataFile>>,
+}
+
+impl PushCommit {
+    /// One of a kind that says and adds nothing.
+    fn empty(kind: PushCommitKind, at: Timestamp, taker: Taker, until: u64) -> Self {
+        let (watermarks, producers, files) = Default::default();
+        Self { at, kind, taker, process: None, until, watermarks, producers, replaced: Vec::new(), files }
+    }
 }
 
 /// A log whose process is about to take pushes, by what it knows of itself. The store knows more of a log that is a copy, or
@@ -248,15 +275,19 @@ pub struct PushHistoryState {
     /// What is known of producers, by source and producer.
     #[serde(default)]
     pub producers: BTreeMap<String, BTreeMap<String, KnownProducer>>,
-    /// All pushed events by source.
+    /// All pushed events by source, each in the order of their positions.
     pub files: BTreeMap<String, Vec<DataFile>>,
 }
 
 impl PushHistoryState {
     fn apply(&mut self, number: u64, commit: PushCommit) {
+        self.number = number;
+        if commit.kind == PushCommitKind::Compact {
+            self.replace(&commit.replaced, commit.files);
+            return;
+        }
         let log = commit.taker.log;
         let positions = PushedRange { after: self.until, until: commit.until, log };
-        self.number = number;
         self.taker = commit.taker;
         // A log that has begun to take pushes is known by a position of 0.
         let flushed = self.flushed.entry(log).or_default();
@@ -279,6 +310,38 @@ impl PushHistoryState {
         }
     }
 
+    /// Puts files in the place of others.
+    fn replace(&mut self, replaced: &[String], files: BTreeMap<String, Vec<DataFile>>) {
+        let gone: HashSet<&str> = replaced.iter().map(String::as_str).collect();
+        for (source, files) in files {
+            let of_source = self.files.entry(source).or_default();
+            of_source.retain(|file| !gone.contains(file.path.as_str()));
+            of_source.extend(files);
+            of_source.sort_by_key(|file| file.positions.map(|range| range.after));
+        }
+    }
+
+    /// Whether all of these files of a source count.
+    fn holds(&self, source: &str, files: &[DataFile]) -> bool {
+        let held: HashSet<&str> = self.files_of(source).iter().map(|file| file.path.as_str()).collect();
+        files.iter().all(|file| held.contains(file.path.as_str()))
+    }
+
+    /// The files of a source's events, in the order of their positions.
+    pub fn files_of(&self, source: &str) -> &[DataFile] {
+        self.files.get(source).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Those of them that may hold events whose time in a column lies from one to another, both included.
+    pub fn files_between<'a>(
+        &'a self,
+        source: &str,
+        column: &'a str,
+        times: (Timestamp, Timestamp),
+    ) -> impl Iterator<Item = &'a DataFile> {
+        self.files_of(source).iter().filter(move |file| file.may_have(column, times))
+    }
+
     /// Whether events of a source have been pushed.
     pub fn knows(&self, source: &str) -> bool {
         self.files.contains_key(source) || self.watermarks.contains_key(source)
@@ -286,33 +349,7 @@ impl PushHistoryState {
 
     /// The pushed events.
     pub fn events(&self) -> PushedEvents {
-        PushedEvents { files: self.files.clone(), batches: BTreeMap::new() }
-    }
-
-    /// Up to where the pushes of some sources after a position, and up to another, are taken together: the files that have
-    /// them are of no more than so many bytes, or there is but one.
-    pub fn until_within(&self, sources: &BTreeSet<&str>, (after, until): (u64, u64), bytes: u64) -> u64 {
-        let of_sources = self.files.iter().filter(|(source, _)| sources.contains(source.as_str()));
-        let sizes = of_sources.flat_map(|(_, files)| files).filter_map(|file| {
-            let range = file.positions.filter(|range| range.after < until && range.until > after)?;
-            Some((range.until, file.bytes))
-        });
-        let mut flushes: BTreeMap<u64, u64> = BTreeMap::new();
-        for (flushed_until, bytes) in sizes {
-            *flushes.entry(flushed_until).or_default() += bytes;
-        }
-        let (mut taken, mut reached) = (0_u64, None);
-        for (flushed_until, of_flush) in flushes {
-            taken = taken.saturating_add(of_flush);
-            if taken > bytes
-                && let Some(reached) = reached
-            {
-                return reached;
-            }
-            reached = Some(flushed_until);
-        }
-        // What is not in files is in the log, which is bounded.
-        until
+        PushedEvents { files: self.files.clone(), ..PushedEvents::default() }
     }
 
     /// The greatest position that a log has flushed; 0 for a log that has flushed nothing.
@@ -389,12 +426,31 @@ impl PushHistoryState {
     }
 }
 
+/// The state that a process has seen last: what is new since is all that it reads.
+#[derive(Debug, Clone, Default)]
+pub struct RememberedPushes(Arc<Mutex<Option<PushHistoryState>>>);
+
+impl RememberedPushes {
+    fn newest(&self) -> Option<PushHistoryState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep(&self, state: &PushHistoryState) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two that look at once the one that saw less may come last.
+        if kept.as_ref().is_none_or(|kept| kept.number < state.number) {
+            *kept = Some(state.clone());
+        }
+    }
+}
+
 /// The flushes on an object store.
 #[derive(Debug, Clone)]
 pub struct PushHistory {
     store: Arc<dyn ObjectStore>,
     log: CommitLog<PushCommit>,
     checkpoints: Checkpoints<PushHistoryState>,
+    remembered: Option<RememberedPushes>,
 }
 
 impl PushHistory {
@@ -402,7 +458,13 @@ impl PushHistory {
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         let log = CommitLog::new(Arc::clone(&store), Path::from_iter(["pushes", "log"]));
         let checkpoints = Checkpoints::new(Arc::clone(&store), Path::from_iter(["pushes", "state"]));
-        Self { store, log, checkpoints }
+        Self { store, log, checkpoints, remembered: None }
+    }
+
+    /// The same history, for a process that looks at it again and again.
+    #[must_use]
+    pub fn remembering(self, state: &RememberedPushes) -> Self {
+        Self { remembered: Some(state.clone()), ..self }
     }
 
     /// The state after the newest commit.
@@ -410,11 +472,21 @@ impl PushHistory {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] names a damaged commit.
     pub async fn state(&self) -> Result<PushHistoryState> {
-        let mut state = self.checkpoints.newest().await?.unwrap_or_default();
+        let mut state = match self.remembered.as_ref().and_then(RememberedPushes::newest) {
+            Some(state) => state,
+            None => self.checkpoints.newest().await?.unwrap_or_default(),
+        };
         for (number, commit) in self.log.read_after(state.number).await? {
             state.apply(number, commit);
         }
+        self.remember(&state);
         Ok(state)
+    }
+
+    fn remember(&self, state: &PushHistoryState) {
+        if let Some(remembered) = &self.remembered {
+            remembered.keep(state);
+        }
     }
 
     /// Where all of it lies.
@@ -427,7 +499,7 @@ impl PushHistory {
         &self.log
     }
 
-    /// The pushed events of flushes up to `position`, those of the flush that holds it included.
+    /// The pushed events up to `position`, that one included.
     ///
     /// # Errors
     /// As [`Self::state`].
@@ -437,15 +509,7 @@ impl PushHistory {
             of_source.retain(|file| file.positions.is_none_or(|range| range.after < position));
         }
         files.retain(|_, of_source| !of_source.is_empty());
-        Ok(PushedEvents { files, batches: BTreeMap::new() })
-    }
-
-    /// Who has written the commits after `number`, the newest last.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn takers_after(&self, number: u64) -> Result<Vec<Taker>> {
-        Ok(self.log.read_after(number).await?.iter().map(|(_, commit)| commit.taker).collect())
+        Ok(PushedEvents { files, until: Some(position), ..PushedEvents::default() })
     }
 
     /// Begins an epoch for a log: from here on nobody else's flush succeeds. The state's taker tells as which log: of one that
@@ -458,349 +522,87 @@ impl PushHistory {
         loop {
             let mut state = self.state().await?;
             let taker = Taker { epoch: state.taker.epoch + 1, log: claim.log_in(&state) };
-            let (watermarks, producers, files) = Default::default();
-            let (process, until) = (Some(claim.process), state.until);
-            let commit = PushCommit { at, taker, process, until, watermarks, producers, files };
-            match self.append(&mut state, commit).await {
+            let empty = PushCommit::empty(PushCommitKind::Flush, at, taker, state.until);
+            let commit = PushCommit { process: Some(claim.process), ..empty };
+            match self.append(&mut state, &commit).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 done => return done.map(|()| state),
             }
         }
     }
 
-    /// Writes the flush that follows `state`, and the files of its events.
+    /// Writes the flush that follows `state`, and the files of its events. It goes on from compactions that came first, and
+    /// writes no file again.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Conflict`] when there is a commit that `state` does not know: another process has taken over, or
+    /// [`crate::ErrorKind::Conflict`] when there is another commit that `state` does not know: another process has taken over, or
     /// an earlier flush succeeded although it was answered with an error. [`crate::ErrorKind::Unavailable`].
     pub async fn commit(&self, state: &mut PushHistoryState, flush: Flush<'_>) -> Result<()> {
         let until = flush.entries.last().map_or(state.until, |entry| entry.position);
         let (number, taker) = (state.number + 1, state.taker);
+        let positions = PushedRange { after: state.until, until, log: taker.log };
         let mut files = BTreeMap::new();
         for (source, batches) in PushedEvents::of_entries(flush.entries).batches {
-            let name = format!("{number:012}-{:x}-{until}.parquet", taker.epoch);
-            let positions = PushedRange { after: state.until, until, log: taker.log };
-            let file = self.write(&Path::from_iter(["pushes", "data", &source, &name]), &batches).await?;
-            files.insert(source, vec![DataFile { positions: Some(positions), ..file }]);
+            let name = format!("{number:012}-{:x}-{until}", taker.epoch);
+            let written = self.write_flushed((&source, &name), &batches, positions).await?;
+            files.insert(source, written);
         }
+        let empty = PushCommit::empty(PushCommitKind::Flush, flush.at, taker, until);
         let producers = state.news(&flush);
-        let (at, watermarks) = (flush.at, flush.watermarks);
-        let commit = PushCommit { at, taker, process: None, until, watermarks, producers, files };
-        self.append(state, commit).await
+        let commit = PushCommit { watermarks: flush.watermarks, producers, files, ..empty };
+        loop {
+            let done = self.append(state, &commit).await;
+            let is_passed = done.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);
+            if !is_passed || !self.takes_compactions(state).await? {
+                return done;
+            }
+        }
     }
 
-    async fn append(&self, state: &mut PushHistoryState, commit: PushCommit) -> Result<()> {
+    /// Takes what is new into a state, if that is compactions and nothing else.
+    async fn takes_compactions(&self, state: &mut PushHistoryState) -> Result<bool> {
+        let new = self.log.read_after(state.number).await?;
+        if new.is_empty() || new.iter().any(|(_, commit)| commit.kind != PushCommitKind::Compact) {
+            return Ok(false);
+        }
+        for (number, commit) in new {
+            state.apply(number, commit);
+        }
+        Ok(true)
+    }
+
+    /// Puts a file in the place of others of a source, whose events it has ([`Self::merge`]); unless one of those does not
+    /// count any more. What others commit first stays, and it goes on from that.
+    ///
+    /// # Errors
+    /// As [`Self::state`], and [`crate::ErrorKind::Unavailable`].
+    pub async fn replace(&self, source: &str, files: &[DataFile], merged: &DataFile, at: Timestamp) -> Result<bool> {
+        loop {
+            let mut state = self.state().await?;
+            if !state.holds(source, files) {
+                return Ok(false);
+            }
+            let commit = PushCommit {
+                replaced: files.iter().map(|file| file.path.clone()).collect(),
+                files: BTreeMap::from([(source.to_owned(), vec![merged.clone()])]),
+                ..PushCommit::empty(PushCommitKind::Compact, at, state.taker, state.until)
+            };
+            match self.append(&mut state, &commit).await {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                done => return done.map(|()| true),
+            }
+        }
+    }
+
+    async fn append(&self, state: &mut PushHistoryState, commit: &PushCommit) -> Result<()> {
         let number = state.number + 1;
-        self.log.append(number, &commit).await?;
-        state.apply(number, commit);
+        self.log.append(number, commit).await?;
+        state.apply(number, commit.clone());
+        self.remember(state);
         self.checkpoints.write(number, state).await;
         Ok(())
     }
-
-    async fn write(&self, path: &Path, batches: &[RecordBatch]) -> Result<DataFile> {
-        let failed = |error: parquet::errors::ParquetError| {
-            Error::unavailable("pushed events cannot be written").with("path", path).source(error)
-        };
-        let schema = batches[0].schema();
-        let object = BufWriter::new(Arc::clone(&self.store), path.clone());
-        let properties = crate::parquet_file::properties(&schema).build();
-        let mut writer = AsyncArrowWriter::try_new(object, schema, Some(properties)).map_err(failed)?;
-        let mut rows = 0;
-        for batch in batches {
-            rows += batch.num_rows() as u64;
-            writer.write(batch).await.map_err(failed)?;
-        }
-        writer.finish().await.map_err(failed)?;
-        let (path, bytes) = (path.to_string(), writer.bytes_written() as u64);
-        Ok(DataFile { path, rows, bytes, ..DataFile::default() })
-    }
-
-    /// The flushed entries of some sources after a position and up to another, by position. They have no origin.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Damaged`] when a file cannot be read.
-    pub async fn entries(
-        &self,
-        state: &PushHistoryState,
-        sources: &BTreeSet<&str>,
-        (after, until): (u64, u64),
-    ) -> Result<Vec<PushEntry>> {
-        let mut entries = Vec::new();
-        for (source, files) in state.files.iter().filter(|(source, _)| sources.contains(source.as_str())) {
-            for file in files {
-                let Some(range) = file.positions.filter(|range| range.after < until && range.until > after) else {
-                    continue;
-                };
-                for batch in self.read(file).await? {
-                    entries.extend(entries_of(source, &batch, range.until)?);
-                }
-            }
-        }
-        entries.retain(|entry| after < entry.position && entry.position <= until);
-        entries.sort_by_key(|entry| entry.position);
-        joined(&entries)
-    }
-
-    /// The positions of those among some entries that were flushed as they are: the store holds the same events of the same
-    /// source at the same position.
-    ///
-    /// # Errors
-    /// As [`Self::entries`].
-    pub async fn flushed_among(&self, state: &PushHistoryState, entries: &[PushEntry]) -> Result<BTreeSet<u64>> {
-        let Some((first, last)) = entries.first().zip(entries.last()) else { return Ok(BTreeSet::new()) };
-        let sources: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
-        let flushed = self.entries(state, &sources, (first.position.saturating_sub(1), last.position)).await?;
-        let flushed: BTreeMap<(u64, &str), &RecordBatch> =
-            flushed.iter().map(|entry| ((entry.position, entry.source.as_str()), &entry.events)).collect();
-        let same = |entry: &&PushEntry| {
-            let held = flushed.get(&(entry.position, entry.source.as_str()));
-            held.is_some_and(|held| held.columns() == entry.events.columns())
-        };
-        Ok(entries.iter().filter(same).map(|entry| entry.position).collect())
-    }
-
-    async fn read(&self, file: &DataFile) -> Result<Vec<RecordBatch>> {
-        let damaged = |error: parquet::errors::ParquetError| {
-            Error::damaged("a file of pushed events cannot be read")
-                .with("path", &file.path)
-                .remedy("restore the object from a backup of the store")
-                .source(error)
-        };
-        let reader = ObjectReader::new(Arc::clone(&self.store), Path::from(file.path.as_str()), file.bytes);
-        let stream = ParquetRecordBatchStreamBuilder::new(reader)
-            .await
-            .and_then(ParquetRecordBatchStreamBuilder::build)
-            .map_err(damaged)?;
-        stream.try_collect().await.map_err(damaged)
-    }
-}
-
-/// Entries in which those are one that were read in parts: a file is read in batches, which end where they end.
-fn joined(entries: &[PushEntry]) -> Result<Vec<PushEntry>> {
-    let parts = entries.chunk_by(|one, other| (one.position, &one.source) == (other.position, &other.source));
-    let joined = parts.map(|parts| {
-        let first = &parts[0];
-        if parts.len() == 1 {
-            return Ok(first.clone());
-        }
-        let events = concat_batches(&first.events.schema(), parts.iter().map(|part| &part.events))?;
-        PushEntry::new(first.position, first.source.clone(), events, first.origin.clone())
-    });
-    joined.collect()
-}
-
-/// The entries of a batch of a file, which has them by position. A file from before positions were kept is one entry.
-fn entries_of(source: &str, batch: &RecordBatch, position: u64) -> Result<Vec<PushEntry>> {
-    let schema = batch.schema();
-    let own = |name: &str| name != WRITE_POSITION && name != WRITE_WITHIN;
-    let columns: Vec<usize> = (0..schema.fields().len()).filter(|index| own(schema.field(*index).name())).collect();
-    let events = batch.project(&columns)?;
-    let entry =
-        |position: u64, events: RecordBatch| PushEntry::new(position, source.to_owned(), events, PushOrigin::default());
-    let positions = batch.column_by_name(WRITE_POSITION).and_then(|column| column.as_primitive_opt::<Int64Type>());
-    let Some(positions) = positions.filter(|positions| positions.null_count() == 0) else {
-        return Ok(vec![entry(position, events)?]);
-    };
-    let (mut entries, mut start) = (Vec::new(), 0);
-    for run in positions.values().chunk_by(|one, other| one == other) {
-        entries.push(entry(run[0].cast_unsigned(), events.slice(start, run.len()))?);
-        start += run.len();
-    }
-    Ok(entries)
 }
 
 #[cfg(test)]
-mod tests {
-    use arrow::array::{ArrayRef, Int64Array};
-    use object_store::ObjectStoreExt;
-    use object_store::memory::InMemory;
-
-    use super::*;
-    use crate::catalog::Signature;
-
-    fn entry(position: u64, sequence: u64, values: &[i64]) -> PushEntry {
-        let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
-        let origin = PushOrigin { at: None, producer: "till".to_owned(), sequence: Some(sequence) };
-        let events = RecordBatch::try_from_iter([("value", array)]).expect("a batch");
-        PushEntry::new(position, "paid".to_owned(), events, origin).expect("an entry")
-    }
-
-    /// A log that has taken no epoch yet, or this one; of so many pushes.
-    fn claim(log: u64, last: u64) -> Claim {
-        Claim { log, epoch: None, last, older: false, process: 100 + log }
-    }
-
-    fn flush(entries: &[PushEntry]) -> Flush<'_> {
-        let said = [(("paid".to_owned(), "till".to_owned()), SaidByProducer::default())].into();
-        Flush { at: Timestamp::from_micros(1), entries, watermarks: BTreeMap::new(), said }
-    }
-
-    #[tokio::test]
-    async fn a_flush_of_an_epoch_that_is_over_fails_and_replaces_no_file() {
-        let history = PushHistory::new(Arc::new(InMemory::new()));
-        let mut old = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
-        let mut new = history.take_over(&claim(8, 0), Timestamp::from_micros(2)).await.expect("taken");
-        history.commit(&mut new, flush(&[entry(1, 5, &[10, 11])])).await.expect("flushed");
-        let error = history.commit(&mut old, flush(&[entry(1, 4, &[99])])).await.expect_err("over");
-        assert_eq!(error.kind(), ErrorKind::Conflict);
-        let state = history.state().await.expect("readable");
-        assert_eq!((state.taker, state.until), (Taker { epoch: 2, log: 8 }, 1));
-        let held = history.entries(&state, &["paid"].into(), (0, 9)).await.expect("readable");
-        assert_eq!((held.len(), held[0].events.clone()), (1, entry(1, 5, &[10, 11]).events));
-        assert_eq!((state.flushed_of(7), state.flushed_of(8)), (0, 1));
-        let origin = |sequence| PushOrigin { producer: "till".to_owned(), sequence: Some(sequence), at: None };
-        history.commit(&mut new, flush(&[entry(2, 7, &[12])])).await.expect("flushed");
-        let state = history.state().await.expect("readable");
-        // Of what a producer sent to two takers by turns each keeps its own.
-        let elsewhere = [4, 5, 6, 7, 8].map(|of| state.taken_elsewhere(7, "paid", &origin(of)));
-        assert_eq!(elsewhere, [false, true, false, true, false]);
-    }
-
-    #[test]
-    fn pushes_are_taken_together_by_bytes_and_at_least_a_flush_at_once() {
-        let file = |after, until, bytes| DataFile {
-            bytes,
-            positions: Some(PushedRange { after, until, log: 1 }),
-            ..DataFile::default()
-        };
-        let files = BTreeMap::from([
-            ("paid".to_owned(), vec![file(0, 10, 6), file(10, 20, 6), file(20, 30, 99), file(30, 40, 1)]),
-            ("seen".to_owned(), vec![file(0, 10, 6), file(30, 40, 1)]),
-            ("other".to_owned(), vec![file(0, 10, 1_000)]),
-        ]);
-        let state = PushHistoryState { files, until: 40, ..PushHistoryState::default() };
-        let both = BTreeSet::from(["paid", "seen"]);
-        assert_eq!(state.until_within(&both, (0, 50), 12), 10);
-        assert_eq!(state.until_within(&BTreeSet::from(["paid"]), (0, 50), 12), 20);
-        assert_eq!(state.until_within(&both, (10, 50), 12), 20);
-        assert_eq!(state.until_within(&both, (20, 50), 12), 30, "a flush that is larger than that is taken alone");
-        assert_eq!(state.until_within(&both, (30, 50), 12), 50, "and what is in no file with the last");
-        assert_eq!(state.until_within(&both, (0, 15), 1_000), 15);
-    }
-
-    #[tokio::test]
-    async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_commits() {
-        let store = Arc::new(InMemory::new());
-        let history = PushHistory::new(Arc::clone(&store) as Arc<dyn ObjectStore>);
-        let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
-        let of = ("paid".to_owned(), "till".to_owned());
-        let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
-        let owner = Some("ann".to_owned());
-        let corrected = |change, at| Some(ProducerCorrection { change, by: by(at) });
-        let flushes = [
-            (vec![entry(1, 5, &[1]), entry(2, 1_000_000, &[2])], None),
-            (vec![entry(3, 6, &[3])], corrected(ProducerChange::Sequence(5), 20)),
-            (Vec::new(), corrected(ProducerChange::HandOver("bob".to_owned()), 30)),
-        ];
-        for (entries, corrected) in &flushes {
-            let said = SaidByProducer { owner: owner.clone(), corrected: corrected.clone(), ..Default::default() };
-            let said = [(of.clone(), said)].into();
-            let (at, watermarks) = (Timestamp::from_micros(9), BTreeMap::new());
-            history.commit(&mut state, Flush { at, entries, watermarks, said }).await.expect("flushed");
-        }
-        let read = history.state().await.expect("readable");
-        assert_eq!(read, state);
-        let known = &read.producers["paid"]["till"];
-        assert_eq!((known.last, known.set_back), (Some(6), Some(Timestamp::from_micros(20))));
-        assert_eq!(known.owner, owner, "the log says whose it is, and hands over itself");
-        let runs: Vec<(u64, u64)> = known.taken.iter().map(|taken| (taken.first, taken.last)).collect();
-        assert_eq!(runs, [(5, 6)], "what was above it is nobody's");
-    }
-
-    #[test]
-    fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
-        let said: SaidByProducer =
-            serde_json::from_str(r#"{"last": 7, "taken": [[1, 7]]}"#).expect("as it was written");
-        assert_eq!((said.last, said.owner), (Some(7), None));
-        let known: KnownProducer =
-            serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
-        assert_eq!((known.last, known.owner, known.set_back), (Some(7), None, None));
-        let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");
-        assert!(!written.contains("owner") && !written.contains("set_back"), "{written}");
-    }
-
-    #[tokio::test]
-    async fn flushed_entries_are_found_again_by_position() {
-        let history = PushHistory::new(Arc::new(InMemory::new()));
-        let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
-        history.commit(&mut state, flush(&[entry(1, 1, &[10]), entry(2, 2, &[20, 21])])).await.expect("flushed");
-        history.commit(&mut state, flush(&[entry(5, 3, &[50])])).await.expect("flushed");
-        for (range, expected) in [((0, 9), vec![1, 2, 5]), ((1, 2), vec![2]), ((2, 4), vec![]), ((2, 5), vec![5])] {
-            let held = history.entries(&state, &["paid"].into(), range).await.expect("readable");
-            assert_eq!(held.iter().map(|entry| entry.position).collect::<Vec<_>>(), expected);
-        }
-        let origin = |sequence| PushOrigin { producer: "till".to_owned(), sequence: Some(sequence), at: None };
-        let elsewhere = [3, 4].map(|sequence| state.taken_elsewhere(8, "paid", &origin(sequence)));
-        assert_eq!(elsewhere, [true, false], "of one log alone it is known too");
-        // The log of which it is: what it holds and did not flush is its own.
-        let of_log = [entry(2, 2, &[20, 21]), entry(5, 3, &[51]), entry(6, 6, &[50])];
-        assert_eq!(history.flushed_among(&state, &of_log).await.expect("readable"), [2].into());
-    }
-
-    #[tokio::test]
-    async fn an_entry_of_many_rows_is_one_when_it_is_read_back() {
-        let history = PushHistory::new(Arc::new(InMemory::new()));
-        let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
-        let values: Vec<i64> = (0..20_000).collect();
-        let flushed = [entry(1, 1, &values), entry(2, 2, &[7])];
-        history.commit(&mut state, flush(&flushed)).await.expect("flushed");
-        let held = history.entries(&state, &["paid"].into(), (0, 9)).await.expect("readable");
-        assert_eq!(held.len(), 2);
-        assert!(
-            held.iter()
-                .zip(&flushed)
-                .all(|(held, of)| held.ordered_events().columns() == of.ordered_events().columns())
-        );
-    }
-
-    #[tokio::test]
-    async fn a_copy_of_a_log_becomes_another_log() {
-        let (history, at) = (PushHistory::new(Arc::new(InMemory::new())), Timestamp::from_micros(1));
-        let mut state = history.take_over(&claim(7, 0), at).await.expect("taken");
-        history.commit(&mut state, flush(&[entry(1, 1, &[10]), entry(2, 2, &[20])])).await.expect("flushed");
-        let of = async |claim: Claim| history.take_over(&claim, at).await.expect("taken").taker;
-        // Itself, begun again; and a copy, of which nobody can tell yet that it is one.
-        let known = Claim { epoch: Some(1), ..claim(7, 3) };
-        assert_eq!(of(known).await, Taker { epoch: 2, log: 7 });
-        assert_eq!(of(known).await, Taker { epoch: 3, log: 107 }, "another process has taken an epoch of it");
-        let known = Claim { epoch: Some(2), ..known };
-        assert_eq!(
-            of(Claim { last: 1, ..known }).await,
-            Taker { epoch: 4, log: 108 },
-            "it is older than what it flushed"
-        );
-        assert_eq!(of(Claim { older: true, ..known }).await, Taker { epoch: 5, log: 109 });
-        assert_eq!(of(known).await, Taker { epoch: 6, log: 7 });
-        assert_eq!(history.state().await.expect("readable").epoch_of(7), 6);
-        let new = Claim { process: 109, ..claim(109, 0) };
-        assert_eq!(of(new).await, Taker { epoch: 7, log: 110 }, "the number is another's");
-    }
-
-    #[tokio::test]
-    async fn nobody_begins_where_flushes_are_lost() {
-        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let (history, at) = (PushHistory::new(Arc::clone(&store)), Timestamp::from_micros(1));
-        let mut state = history.take_over(&claim(7, 0), at).await.expect("taken");
-        for position in 1..=4 {
-            let pushed = [entry(position, position, &[10])];
-            history.commit(&mut state, flush(&pushed)).await.expect("flushed");
-        }
-        for number in [3, 4] {
-            store.delete(&history.log.path(number)).await.expect("there");
-        }
-        let error = history.take_over(&claim(7, 4), at).await.expect_err("two flushes are lost");
-        assert!(error.kind() == ErrorKind::Damaged && error.to_string().contains("000000000003"), "{error}");
-        assert!(history.log.read(3).await.expect("readable").is_none(), "nothing has taken their place");
-    }
-
-    #[tokio::test]
-    async fn two_that_begin_with_copies_of_one_log_at_one_time_know_of_each_other() {
-        let (history, at) = (PushHistory::new(Arc::new(InMemory::new())), Timestamp::from_micros(1));
-        let other = Claim { process: 200, ..claim(7, 0) };
-        let (one, two) = (claim(7, 0), other);
-        let (one, two) = tokio::join!(history.take_over(&one, at), history.take_over(&two, at));
-        let mut epochs = [one, two].map(|state| state.expect("taken").taker.epoch);
-        epochs.sort_unstable();
-        assert_eq!(epochs, [1, 2]);
-    }
-}
+mod tests;

@@ -25,6 +25,8 @@ const NULL: u64 = 0x1656_67B1_9E37_79F9;
 #[derive(Debug)]
 pub struct Fingerprint {
     columns: Vec<ColumnType>,
+    /// Whether the rows have the event times of data files.
+    of_view: bool,
     rows: u64,
     sum: u64,
     event_times: Option<(Timestamp, Timestamp)>,
@@ -56,9 +58,21 @@ impl Fingerprint {
     /// # Errors
     /// [`crate::ErrorKind::Invalid`] for columns that features cannot have.
     pub fn new(schema: &SchemaRef) -> Result<Self> {
+        Self::of_columns(schema, true)
+    }
+
+    /// The same of pushed events, as their files have them.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_events(schema: &SchemaRef) -> Result<Self> {
+        Self::of_columns(schema, false)
+    }
+
+    fn of_columns(schema: &SchemaRef, of_view: bool) -> Result<Self> {
         let own = schema.fields().iter().take_while(|field| field.name() != WRITE_POSITION);
-        let columns = own.map(|field| ColumnType::from_arrow(field.data_type()));
-        Ok(Self { columns: columns.collect::<Result<_>>()?, rows: 0, sum: 0, event_times: None })
+        let columns = own.map(|field| ColumnType::from_arrow(field.data_type())).collect::<Result<_>>()?;
+        Ok(Self { columns, of_view, rows: 0, sum: 0, event_times: None })
     }
 
     /// Adds the rows of a batch.
@@ -77,6 +91,9 @@ impl Fingerprint {
         }
         self.sum = rows.into_iter().map(finished).fold(self.sum, u64::wrapping_add);
         self.rows += batch.num_rows() as u64;
+        if !self.of_view {
+            return Ok(());
+        }
         let times = batch
             .column_by_name(EVENT_TIME)
             .and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>())

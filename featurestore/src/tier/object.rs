@@ -113,9 +113,18 @@ pub struct DataFile {
     /// The least of them, where its rows are of several commits: they then have the column [`COMMIT`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_commit: Option<u64>,
+    /// Of a file of pushed events: the least and the greatest time in each column of times, by its name. A column that is not
+    /// named may have any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub times: BTreeMap<String, (Timestamp, Timestamp)>,
 }
 
 impl DataFile {
+    /// Whether a row of a file of pushed events may have a time in a column from one to another, both included.
+    pub fn may_have(&self, column: &str, (from, until): (Timestamp, Timestamp)) -> bool {
+        self.times.get(column).is_none_or(|(least, greatest)| *least <= until && from <= *greatest)
+    }
+
     /// The least and the greatest number of the commits that wrote its rows first, of a file that `number` is told for.
     pub fn commits(&self, number: u64) -> (u64, u64) {
         (self.first_commit.unwrap_or(number), number)

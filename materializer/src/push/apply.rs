@@ -29,23 +29,6 @@ const SORTED_IN_MEMORY: usize = 8 << 20;
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
 impl Shared {
-    /// The entries after a position and up to another: those that the log holds, of all sources, and before them those of
-    /// some sources from object storage.
-    pub(super) async fn entries_of(
-        &self,
-        sources: &BTreeSet<&str>,
-        (after, until): (u64, u64),
-    ) -> Result<Vec<PushEntry>> {
-        // In this order: what leaves the log between the two is in the history.
-        let held = self.log.entries_after(after)?;
-        let history = self.history();
-        let first_held = held.first().map_or(u64::MAX, |entry| entry.position);
-        let flushed = (after, until.min(history.until).min(first_held - 1));
-        let mut entries = self.jobs.pushed().entries(&history, sources, flushed).await?;
-        entries.extend(held.into_iter().take_while(|entry| entry.position <= until));
-        Ok(entries)
-    }
-
     /// Applies entries that follow those that the tiers have. A view that cannot have them soon is behind from then on.
     pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry], reach: &LogReach) -> Result<()> {
         let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();

@@ -154,14 +154,15 @@ pub(super) async fn watch(shared: Weak<Shared>) {
 }
 
 impl Shared {
-    /// Looks at the newest epoch.
+    /// Looks at the newest epoch, and at which files have taken the place of others.
     ///
     /// # Errors
     /// Those of the store.
     pub(super) async fn look_at_fence(&self) -> Result<()> {
-        let known = self.history().number;
-        let takers = self.jobs.pushed().takers_after(known).await?;
-        self.see(takers).await
+        let newest = self.jobs.pushed().state().await?;
+        self.see(newest.takers()).await?;
+        self.see_compacted(newest);
+        Ok(())
     }
 
     /// Notes who has taken epochs. Where one of them has a copy of this process's log its pushes have positions that rows here

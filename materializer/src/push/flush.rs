@@ -90,6 +90,16 @@ impl Shared {
         *self.history.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(history);
     }
 
+    /// From here on what has been flushed is read from the files that have taken the place of others: those are garbage, and
+    /// are removed after a time. Nothing else is new.
+    pub(super) fn see_compacted(&self, newest: PushHistoryState) {
+        let mut history = self.history.write().unwrap_or_else(PoisonError::into_inner);
+        let is_same = (newest.taker, newest.until) == (history.taker, history.until);
+        if is_same && newest.number > history.number {
+            *history = Arc::new(newest);
+        }
+    }
+
     /// Commits a view's rows of what has been flushed, piece by piece: a view that is far behind needs no more memory than
     /// another, and keeps others waiting for some pieces alone; the next flush goes on.
     async fn commit_pieces(

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use arrow::array::Array;
 use futures::{StreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
@@ -39,7 +38,7 @@ impl Piece {
         let mut bytes = 0;
         let over = self.entries.iter().position(|entry| {
             let before = bytes;
-            bytes += bytes_of(entry) as u64;
+            bytes += entry.events_bytes();
             before > 0 && bytes > most
         });
         if let Some(over) = over {
@@ -47,11 +46,6 @@ impl Piece {
             (self.until, self.last) = (self.entries.last().map_or(self.until, |last| last.position), false);
         }
     }
-}
-
-/// The memory that an entry's events need; those of one file share theirs.
-fn bytes_of(entry: &PushEntry) -> usize {
-    entry.events.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default()).sum()
 }
 
 impl Shared {
@@ -134,16 +128,8 @@ impl Shared {
         if after >= reach.last {
             return Ok(Piece { entries: Vec::new(), until: after, last: true });
         }
-        let flushed = self.history().until.min(reach.last);
-        let until = if after < flushed {
-            self.history().until_within(sources, (after, flushed), self.jobs.piece_bytes())
-        } else {
-            reach.last
-        };
-        let entries = self.entries_of(sources, (after, until)).await?;
-        let mut piece = Piece { entries, until, last: until >= reach.last };
-        piece.entries.retain(|entry| sources.contains(entry.source.as_str()) && entry.events.num_rows() > 0);
-        piece.cut(UNPACKED.saturating_mul(self.jobs.piece_bytes()));
+        let mut piece = self.piece_of(sources, (after, reach.last)).await?;
+        piece.entries.retain(|entry| entry.events.num_rows() > 0);
         Ok(piece)
     }
 
@@ -154,18 +140,31 @@ impl Shared {
         after: u64,
         history: &PushHistoryState,
     ) -> Result<Piece> {
-        let mut after = after;
-        loop {
-            let until = history.until_within(sources, (after, history.until), self.jobs.piece_bytes()).max(after);
-            let entries = self.entries_of(sources, (after, until)).await?;
-            let mut piece = Piece { entries, until, last: until >= history.until };
-            piece.entries.retain(|entry| sources.contains(entry.source.as_str()));
-            piece.cut(UNPACKED.saturating_mul(self.jobs.piece_bytes()));
-            if piece.last || !piece.entries.is_empty() {
-                return Ok(piece);
+        self.piece_of(sources, (after, history.until.max(after))).await
+    }
+
+    /// The entries of some sources after a position and up to another, or the first of them: those that the log holds, and before
+    /// them those on object storage.
+    async fn piece_of(&self, sources: &BTreeSet<&str>, (after, until): (u64, u64)) -> Result<Piece> {
+        let most = UNPACKED.saturating_mul(self.jobs.piece_bytes());
+        // In this order: what leaves the log between the two is in the history.
+        let held = self.log.entries_after(after)?;
+        let history = self.history();
+        let first_held = held.first().map_or(u64::MAX, |entry| entry.position);
+        let flushed = until.min(history.until).min(first_held - 1);
+        let mut entries = Vec::new();
+        if after < flushed {
+            let reached;
+            (entries, reached) = self.jobs.pushed().first_entries(&history, sources, (after, flushed), most).await?;
+            if reached < flushed {
+                return Ok(Piece { entries, until: reached, last: false });
             }
-            after = until;
         }
+        let held = held.into_iter().take_while(|entry| entry.position <= until);
+        entries.extend(held.filter(|entry| sources.contains(entry.source.as_str())));
+        let mut piece = Piece { entries, until, last: true };
+        piece.cut(most);
+        Ok(piece)
     }
 
     /// Applies what the tiers lack of the log, several views at once and each by itself.

@@ -153,6 +153,10 @@ impl Work for Scripted {
         self.tidy(&view.name)
     }
 
+    async fn compact_pushes(&self) -> Result<()> {
+        self.tidy("pushes")
+    }
+
     async fn collect_garbage(&self) -> Result<()> {
         self.tidy("garbage")
     }
@@ -290,14 +294,14 @@ async fn what_keeps_the_store_small_follows_each_turn_and_fails_none() {
     work.until_told(&["good refreshed at 86460"]).await;
     for _ in 0..5_000 {
         let count = |what: &str| work.script().tidied.iter().filter(|tidied| *tidied == what).count();
-        if (count("good"), count("garbage")) == (4, 2) {
+        if (count("good"), count("garbage"), count("pushes")) == (4, 2, 2) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let mut tidied = work.script().tidied.clone();
     tidied.sort_unstable();
-    assert_eq!(tidied, ["garbage", "garbage", "good", "good", "good", "good"]);
+    assert_eq!(tidied, ["garbage", "garbage", "good", "good", "good", "good", "pushes", "pushes"]);
     assert!(work.script().told.iter().all(|told| told.contains("refreshed")), "{:?}", work.script().told);
     schedule.abort();
 }

@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::{Expr, LogicalPlan, cast, ident, lit};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::definition::{Available, Column, ColumnType, EventTime, FeatureView, Rejects, Source};
 use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::ObjectStore;
+use springhouse_featurestore::tier::{DataFile, ObjectStore, WRITE_POSITION};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
 use super::local_time::utc_of_local_column;
 use super::write_order::{no_order, order_names, tells_order, with_order};
-use super::{Rule, Session, columns_of, query_error, ruled, timestamp};
+use super::{Rule, Session, columns_of, exact, query_error, ruled, timestamp};
 use crate::pushed::of_schema;
 
 /// The events of sources that a query is to see.
@@ -133,8 +133,8 @@ impl Session {
             schema = with_order(&schema);
             columns.extend(order_names());
         }
-        if let Some(files) = pushed.files.get(&source.name) {
-            parts.push((self.data_files(store, files, &schema, &[]).await?, of_pushed));
+        for files in self.pushed_files(source, of_pushed, pushed, &schema, store).await? {
+            parts.push((files, of_pushed));
         }
         let batches = pushed.batches.get(&source.name).into_iter().flatten();
         let batches = batches.map(|batch| of_schema(batch, &schema)).collect::<Result<Vec<_>>>()?;
@@ -155,6 +155,33 @@ impl Session {
             });
         }
         whole.ok_or_else(|| Error::internal("a source has no events at all").with("source", &source.name))
+    }
+
+    /// The events of a source's pushed files that may hold some of a range, as far as they count.
+    async fn pushed_files(
+        &self,
+        source: &Source,
+        range: Option<EventRange>,
+        pushed: &PushedEvents,
+        schema: &SchemaRef,
+        store: &Arc<dyn ObjectStore>,
+    ) -> Result<Vec<DataFrame>> {
+        let files = pushed.files.get(&source.name).into_iter().flatten();
+        let wanted = files.filter(|file| range.is_none_or(|range| may_hold(file, source, range)));
+        let (cut, whole): (Vec<DataFile>, Vec<DataFile>) = wanted.cloned().partition(|file| pushed.cut(file).is_some());
+        let mut parts = Vec::new();
+        if !whole.is_empty() {
+            parts.push(self.data_files(store, &whole, schema, &[]).await?);
+        }
+        if let Some(until) = pushed.until.filter(|_| !cut.is_empty()) {
+            let has_order = schema.field_with_name(WRITE_POSITION).is_ok();
+            let schema = if has_order { Arc::clone(schema) } else { with_order(schema) };
+            let position = exact(WRITE_POSITION);
+            let counts = position.clone().is_null().or(position.lt_eq(lit(until.cast_signed())));
+            let files = self.data_files(store, &cut, &schema, &[]).await?;
+            parts.push(files.filter(counts).map_err(query_error)?);
+        }
+        Ok(parts)
     }
 
     /// Registers those events of a source that it does not reject, within a range.
@@ -252,11 +279,7 @@ impl Session {
 /// all that events may have ends the query: a value of many events would hide it.
 fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFrame> {
     let EventTime::Column { column, .. } = &source.event_time else { return Ok(frame) };
-    let event_until = match &source.available {
-        Available::Delay(delay) => range.until.min(range.known - *delay),
-        Available::AtEventTime | Available::Column(_) => range.until.min(range.known),
-    };
-    let mut wanted = ident(column).lt_eq(lit(timestamp(event_until)));
+    let mut wanted = ident(column).lt_eq(lit(timestamp(event_until(source, range))));
     if range.from > Timestamp::MIN {
         wanted = wanted.and(ident(column).gt_eq(lit(timestamp(range.from))));
     } else {
@@ -266,6 +289,24 @@ fn limit(frame: DataFrame, source: &Source, range: EventRange) -> Result<DataFra
         wanted = wanted.and(ident(available).lt_eq(lit(timestamp(range.known))));
     }
     frame.filter(wanted).map_err(query_error)
+}
+
+/// The greatest event time of a range.
+fn event_until(source: &Source, range: EventRange) -> Timestamp {
+    match &source.available {
+        Available::Delay(delay) => range.until.min(range.known - *delay),
+        Available::AtEventTime | Available::Column(_) => range.until.min(range.known),
+    }
+}
+
+/// Whether a file of pushed events may hold some of a range: what [`limit`] keeps, by what is told of the file.
+fn may_hold(file: &DataFile, source: &Source, range: EventRange) -> bool {
+    let EventTime::Column { column, .. } = &source.event_time else { return true };
+    let is_known = match &source.available {
+        Available::Column(available) => file.may_have(available, (Timestamp::MIN, range.known)),
+        Available::Delay(_) | Available::AtEventTime => true,
+    };
+    is_known && file.may_have(column, (range.from, event_until(source, range)))
 }
 
 /// Whether an event became known too late. Counted in microseconds: adding intervals to times goes through the calendar.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 
@@ -81,6 +81,12 @@ impl PushEntry {
     /// Its events with their place in the order of writes: [`WRITE_POSITION`] and [`WRITE_WITHIN`] after their columns.
     pub fn ordered_events(&self) -> &RecordBatch {
         &self.ordered
+    }
+
+    /// The memory that its events need, in bytes; those of one file may share theirs.
+    pub fn events_bytes(&self) -> u64 {
+        let bytes_of = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_default() as u64;
+        self.events.columns().iter().map(bytes_of).sum()
     }
 }
 
