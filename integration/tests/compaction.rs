@@ -55,7 +55,7 @@ fn copied(from: &Path, to: &Path) {
 }
 
 /// The project's store, copied.
-fn copy_of(project: &TestProject, name: &str) -> Arc<dyn ObjectStore> {
+pub fn copy_of(project: &TestProject, name: &str) -> Arc<dyn ObjectStore> {
     let to = project.folder.path().join(name);
     copied(&project.folder.path().join("store"), &to);
     open_store(&to.to_string_lossy(), []).expect("a store")
@@ -82,13 +82,13 @@ async fn loaded(
 }
 
 /// What files hold, in any number of them.
-fn sum(state: &ViewLogState) -> (u64, u64) {
+pub fn sum(state: &ViewLogState) -> (u64, u64) {
     let rows = state.files.iter().map(|(_, file)| file.rows).sum();
     let fingerprints = state.files.iter().map(|(_, file)| file.fingerprint.expect("it has one"));
     (rows, fingerprints.fold(0, u64::wrapping_add))
 }
 
-fn wrong(checked: &[Checked]) -> Vec<&String> {
+pub fn wrong(checked: &[Checked]) -> Vec<&String> {
     checked.iter().flat_map(|of| &of.wrong).collect()
 }
 

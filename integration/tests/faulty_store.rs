@@ -4,6 +4,7 @@
 //! Which call or change it is comes from whoever asks, so that the same seed has the same faults.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -36,6 +37,7 @@ struct Plan {
 pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     plan: Mutex<Plan>,
+    requests: AtomicU64,
     stopped: Notify,
     going_on: Notify,
 }
@@ -63,11 +65,17 @@ fn timed_out() -> Error {
 impl FaultyStore {
     /// No faults until they are asked for.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Arc<Self> {
-        Arc::new(Self { inner, plan: Mutex::default(), stopped: Notify::new(), going_on: Notify::new() })
+        let (plan, requests, stopped, going_on) = Default::default();
+        Arc::new(Self { inner, plan, requests, stopped, going_on })
     }
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often it was asked for something since this was asked last; a list counts as one.
+    pub fn requests(&self) -> u64 {
+        self.requests.swap(0, Ordering::Relaxed)
     }
 
     /// It dies after some calls.
@@ -122,6 +130,7 @@ impl FaultyStore {
 
     /// What happens before a call.
     async fn call(&self) -> Result<()> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let stops = {
             let mut plan = self.plan();
             match &mut plan.dies_after {
@@ -185,6 +194,7 @@ impl ObjectStore for FaultyStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         if self.is_dead() {
             return futures::stream::once(async { Err(timed_out()) }).boxed();
         }

@@ -24,6 +24,7 @@ mod poison;
 mod power_cut;
 mod project;
 mod push;
+mod pushed_files;
 mod s3;
 mod schedule;
 mod security;

@@ -22,7 +22,7 @@ use springhouse_featurestore::object_storage::api::{
 };
 use springhouse_featurestore::push::{EventSink, PushHeader};
 use springhouse_featurestore::tier::{DiskTier, ReferenceTier, ViewCommitKind, catch_up};
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_serving::FeatureServer;
 use tokio::sync::{Notify, watch};
 
@@ -407,6 +407,15 @@ async fn a_view_that_reads_slow_storage_for_its_rows_is_behind_alone() {
 
 #[tokio::test]
 async fn a_view_that_is_far_behind_is_caught_up_piece_by_piece() {
+    catches_up_piece_by_piece(false).await;
+}
+
+#[tokio::test]
+async fn pieces_end_within_a_file_that_was_merged_of_many() {
+    catches_up_piece_by_piece(true).await;
+}
+
+async fn catches_up_piece_by_piece(merged: bool) {
     let project = TestProject::new(&[event("ann", 10, 4.0)]);
     let state = project.apply(&definitions()).await.expect("valid definitions");
     project.clock.set(at(1_000));
@@ -421,6 +430,15 @@ async fn a_view_that_is_far_behind_is_caught_up_piece_by_piece() {
         let new = [event("ann", 1_900 + number, 1.0), event("bob", 1_900 + number, 1.0)];
         server.pushes.push("paid", batch(&new), header).await.expect("taken");
         server.pushes.flush().await.expect_err("no view can have it");
+    }
+    if merged {
+        let (jobs, now) = (project.jobs(), at(2_000));
+        let files = jobs.pushed().state().await.expect("readable").files_of("paid").to_vec();
+        let file = jobs.pushed().merge("paid", "merged", &files).await.expect("merged");
+        assert!(jobs.pushed().replace("paid", &files, &file, now).await.expect("committed"));
+        // It looks at what was merged; what that was made of is gone.
+        server.pushes.flush().await.expect_err("no view can have it");
+        jobs.collect_garbage(&state, Span::ZERO).await.expect("collects");
     }
     no_commits.store(false, Ordering::SeqCst);
     server.pushes.flush().await.expect("flushes");

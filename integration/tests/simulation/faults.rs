@@ -15,7 +15,7 @@ pub enum Fault {
     CopiedLog,
     /// Clocks jump ahead, and are set back by hours, also while views are loaded.
     ClockBack,
-    /// Small files are merged, and garbage goes, also while others commit.
+    /// Files of views and of pushed events are merged, and garbage goes, also while others commit, or object storage dies.
     Compact,
     /// The process is killed, and sometimes loses its disk tier.
     Crash,

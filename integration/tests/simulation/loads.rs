@@ -3,8 +3,10 @@
 use std::pin::pin;
 use std::sync::Arc;
 
+use springhouse_featurestore::Result;
 use springhouse_featurestore::push::EventSink;
 use springhouse_featurestore::time::Span;
+use springhouse_materializer::Jobs;
 
 use super::steps::{CALLS, End};
 use super::world::World;
@@ -12,25 +14,42 @@ use super::world::World;
 /// Fewer pushes than this are flushed one by one before files are merged.
 const SMALL_FILES: u64 = 5;
 
+/// More files of pushed events than there are.
+const MOST_FILES: u64 = 1_000;
+
 /// How far a clock jumps before it is set back, in seconds: more than what is past is kept.
 const JUMPS: [i64; 3] = [2 * 3_600, 86_400, 3 * 86_400];
 
 impl World {
-    /// Small files are merged, maybe while there are pushes, flushes and refreshes; and what nobody names goes at once.
+    /// Files of a view and of pushed events are merged, maybe while there are pushes, flushes and refreshes, or object storage
+    /// dies; and what nobody names goes at once. Of pushed events two that follow each other are merged too, whatever their
+    /// sizes, as many flushes would have it.
     pub async fn compact(&mut self) {
         for _ in 0..self.random.below(SMALL_FILES) {
             self.push().await;
             self.flush().await;
         }
-        let (view, jobs) = (self.any_view(), self.worker_jobs());
-        self.say(format!("merges the files of {}", view.name));
-        let job = async move { jobs.compact(&view).await };
-        if self.chance(3) {
-            job.await.expect("merges");
-        } else {
-            Box::pin(self.meanwhile(job)).await.expect("merges");
+        let (view, jobs, which) = (self.any_view(), self.worker_jobs(), self.random.below(MOST_FILES));
+        self.say(format!("merges the files of {} and of pushed events", view.name));
+        let job = async move {
+            jobs.compact(&view).await?;
+            jobs.compact_pushes().await?;
+            merge_neighbours(&jobs, which).await
+        };
+        match self.random.below(4) {
+            0 => {
+                let calls = self.random.below(4 * CALLS);
+                self.worker.dies_after(calls);
+                let merged = job.await.is_ok();
+                self.worker.is_whole();
+                self.say(format!("object storage died after {calls} calls, and files were merged: {merged}"));
+            }
+            1 => job.await.expect("merges"),
+            _ => Box::pin(self.meanwhile(job)).await.expect("merges"),
         }
         if self.chance(2) {
+            // Who takes pushes looks at what was merged, as it does by itself every few seconds.
+            self.flush().await;
             self.say("removes garbage");
             self.project.jobs().collect_garbage(&self.state, Span::ZERO).await.expect("removes");
         }
@@ -157,4 +176,20 @@ impl World {
         self.moves_on(-seconds);
         self.say(format!("the clocks are set back by {seconds} seconds"));
     }
+}
+
+/// Merges two files that follow each other of each source's pushed events, where there are such.
+async fn merge_neighbours(jobs: &Jobs, which: u64) -> Result<()> {
+    let pushed = jobs.pushed();
+    for (source, files) in pushed.state().await?.files {
+        let pairs: Vec<_> = files.windows(2).collect();
+        let Some(index) = which.checked_rem(pairs.len() as u64) else { continue };
+        let pair = pairs[usize::try_from(index).expect("small")];
+        // Of two files with these positions one would have to be the other.
+        let [after, until] = [pair[0].positions.map(|of| of.after), pair[1].positions.map(|of| of.until)];
+        let name = format!("pair-{}-{}", after.unwrap_or(0), until.unwrap_or(0));
+        let merged = pushed.merge(&source, &name, pair).await?;
+        pushed.replace(&source, pair, &merged, jobs.clock().now()).await?;
+    }
+    Ok(())
 }

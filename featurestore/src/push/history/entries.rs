@@ -136,7 +136,8 @@ impl EntriesOf<'_> {
                 let parts = batch.map(|batch| parts_of(&batch, *position)).transpose()?;
                 let is_over =
                     parts.as_ref().is_none_or(|parts| parts.last().is_some_and(|(position, _)| *position > until));
-                for part in parts.into_iter().flatten().filter(|(position, _)| after < *position && *position <= until) {
+                for part in parts.into_iter().flatten().filter(|(position, _)| after < *position && *position <= until)
+                {
                     self.add(part);
                 }
                 if is_over {

@@ -83,7 +83,8 @@ async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_
 fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
     let said: SaidByProducer = serde_json::from_str(r#"{"last": 7, "taken": [[1, 7]]}"#).expect("as it was written");
     assert_eq!((said.last, said.owner), (Some(7), None));
-    let known: KnownProducer = serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
+    let known: KnownProducer =
+        serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
     assert_eq!((known.last, known.owner, known.set_back), (Some(7), None, None));
     let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");
     assert!(!written.contains("owner") && !written.contains("set_back"), "{written}");
@@ -118,11 +119,7 @@ async fn a_copy_of_a_log_becomes_another_log() {
     assert_eq!(of(known).await, Taker { epoch: 2, log: 7 });
     assert_eq!(of(known).await, Taker { epoch: 3, log: 107 }, "another process has taken an epoch of it");
     let known = Claim { epoch: Some(2), ..known };
-    assert_eq!(
-        of(Claim { last: 1, ..known }).await,
-        Taker { epoch: 4, log: 108 },
-        "it is older than what it flushed"
-    );
+    assert_eq!(of(Claim { last: 1, ..known }).await, Taker { epoch: 4, log: 108 }, "it is older than what it flushed");
     assert_eq!(of(Claim { older: true, ..known }).await, Taker { epoch: 5, log: 109 });
     assert_eq!(of(known).await, Taker { epoch: 6, log: 7 });
     assert_eq!(history.state().await.expect("readable").epoch_of(7), 6);
