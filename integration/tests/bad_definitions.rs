@@ -5,7 +5,7 @@ use springhouse_featurestore::definition::Definition;
 use crate::project::{DEFINITIONS, TestProject};
 
 /// What is changed in good definitions, and what the error must then say.
-const FAULTS: [(&str, &str, &str); 30] = [
+const FAULTS: [(&str, &str, &str); 37] = [
     (
         "SELECT user_name, paid_at, known_at, amount FROM payments",
         "SELECT user_nam, paid_at, known_at, amount FROM payments",
@@ -61,6 +61,17 @@ const FAULTS: [(&str, &str, &str); 30] = [
     ("OUTPUT (fraud_probability FLOAT)", "OUTPUT (fraud_probability)", "expected a type"),
     ("AVAILABLE AT known_at", "DELAY '1 minute' LATENESS '1 day'", "LATENESS needs AVAILABLE AT column"),
     ("REFRESH EVERY '1 minute'", "REFRESH EVERY '1 minute' LATENESS '1 day'", "belong to the source"),
+    ("AVAILABLE AT known_at", "AVAILABLE AT known_at DISTINCT ON (user_nam)", "did you mean 'user_name'?"),
+    ("AVAILABLE AT known_at", "DISTINCT ON (user_name, user_name)", "the column 'user_name' is given twice"),
+    ("AVAILABLE AT known_at", "DISTINCT ON (amount)", "is DOUBLE, which does not tell events apart"),
+    ("AVAILABLE AT known_at", "AVAILABLE AT known_at DISTINCT ON (known_at)", "does not tell events apart"),
+    ("AVAILABLE AT known_at", "DISTINCT ON (user_name) DISTINCT ON (user_name)", "DISTINCT ON is given twice"),
+    ("AVAILABLE AT known_at", "DISTINCT ON ()", "expected a column that tells events apart"),
+    (
+        "EVENT TIME paid_at AVAILABLE AT known_at",
+        "STATIC DISTINCT ON (user_name)",
+        "has no events that could come twice",
+    ),
     (
         "AS SELECT user_name, paid_at, known_at, amount FROM payments",
         "AS PUSHED (user_name VARCHAR, paid_at TIMESTAMP, amount DOUBLE)",
@@ -118,6 +129,16 @@ async fn an_event_time_before_the_events_of_its_row_is_refused_and_their_end_is_
           (SELECT user_name, date_trunc('hour', paid_at) AS h FROM paid) AS by_hour GROUP BY user_name;";
     let error = project.check(&format!("{}{windows}", hourly("max(paid_at)"))).await.expect_err("before").to_string();
     assert!(error.contains("the event time 'h' may lie before events of paid"), "{error}");
+}
+
+#[tokio::test]
+async fn a_view_of_events_that_are_told_apart_has_their_event_time() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(1.0))]);
+    let text = DEFINITIONS.replace("AVAILABLE AT known_at", "DISTINCT ON (user_name)");
+    project.check(&text).await.expect("good definitions");
+    let text = text.replace("TTL '1 hour'", "EVENT TIME known_at TTL '1 hour'");
+    let error = project.check(&text).await.expect_err("another time").to_string();
+    assert!(error.contains("a view of its events has their event time, not 'known_at'"), "{error}");
 }
 
 #[tokio::test]

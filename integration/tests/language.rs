@@ -72,17 +72,31 @@ fn view(random: &mut Seeded) -> String {
 }
 
 fn source(random: &mut Seeded) -> String {
-    let time = match random.below(3) {
-        0 => "STATIC".to_owned(),
-        1 => format!("EVENT TIME {} AT TIME ZONE 'America/New_York' DELAY {}", name(random), span(random)),
+    let distinct = {
+        let clause = format!("DISTINCT ON ({}, b)", name(random));
+        optional(random, clause)
+    };
+    let mut clauses = match random.below(3) {
+        0 => vec!["STATIC".to_owned()],
+        1 => vec![
+            format!("EVENT TIME {} AT TIME ZONE 'America/New_York'", name(random)),
+            format!("DELAY {}", span(random)),
+            distinct,
+        ],
         _ => {
             let lateness = format!("LATENESS {}", span(random));
             let zone = optional(random, "AT TIME ZONE 'Europe/Berlin'".to_owned());
-            format!("EVENT TIME {} AVAILABLE AT {} {zone} {}", name(random), name(random), optional(random, lateness))
+            vec![
+                format!("EVENT TIME {}", name(random)),
+                format!("AVAILABLE AT {} {zone}", name(random)),
+                optional(random, lateness),
+                distinct,
+            ]
         }
     };
+    random.shuffle(&mut clauses);
     let events = if random.below(3) == 0 { pushed(random) } else { query(random) };
-    format!("CREATE SOURCE {} {time} AS {events}", name(random))
+    format!("CREATE SOURCE {} {} AS {events}", name(random), clauses.join(" "))
 }
 
 fn pushed(random: &mut Seeded) -> String {
@@ -163,6 +177,19 @@ fn a_pushed_view_is_a_source_and_a_view_over_it() {
              AS SELECT tailnum, score, scored_at, known_at FROM risk",
         ]
     );
+}
+
+#[test]
+fn a_source_that_tells_its_events_apart_is_printed_so_and_others_as_before() {
+    let text = |distinct: &str, rest: &str| {
+        format!("create source paid {distinct} event time paid_at {rest} as select * from t")
+    };
+    let printed = |text: &str| print(&read(text)[0]);
+    assert_eq!(printed(&text("", "")), "CREATE SOURCE paid EVENT TIME paid_at\n  AS SELECT * FROM t");
+    let expected =
+        "CREATE SOURCE paid EVENT TIME paid_at DELAY '1 minute' DISTINCT ON (id, \"Shop\")\n  AS SELECT * FROM t";
+    assert_eq!(printed(&text("distinct on (id, \"Shop\")", "delay '1 minute'")), expected);
+    assert_eq!(printed(&text("delay '1 minute'", "DISTINCT ON (ID, \"Shop\")")), expected);
 }
 
 #[test]

@@ -96,6 +96,10 @@ fn print_source(source: &SourceStatement) -> String {
     if let Some(span) = &source.lateness {
         put(&mut text, format_args!(" LATENESS '{}'", span.value));
     }
+    if !source.distinct.is_empty() {
+        let columns: Vec<String> = source.distinct.iter().map(|column| quoted(&column.value)).collect();
+        put(&mut text, format_args!(" DISTINCT ON ({})", columns.join(", ")));
+    }
     match &source.events {
         Events::Query(query) => put(&mut text, format_args!("\n  AS {}", query.value)),
         Events::Pushed(columns) => {

@@ -84,6 +84,9 @@ pub struct Source {
     /// event's own two times, so every path rejects the same events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lateness: Option<Span>,
+    /// The columns of `DISTINCT ON`: events that agree in them and in their event time are one. Empty where each event counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distinct: Vec<String>,
     /// The query over tables that yields the history; none where all events are pushed.
     pub query: Option<String>,
     /// The tables it reads.
@@ -101,6 +104,22 @@ impl Source {
     /// The zones of its time columns' clocks, by column, where the columns themselves name none.
     pub fn zones(&self) -> Vec<(&str, &str)> {
         zones_of(&self.event_time, &self.available, self.available_zone.as_deref())
+    }
+
+    /// Its event-time column, unless it is static.
+    pub fn event_column(&self) -> Option<&str> {
+        match &self.event_time {
+            EventTime::Static => None,
+            EventTime::Column { column, .. } => Some(column),
+        }
+    }
+
+    /// The columns that tell its events apart, the event time first; none where each event counts.
+    pub fn identity(&self) -> Option<Vec<&Column>> {
+        let event_time = self.event_column().filter(|_| !self.distinct.is_empty())?;
+        let others = self.distinct.iter().map(String::as_str).filter(|name| *name != event_time);
+        let columns = std::iter::once(event_time).chain(others);
+        columns.map(|name| self.columns.iter().find(|column| column.name == name)).collect()
     }
 
     /// Its two time columns and how far apart they may be, where it rejects events that became known too late.

@@ -58,7 +58,7 @@ impl Checker<'_> {
             Events::Pushed(columns) => self.check_pushed(file, source, columns),
         };
         let Some((query, tables, columns)) = read else { return Ok(()) };
-        if !self.check_times(file, source, &columns) {
+        if !self.check_times(file, source, &columns) || !self.check_distinct(file, source, &columns) {
             return Ok(());
         }
         let text = print(statement);
@@ -70,6 +70,7 @@ impl Checker<'_> {
             available: source.available.value.clone(),
             available_zone: source.available_zone.as_ref().map(|zone| zone.value.clone()),
             lateness: source.lateness.as_ref().map(|span| span.value),
+            distinct: source.distinct.iter().map(|column| column.value.clone()).collect(),
             query,
             tables,
             columns,
@@ -162,6 +163,32 @@ impl Checker<'_> {
             good = false;
         }
         good
+    }
+
+    /// Whether the columns that tell events apart are the source's own, and can tell them apart.
+    fn check_distinct(&mut self, file: &SourceFile, source: &SourceStatement, columns: &[Column]) -> bool {
+        let (mut seen, before) = (BTreeSet::new(), self.faults.len());
+        for name in &source.distinct {
+            let Some(column) = columns.iter().find(|column| column.name == name.value) else {
+                self.unknown(file, name, "column", columns.iter().map(|column| column.name.as_str()));
+                continue;
+            };
+            if !seen.insert(&name.value) {
+                self.fault(file, name.at, format!("the column '{}' is given twice", name.value), None);
+            }
+            let kind = column.column_type;
+            if matches!(kind, ColumnType::Float32 | ColumnType::Float64) || kind.is_list() {
+                let help = "name an integer, VARCHAR, DATE or TIMESTAMP that every copy of the event has";
+                let message = format!("the column '{}' is {kind}, which does not tell events apart", name.value);
+                self.fault(file, name.at, message, Some(help.to_owned()));
+            }
+            if matches!(&source.available.value, Available::Column(available) if *available == name.value) {
+                let help = "copies of one event become known at different times: name what all of them have";
+                let message = format!("the available-time column '{}' does not tell events apart", name.value);
+                self.fault(file, name.at, message, Some(help.to_owned()));
+            }
+        }
+        self.faults.len() == before
     }
 
     pub(super) fn check_entity(&mut self, file: &SourceFile, statement: &Statement, entity: &EntityStatement) {

@@ -70,6 +70,9 @@ impl Checker<'_> {
             },
         };
         let row_time = self.row_time(file, view, &sources, &visible, stateful);
+        if !stateful && view.lookback.is_none() {
+            self.check_told_apart(file, view, &sources, row_time.as_ref());
+        }
         let event_time = row_time.as_ref().and_then(RowTime::event_time);
         let ahead = match event_time {
             Some(event_time) => self.lies_ahead(file, view, &sources, &rows, event_time).await?,
@@ -226,6 +229,27 @@ impl Checker<'_> {
             return None;
         }
         Some(RowTime::Columns { event_time, available_time: (*available_time).clone() })
+    }
+
+    /// Refuses rows that each are an event and have another time than it, where the source tells its events apart by theirs:
+    /// whether a view has got an event is told from the event's time.
+    fn check_told_apart(
+        &mut self,
+        file: &SourceFile,
+        view: &ViewStatement,
+        sources: &[Source],
+        row_time: Option<&RowTime>,
+    ) {
+        let Some(event_time) = row_time.and_then(RowTime::event_time) else { return };
+        let mut told_apart = sources.iter().filter(|source| source.identity().is_some());
+        let Some(source) = told_apart.find(|source| source.event_column() != Some(event_time)) else { return };
+        let at = view.event_time.as_ref().map_or(view.query.at, |clause| clause.at);
+        let message = format!(
+            "the source '{}' has DISTINCT ON: a view of its events has their event time, not '{event_time}'",
+            source.name
+        );
+        let help = source.event_column().map(|column| format!("EVENT TIME {column}, and {column} in its SELECT"));
+        self.fault(file, at, message, help);
     }
 
     fn event_time(

@@ -10,6 +10,7 @@ use springhouse_featurestore::definition::{
 use springhouse_featurestore::time::Span;
 
 use super::cursor::Cursor;
+use super::view::once;
 use super::{HelpBoxed, Parse};
 use crate::diagnostic::{Diagnostic, Position, SourceFile};
 
@@ -56,7 +57,7 @@ pub struct TableStatement {
     pub create: Box<CreateExternalTable>,
 }
 
-/// `CREATE SOURCE name EVENT TIME column | STATIC ... AS query`.
+/// `CREATE SOURCE name EVENT TIME column | STATIC [DISTINCT ON (column, ...)] ... AS query`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceStatement {
     /// The source's name.
@@ -69,6 +70,8 @@ pub struct SourceStatement {
     pub available_zone: Option<Located<String>>,
     /// How much later than they happened they may become known and still count.
     pub lateness: Option<Located<Span>>,
+    /// The columns in which copies of one event agree; none where each event counts.
+    pub distinct: Vec<Located<String>>,
     /// Where they come from.
     pub events: Events,
 }
@@ -254,53 +257,87 @@ pub(super) fn parse_entity(cursor: &mut Cursor<'_>) -> Parse<EntityStatement> {
     Ok(EntityStatement { name, keys })
 }
 
+/// The clauses of a source, in whatever order they come.
+#[derive(Default)]
+struct SourceClauses {
+    event_time: Option<Located<EventTime>>,
+    available: Option<Located<Available>>,
+    available_zone: Option<Located<String>>,
+    lateness: Option<Located<Span>>,
+    distinct: Option<Located<Vec<Located<String>>>>,
+}
+
 pub(super) fn parse_source(cursor: &mut Cursor<'_>) -> Parse<SourceStatement> {
     let name = cursor.name("the source's name")?;
-    let at = cursor.position();
-    let event_time = if cursor.take_word("STATIC") {
-        EventTime::Static
-    } else if cursor.take_words(&["EVENT", "TIME"]) {
-        let column = cursor.name("the event-time column")?.value;
-        EventTime::Column { column, zone: zone(cursor)?.map(|zone| zone.value) }
-    } else {
+    let begin = cursor.position();
+    let mut clauses = SourceClauses::default();
+    while !cursor.take_word("AS") {
+        if !parse_source_clause(cursor, &mut clauses)? {
+            let expected = if clauses.event_time.is_none() {
+                "EVENT TIME or STATIC"
+            } else {
+                "AVAILABLE AT, DELAY, LATENESS, DISTINCT ON or AS"
+            };
+            return Err(cursor.unexpected(expected));
+        }
+    }
+    let SourceClauses { event_time, available, available_zone, lateness, distinct } = clauses;
+    let Some(event_time) = event_time else {
         return Err(cursor
-            .unexpected("EVENT TIME or STATIC")
+            .fault(begin, "expected EVENT TIME or STATIC, found AS")
             .help_boxed("say which column tells when an event happened, or that the rows hold at every time"));
     };
-    let available_at = cursor.position();
-    let mut available_zone = None;
-    let available = if cursor.take_words(&["AVAILABLE", "AT"]) {
-        let column = cursor.name("the available-time column")?.value;
-        available_zone = zone(cursor)?;
-        Available::Column(column)
-    } else if cursor.take_word("DELAY") {
-        Available::Delay(cursor.interval()?.value)
-    } else {
-        Available::AtEventTime
-    };
-    if event_time == EventTime::Static && available != Available::AtEventTime {
-        return Err(cursor.fault(available_at, "a STATIC source holds at every time; it has no available time"));
+    let available = available.unwrap_or(Located { value: Available::AtEventTime, at: begin });
+    if event_time.value == EventTime::Static {
+        if available.value != Available::AtEventTime {
+            return Err(cursor.fault(available.at, "a STATIC source holds at every time; it has no available time"));
+        }
+        if let Some(distinct) = &distinct {
+            return Err(cursor
+                .fault(distinct.at, "a STATIC source has no events that could come twice")
+                .help_boxed("leave DISTINCT ON out, or let the source's query select each row once"));
+        }
     }
-    let lateness = if cursor.take_word("LATENESS") { Some(cursor.interval()?) } else { None };
-    if let Some(lateness) = lateness.as_ref().filter(|_| !matches!(available, Available::Column(_))) {
+    if let Some(lateness) = lateness.as_ref().filter(|_| !matches!(available.value, Available::Column(_))) {
         return Err(cursor.fault(lateness.at, "LATENESS needs AVAILABLE AT column").help_boxed(
             "an event's lateness is its available time less its event time: say which column tells when it became known",
         ));
     }
-    cursor.expect_words(&["AS"])?;
     let events = if cursor.take_word("PUSHED") {
         Events::Pushed(pushed_columns(cursor)?)
     } else {
         Events::Query(cursor.query()?)
     };
-    Ok(SourceStatement {
-        name,
-        event_time: Located { value: event_time, at },
-        available: Located { value: available, at: available_at },
-        available_zone,
-        lateness,
-        events,
-    })
+    let distinct = distinct.map_or_else(Vec::new, |columns| columns.value);
+    Ok(SourceStatement { name, event_time, available, available_zone, lateness, distinct, events })
+}
+
+/// Reads a clause before `AS`; whether there was one.
+fn parse_source_clause(cursor: &mut Cursor<'_>, clauses: &mut SourceClauses) -> Parse<bool> {
+    let at = cursor.position();
+    if cursor.take_word("STATIC") {
+        once(cursor, "EVENT TIME or STATIC", &mut clauses.event_time, Located { value: EventTime::Static, at })?;
+    } else if cursor.take_words(&["EVENT", "TIME"]) {
+        let column = cursor.name("the event-time column")?.value;
+        let value = EventTime::Column { column, zone: zone(cursor)?.map(|zone| zone.value) };
+        once(cursor, "EVENT TIME or STATIC", &mut clauses.event_time, Located { value, at })?;
+    } else if cursor.take_words(&["AVAILABLE", "AT"]) {
+        let value = Available::Column(cursor.name("the available-time column")?.value);
+        once(cursor, "AVAILABLE AT or DELAY", &mut clauses.available, Located { value, at })?;
+        clauses.available_zone = zone(cursor)?;
+    } else if cursor.take_word("DELAY") {
+        let value = Available::Delay(cursor.interval()?.value);
+        once(cursor, "AVAILABLE AT or DELAY", &mut clauses.available, Located { value, at })?;
+    } else if cursor.take_word("LATENESS") {
+        let span = cursor.interval()?;
+        once(cursor, "LATENESS", &mut clauses.lateness, span)?;
+    } else if cursor.take_words(&["DISTINCT", "ON"]) {
+        let value = cursor.list(|cursor| cursor.name("a column that tells events apart"))?;
+        once(cursor, "DISTINCT ON", &mut clauses.distinct, Located { value, at })?;
+    } else {
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 pub(super) fn parse_spine(cursor: &mut Cursor<'_>) -> Parse<SpineStatement> {

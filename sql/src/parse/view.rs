@@ -124,6 +124,7 @@ fn pushed_source(
         }),
         available_zone: clauses.available_zone.take(),
         lateness,
+        distinct: Vec::new(),
         events: Events::Pushed(columns),
     })
 }
