@@ -31,7 +31,7 @@ pub use log::{EventPlace, LogReach, Push, PushEntry, PushLog, PushOrigin, SetAsi
 use crate::Result;
 use crate::catalog::Signature;
 use crate::definition::{FeatureView, Pinned, Source};
-use crate::tier::{DataFile, KeyedRow, Mark};
+use crate::tier::{DataFile, KeyedRow, Mark, ViewCommit};
 use crate::time::Timestamp;
 
 /// What a producer says about a batch of events: the JSON in the `app_metadata` of a Flight message. All of it is
@@ -106,6 +106,9 @@ pub struct PushAck {
     /// Those among them that no view counts: known later than the source's `LATENESS` allows.
     #[serde(default)]
     pub late: u64,
+    /// The events of the batch that had been pushed before, as their source's `DISTINCT ON` tells: they count once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repeated: u64,
     /// Whether it was sent before.
     pub duplicate: bool,
     /// Views of the source that cannot show it now, though it is durable: they have it later, and say in their status why
@@ -116,6 +119,11 @@ pub struct PushAck {
     pub position: u64,
     /// Every event of the source up to this time has been pushed: the least of its producers' watermarks.
     pub watermark: Option<Timestamp>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// How many events of a batch their source rejects: those that became known later than its `LATENESS` allows.
@@ -224,6 +232,13 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Self::rows_after`].
     async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>>;
+
+    /// Whether commits after a tier's mark bring events of the history that it has of pushes already, which their source's
+    /// `DISTINCT ON` calls the same: the view is then loaded anew.
+    ///
+    /// # Errors
+    /// Those of the log and of reading the history.
+    async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool>;
 
     /// Applies what the tiers lack of the log, each view by itself. It takes the lock that keeps others from changing the tiers
     /// where it changes them.

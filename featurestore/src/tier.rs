@@ -37,7 +37,7 @@ pub use disk::DiskTier;
 pub use expiry::Expiry;
 pub use fingerprint::Fingerprint;
 pub use garbage::{Collected, DataFolder, StoredFile};
-pub use load::{Packer, Progress, Pushing, catch_up, catch_up_with, load_again};
+pub use load::{Packer, Progress, Pushing, brings_unseen, catch_up, catch_up_with, load_again};
 pub use memory::MemoryTier;
 pub use object::{
     AVAILABLE_TIME, COMMIT, DataFile, EVENT_TIME, HistoryFile, HistoryFiles, PushedRange, RememberedStates, Restated,

@@ -8,6 +8,7 @@ mod clock_jumps;
 mod compaction;
 mod copied_log;
 mod crash;
+mod distinct;
 mod edges;
 mod faulty_store;
 mod flights;

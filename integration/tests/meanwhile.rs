@@ -35,7 +35,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// What a call of a store does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
+pub enum Call {
     Put,
     Get,
 }
@@ -44,13 +44,13 @@ enum Call {
 type Before = dyn Fn(Call, String) -> BoxFuture<'static, object_storage::Result<()>> + Send + Sync;
 
 /// A store before which something is done with each call.
-struct Meddled {
+pub struct Meddled {
     inner: Arc<dyn ObjectStore>,
     before: Box<Before>,
 }
 
 impl Meddled {
-    fn of(
+    pub fn of(
         inner: &Arc<dyn ObjectStore>,
         before: impl Fn(Call, String) -> BoxFuture<'static, object_storage::Result<()>> + Send + Sync + 'static,
     ) -> Arc<dyn ObjectStore> {

@@ -8,11 +8,13 @@
 //!
 //! What is known is as of the commit that the backfill began from: history until its last refresh, and the pushes that
 //! are committed, whatever their times. What refreshes and pushes have committed since stays, and wins over rows of the same
-//! times. New files whose rows the next refresh takes in by itself are left to it, so that each counts once.
+//! times; only where flushes have brought events that it reads in history too, and that are one (rule T12), it is to be run
+//! again. New files whose rows the next refresh takes in by itself are left to it, so that each counts once.
 //!
 //! Ranges follow the data: where the stretch would be cut into many, it is looked once which of them have rows.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
@@ -34,6 +36,7 @@ use springhouse_sql::view_rows::{
 use tokio::sync::Mutex;
 
 use crate::Jobs;
+use crate::distinct::{Got, told_apart};
 use crate::history::{settled, without_new};
 use crate::jobs::{until_on_top, write_file};
 
@@ -166,6 +169,7 @@ impl Jobs {
             && begun.plan.history == without_new(now.clone(), &begun.plan.history, &taken)
             && begun.plan.base >= state.replaced.max(state.set_aside.counted_by)
             && (begun.plan.base > 0 || state.number == 0)
+            && !self.was_flushed_too(catalog, view, &begun.plan, &state).await?
         {
             return Ok(begun);
         }
@@ -377,6 +381,14 @@ impl Jobs {
                 .with("commit", state.number)
                 .remedy("run the backfill again"));
         }
+        if self.was_flushed_too(catalog, view, plan, &state).await? {
+            return Err(Error::invalid(
+                "events that were pushed while this backfill was computed are in the history that it read",
+            )
+            .with("view", &view.name)
+            .with("commit", state.number)
+            .remedy("run the backfill again: it counts each of them once"));
+        }
         let mut files = Vec::new();
         let mut kept = kept.lock().await;
         for (number, file) in &state.files {
@@ -403,6 +415,25 @@ impl Jobs {
         let commit = ViewCommit { set_aside, ..commit };
         log.commit(&mut state, commit).await?;
         Ok(state.number)
+    }
+
+    /// Whether flushes that have been committed since a backfill began brought events that it reads in history, and that the
+    /// view did not have of history then. Such flushes stay beside its rows, and each event counts once (rule T12).
+    async fn was_flushed_too(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        plan: &BackfillPlan,
+        state: &ViewLogState,
+    ) -> Result<bool> {
+        if plan.base == 0 || state.pushed <= plan.pushed || told_apart(catalog, view)?.is_empty() {
+            return Ok(false);
+        }
+        let mut commits = self.log(view).commits_after(0).await?;
+        commits.retain(|(number, _)| *number <= plan.base);
+        let began = Got::default().after(&commits);
+        let read = Got { until: Some(plan.known), files: Arc::new(plan.history.clone()), ..began.clone() };
+        self.flushed_meanwhile(catalog, view, (&began, &read), state.pushed).await
     }
 
     async fn backfill_commit(

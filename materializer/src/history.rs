@@ -25,6 +25,7 @@ use springhouse_sql::session::{EventRange, Session, query_error};
 use springhouse_sql::view_rows::{Sources, changed_rows, known_rows, one_source, view_rows};
 
 use crate::Jobs;
+use crate::distinct::NewIn;
 use crate::jobs::write_file;
 
 /// What stands for the content of a file that nobody has seen whole: the next refresh compares.
@@ -87,7 +88,7 @@ impl Jobs {
             {
                 return self.take_in(catalog, (view, log), state, (&with(now, &new), until)).await;
             }
-            match self.late_events(catalog, view, (now, &new), until).await? {
+            match self.late_events(catalog, view, state, (now, &new), until).await? {
                 Some(0) => return Ok(Past::default()),
                 some => late_events = some.unwrap_or(0),
             }
@@ -137,6 +138,8 @@ impl Jobs {
         let late = self.count_rejected(catalog, view, &none, files, (None, until)).await?;
         let written = WriteOrder::of_commit(state.pushed, state.number + 1);
         let session = self.seeing(self.session()?, catalog, view, files)?.writing(written);
+        let new_in = NewIn { files, since: None, until, read: &state.history };
+        let session = self.seeing_new(session, catalog, view, state, new_in).await?;
         let sources = Sources { catalog, store: self.store(), pushed: &none };
         let rows = view_rows(&session, &sources, view, None, until).await?;
         let file = format!("{:012}-{}-appeared", state.number + 1, self.mark());
@@ -148,6 +151,7 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
+        state: &ViewLogState,
         (now, new): (&HistoryFiles, &HistoryFiles),
         until: Timestamp,
     ) -> Result<Option<u64>> {
@@ -157,13 +161,14 @@ impl Jobs {
             if !source.tables.iter().any(|table| new.contains_key(table)) {
                 continue;
             }
-            let session = self.seeing(self.session()?, catalog, view, &with(now, new))?;
-            for table in &source.tables {
-                session.add_table(catalog.table(table)?).await?;
-            }
+            let files = with(now, new);
+            let session = self.with_tables(catalog, view, source, &files).await?;
             if source.event_time == EventTime::Static || !session.row_by_row(source).await? {
                 return Ok(None);
             }
+            // Copies of what it has got are nothing new.
+            let new_in = NewIn { files: &files, since: None, until, read: &state.history };
+            let session = self.seeing_new(session, catalog, view, state, new_in).await?;
             let known = Some(EventRange::known_by(until));
             session.add_events(source, known, true, &none, self.store()).await?;
             let events = session.context().table(source.name.as_str()).await.map_err(query_error)?;

@@ -22,6 +22,7 @@ pub mod audit;
 pub mod backfill;
 pub mod check;
 pub mod compact;
+mod distinct;
 pub mod due;
 pub mod garbage;
 mod history;

@@ -10,6 +10,7 @@
 
 mod accept;
 mod apply;
+mod distinct;
 mod due;
 mod fence;
 mod flush;
@@ -30,13 +31,14 @@ use springhouse_featurestore::push::{
     EventSink, Lacking, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
     PushHistoryState, PushLog, late_events,
 };
-use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer};
+use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer, ViewCommit};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 use springhouse_sql::pushed::PushedQuery;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use self::accept::Now;
+use self::distinct::{Asked, ToldApart};
 use self::fence::Fence;
 use self::set_aside::SetAsideHere;
 use crate::Jobs;
@@ -77,7 +79,11 @@ type Answer = oneshot::Sender<Result<PushAck>>;
 /// A push and whom to tell.
 struct Waiting {
     push: Push,
+    /// The events that were sent, those that had been pushed before too.
+    sent: usize,
     answer: Answer,
+    /// Whether they had been is known for as long as this is held.
+    asked: Option<Asked>,
 }
 
 /// A group of pushes that is in the log and not yet in the views.
@@ -118,6 +124,7 @@ struct Shared {
     /// What has been flushed.
     history: RwLock<Arc<PushHistoryState>>,
     prepared: std::sync::Mutex<HashMap<Pinned, Arc<Prepared>>>,
+    told_apart: ToldApart,
     /// What of the log has been applied to the tiers since the start; none before the first time.
     applied: std::sync::Mutex<Option<LogReach>>,
     /// The views that lack some of it, and why: each is brought up by itself.
@@ -161,6 +168,7 @@ impl Pushes {
             flushing: Mutex::default(),
             history: RwLock::new(Arc::new(history)),
             prepared: std::sync::Mutex::default(),
+            told_apart: ToldApart::default(),
             applied: std::sync::Mutex::default(),
             behind: std::sync::Mutex::default(),
             set_aside,
@@ -243,8 +251,10 @@ impl EventSink for Pushes {
             };
         }
         let catalog = (self.shared.catalog)();
-        let events = self.accepted(accept::source_of(&catalog, source)?, &events, &header).await?;
+        let accepting = accept::source_of(&catalog, source)?;
+        let (events, sent) = (self.accepted(accepting, &events, &header).await?, events.num_rows());
         self.shared.try_events(&catalog, source, &events).await?;
+        let (events, asked) = self.shared.not_flushed(accepting, events).await?;
         if let Some((producer, caller)) = claims {
             self.shared.claim(source, producer, caller).await?;
         }
@@ -256,7 +266,7 @@ impl EventSink for Pushes {
         let (answer, told) = oneshot::channel();
         let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
         let at = self.shared.jobs.clock().now();
-        let waiting = Waiting { push: Push { source: source.to_owned(), events, header, at }, answer };
+        let waiting = Waiting { push: Push { source: source.to_owned(), events, header, at }, sent, answer, asked };
         self.queue.send(waiting).await.map_err(|_| stopped())?;
         Ok(Box::pin(async move { told.await.map_err(|_| stopped())? }))
     }
@@ -300,6 +310,10 @@ impl EventSink for Pushes {
         self.shared.rows_at_hand(view, mark).await
     }
 
+    async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool> {
+        self.shared.brings_again(view, mark, commits).await
+    }
+
     async fn replay(&self) -> Result<()> {
         self.shared.apply_missing(&(self.shared.catalog)()).await
     }
@@ -320,8 +334,16 @@ impl Shared {
                 rows += next.push.events.num_rows();
                 group.push(next);
             }
-            let (pushes, answers): (Vec<Push>, Vec<Answer>) = group.into_iter().map(|of| (of.push, of.answer)).unzip();
-            match self.append(pushes).await {
+            let (mut pushes, mut sent, mut answers, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for of in group {
+                pushes.push(of.push);
+                sent.push(of.sent as u64);
+                answers.push(of.answer);
+                asked.push(of.asked);
+            }
+            let appended = self.append(pushes, &sent).await;
+            drop(asked);
+            match appended {
                 Ok((acks, entries, reach)) => {
                     if next.send(Appended { acks, entries, reach, answers }).await.is_err() {
                         break;
@@ -340,15 +362,16 @@ impl Shared {
     }
 
     /// Makes pushes durable. Gives what is to be told of each once it is visible.
-    async fn append(&self, pushes: Vec<Push>) -> Result<(Vec<PushAck>, Vec<PushEntry>, LogReach)> {
+    async fn append(&self, pushes: Vec<Push>, sent: &[u64]) -> Result<(Vec<PushAck>, Vec<PushEntry>, LogReach)> {
         let catalog = (self.catalog)();
         let sources: Vec<String> = pushes.iter().map(|push| push.source.clone()).collect();
         let log = Arc::clone(&self.log);
         let (appended, reach) = tokio::task::spawn_blocking(move || log.append(pushes))
             .await
             .map_err(|error| Error::internal("the log's writer panicked").source(error))??;
-        let acks = sources.iter().zip(&appended).map(|(source, entry)| PushAck {
+        let acks = sources.iter().zip(&appended).zip(sent).map(|((source, entry), sent)| PushAck {
             rows: entry.as_ref().map_or(0, |entry| entry.events.num_rows() as u64),
+            repeated: entry.as_ref().map_or(0, |entry| sent - entry.events.num_rows() as u64),
             late: entry.as_ref().map_or(0, |entry| {
                 current_source(&catalog, source).map_or(0, |source| late_events(source, &entry.events))
             }),
@@ -462,10 +485,15 @@ impl Shared {
     }
 }
 
-/// The current version of a source.
-fn current_source<'a>(catalog: &'a CatalogState, name: &str) -> Option<&'a Source> {
-    catalog.definitions().find_map(|definition| match definition.as_ref() {
-        Definition::Source(source) if source.name == name => Some(source),
+/// The current versions of all sources.
+fn current_sources(catalog: &CatalogState) -> impl Iterator<Item = &Source> {
+    catalog.definitions().filter_map(|definition| match definition.as_ref() {
+        Definition::Source(source) => Some(source),
         _ => None,
     })
+}
+
+/// The current version of a source.
+fn current_source<'a>(catalog: &'a CatalogState, name: &str) -> Option<&'a Source> {
+    current_sources(catalog).find(|source| source.name == name)
 }

@@ -6,7 +6,8 @@
 //! ahead of their events (the end of an hour) has all pushes by its refreshes, once their time has come.
 //! Run again at T it finds nothing to do. Cut off anywhere before the commit's conditional put it has changed nothing
 //! that a reader sees; of two that race one wins and the other looks again. Flushes and compactions that commit while it
-//! computes cost it nothing: it is committed on top of them ([`crate::on_top`]).
+//! computes cost it nothing: it is committed on top of them ([`crate::on_top`]), unless a flush has taken an event that it has
+//! read too, and both are one (rule T12).
 
 use std::collections::BTreeSet;
 
@@ -24,8 +25,8 @@ use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_sql::view_rows::{RowStream, Sources, oldest_event, rows_between, view_rows};
 
 use crate::Jobs;
+use crate::distinct::NewIn;
 use crate::jobs::{until_first, write_file};
-use crate::on_top::commit_on_top;
 
 /// What a refresh did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -160,7 +161,7 @@ impl Jobs {
             signed: anew.cloned(),
             ..ViewCommit::new(at, kind, watermark)
         };
-        commit_on_top((view, log), &mut state, commit, now).await?;
+        self.commit_on_top(catalog, (view, log), &mut state, commit, now).await?;
         done.watermark = state.watermark.unwrap_or(watermark);
         (done.committed, done.commit) = (true, state.number);
         done.clock_ahead = self.clock_ahead(view, log, state.number).await;
@@ -225,7 +226,11 @@ impl Jobs {
         let pushed = if reads_pushes { history.events() } else { PushedEvents::default() };
         let sources = Sources { catalog, store: self.store(), pushed: &pushed };
         let written = WriteOrder::of_commit(history.until.max(state.pushed), state.number + 1);
-        let session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
+        let mut session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
+        if state.number > 0 && !view.reaches_back() {
+            let new_in = NewIn { files: read, since: state.read_until, until: now, read };
+            session = self.seeing_new(session, catalog, view, state, new_in).await?;
+        }
         // The first refresh takes what has been pushed, whatever the clocks of those who pushed say.
         let rows = if state.number == 0 && !pushed.files.is_empty() && !view.is_static() {
             rows_between(&session, &sources, view, (Timestamp::MIN, Timestamp::MAX), now).await?

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
@@ -23,6 +24,8 @@ use crate::session::{Session, query_error};
 struct Source {
     plan: Arc<dyn ExecutionPlan>,
     schema: SchemaRef,
+    /// Where it runs, if not where it is asked for.
+    own: Option<Arc<TaskContext>>,
 }
 
 impl fmt::Debug for Source {
@@ -37,6 +40,7 @@ impl PartitionStream for Source {
     }
 
     fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let context = self.own.clone().unwrap_or(context);
         let run = reset_plan_states(Arc::clone(&self.plan)).and_then(|plan| plan.execute(0, context));
         run.unwrap_or_else(|error| {
             let failed = futures::stream::once(async { Err(error) });
@@ -50,10 +54,23 @@ impl PartitionStream for Source {
 /// # Errors
 /// Those of planning.
 pub(crate) async fn as_it_comes(session: &Session, frame: DataFrame) -> Result<DataFrame> {
+    let table = table(frame.create_physical_plan().await.map_err(query_error)?, None)?;
+    session.context().read_table(table).map_err(query_error)
+}
+
+/// The rows of a session's query as a table for any session: it runs where it was planned, with the files that are seen there.
+///
+/// # Errors
+/// Those of planning.
+pub(crate) async fn table_of(session: &Session, frame: DataFrame) -> Result<Arc<dyn TableProvider>> {
     let plan = frame.create_physical_plan().await.map_err(query_error)?;
+    let own = session.task_of(&plan);
+    table(plan, Some(own))
+}
+
+fn table(plan: Arc<dyn ExecutionPlan>, own: Option<Arc<TaskContext>>) -> Result<Arc<dyn TableProvider>> {
     let schema = plan.schema();
     let plan: Arc<dyn ExecutionPlan> = Arc::new(CoalescePartitionsExec::new(plan));
-    let source: Arc<dyn PartitionStream> = Arc::new(Source { plan, schema: Arc::clone(&schema) });
-    let table = StreamingTable::try_new(schema, vec![source]).map_err(query_error)?;
-    session.context().read_table(Arc::new(table)).map_err(query_error)
+    let source: Arc<dyn PartitionStream> = Arc::new(Source { plan, schema: Arc::clone(&schema), own });
+    Ok(Arc::new(StreamingTable::try_new(schema, vec![source]).map_err(query_error)?))
 }

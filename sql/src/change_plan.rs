@@ -51,6 +51,9 @@ pub struct ChangePlan {
     pub items: Vec<PlanItem>,
     /// How many definitions stay as they are.
     pub unchanged: usize,
+    /// The sources whose pushed events count again when they are read in history.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub counted_twice: Vec<String>,
 }
 
 impl ChangePlan {
@@ -82,6 +85,18 @@ impl ChangePlan {
             });
         }
         plan
+    }
+
+    /// The same, which names the sources that have a history and, as `is_pushed` says of a name, pushes, and do not tell their
+    /// events apart.
+    #[must_use]
+    pub fn naming_counted_twice(mut self, checked: &Checked, is_pushed: impl Fn(&str) -> bool) -> Self {
+        let named = checked.definitions.iter().filter_map(|definition| match definition {
+            Definition::Source(source) if source.query.is_some() && source.distinct.is_empty() => Some(&source.name),
+            _ => None,
+        });
+        self.counted_twice = named.filter(|name| is_pushed(name.as_str())).cloned().collect();
+        self
     }
 
     /// Whether there is nothing to do.
@@ -209,6 +224,14 @@ impl fmt::Display for ChangePlan {
             for digest in &item.packages {
                 writeln!(f, "      reaches package {digest}: it goes on with the versions that it was made for")?;
             }
+        }
+        if !self.counted_twice.is_empty() {
+            writeln!(
+                f,
+                "note: an event that is pushed and later read in history counts twice: {}; DISTINCT ON (column, ...) says what \
+                 makes it the same",
+                self.counted_twice.join(", ")
+            )?;
         }
         let count = |action| self.items.iter().filter(|item| item.action == action).count();
         write!(

@@ -5,6 +5,7 @@
 //! ```
 
 mod checked;
+mod distinct;
 mod extremes;
 mod listing;
 mod local_casts;
@@ -38,6 +39,7 @@ use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
 pub(crate) use checked::{Rule, ruled};
+pub use distinct::{NewEvents, TakenEvents};
 pub use local_time::{utc_of_local_times, utc_of_local_times_until};
 pub use on_demand::OnDemand;
 pub use sources::EventRange;
@@ -90,6 +92,8 @@ pub struct Session {
     memory_bytes: usize,
     /// The place in the order of writes of rows that do not tell it themselves.
     written: WriteOrder,
+    /// What is new of sources that tell their events apart, where nothing else is to be seen of them.
+    new_events: Option<Arc<NewEvents>>,
 }
 
 impl std::fmt::Debug for Session {
@@ -129,7 +133,7 @@ impl Session {
         udaf::register(&context);
         extremes::register(&context);
         let (project, memory_bytes) = (options.project.clone(), options.memory_bytes);
-        Ok(Self { context, project, memory_bytes, written: WriteOrder::default() })
+        Ok(Self { context, project, memory_bytes, written: WriteOrder::default(), new_events: None })
     }
 
     /// The same, in which rows that do not tell their place in the order of writes have this one.

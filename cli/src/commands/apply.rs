@@ -25,7 +25,8 @@ async fn checked(project: &Project, state: &CatalogState) -> Result<Checked> {
 /// Shows what apply would change.
 pub async fn plan(project: &Project, json: bool) -> Result<()> {
     let (_, state) = project.catalog().await?;
-    let plan = ChangePlan::new(&checked(project, &state).await?, &state);
+    let (checked, pushed) = (checked(project, &state).await?, project.jobs()?.pushed().state().await?);
+    let plan = ChangePlan::new(&checked, &state).naming_counted_twice(&checked, |source| pushed.knows(source));
     show(json, &plan, || plan.to_string())
 }
 

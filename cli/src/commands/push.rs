@@ -97,7 +97,14 @@ impl Push {
         bar.end();
         show(json, &done, || {
             let watermark = done.watermark.map_or_else(|| "none".to_owned(), |watermark| watermark.to_string());
-            format!("{} events taken, {} batches sent before; watermark {watermark}", done.rows, done.duplicates)
+            let repeated = match done.repeated {
+                0 => String::new(),
+                repeated => format!(", {repeated} events pushed before"),
+            };
+            format!(
+                "{} events taken{repeated}, {} batches sent before; watermark {watermark}",
+                done.rows, done.duplicates
+            )
         })
     }
 
@@ -181,6 +188,8 @@ async fn in_batches(events: EventFrame) -> Result<impl Stream<Item = Result<Reco
 #[derive(Debug, Default, serde::Serialize)]
 struct Pushed {
     rows: u64,
+    /// Events that had been pushed before, as the source's `DISTINCT ON` tells.
+    repeated: u64,
     duplicates: u64,
     watermark: Option<Timestamp>,
 }
@@ -193,6 +202,7 @@ impl Pushed {
             ));
         }
         self.rows += ack.rows;
+        self.repeated += ack.repeated;
         self.watermark = ack.watermark;
         Ok(())
     }

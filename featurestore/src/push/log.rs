@@ -22,6 +22,7 @@
 //!
 //! Numbers are big-endian. A push's entry, sequence, watermark and position are one atomic write.
 
+mod distinct;
 mod entries;
 mod format;
 mod owners;
@@ -57,6 +58,7 @@ pub struct PushLog {
     /// Held by whoever appends, for as long as the disk takes: who asks for the state does not wait for the disk.
     appending: Mutex<()>,
     state: Mutex<State>,
+    distinct: distinct::DistinctIndex,
 }
 
 impl PushLog {
@@ -75,7 +77,9 @@ impl PushLog {
         options.set_compression_type(DBCompressionType::None);
         options.set_level_zero_file_num_compaction_trigger(COMPACT_FROM_FILES);
         options.set_write_buffer_size(BUFFER_BYTES);
-        let database = DB::open(&options, folder).map_err(|error| {
+        options.create_missing_column_families(true);
+        let families = distinct::families(&options);
+        let database = DB::open_cf_descriptors(&options, folder, families).map_err(|error| {
             let text = error.to_string();
             if text.contains("lock") || text.contains("LOCK") {
                 Error::busy("the push log is in use by another process")
@@ -86,7 +90,8 @@ impl PushLog {
             }
             .source(error)
         })?;
-        let log = Self { database, folder: folder.to_owned(), appending: Mutex::default(), state: Mutex::default() };
+        let (appending, state, distinct) = Default::default();
+        let log = Self { database, folder: folder.to_owned(), appending, state, distinct };
         log.read_state()?;
         Ok(log)
     }
@@ -248,8 +253,9 @@ impl PushLog {
         self.state().reach()
     }
 
-    /// Appends several pushes in one synced write. For each its entry, or `None` for one that was sent before; a
-    /// heartbeat's entry has no events and is not kept. With them, how far the log has got by them.
+    /// Appends several pushes in one synced write. For each its entry, or `None` for one that was sent before; without the
+    /// events that were pushed before, where their source tells that. A heartbeat's entry has no events and is not kept. With
+    /// them, how far the log has got by them.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails; none of them is then in the log.
@@ -260,6 +266,7 @@ impl PushLog {
         let (mut last, mut held) = (self.last(), Vec::new());
         let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
         let (mut heard_of, mut latest) = (Producers::new(), None);
+        let mut seen = distinct::Appending::default();
         for Push { source, events, header, at } in pushes {
             latest = Some(at);
             let named = header.producer.is_some();
@@ -289,6 +296,7 @@ impl PushLog {
                 batch.delete(producer_key(b'r', &producer.0, &producer.1));
                 watermarks.insert(producer, watermark);
             }
+            let events = self.not_pushed_before(&mut batch, &mut seen, &source, events)?;
             let kept = events.num_rows() > 0;
             last += u64::from(kept);
             let entry = PushEntry::new(last, source, events, origin)?;

@@ -87,7 +87,7 @@ pub async fn catch_up_with(
     pushing: Option<Pushing<'_>>,
 ) -> Result<Mark> {
     let packer = Packer::new(view)?;
-    loop {
+    'anew: loop {
         let mark = tier.mark(log.view())?;
         let commits = log.commits_after(mark.commit).await?;
         let unknown = mark.commit > 0 && !log.has(mark).await?;
@@ -97,6 +97,7 @@ pub async fn catch_up_with(
         let mut lacks = Lacks::of(view, mark, &commits);
         // Beside pushes a view that the tier does not have comes with all that was pushed: nothing may lie before the next.
         lacks.anew |= unknown || mark.commit == 0 && pushing.is_some() && !commits.is_empty();
+        lacks.anew = lacks.anew || brings_again(pushing, view, mark, &commits).await?;
         let files = if lacks.anew { None } else { lacks.files(log, mark, &commits).await? };
         let Some(files) = files else { return load_anew(tier, log, (view, &packer), progress, pushing).await };
         let rows = files.iter().map(|(_, file)| file.rows).sum::<u64>();
@@ -107,19 +108,55 @@ pub async fn catch_up_with(
         } else {
             Added::Many(read_many(tier, log, &packer, (&lacks, &files), progress).await?)
         };
-        let _changing = lock(pushing).await;
-        // Pushes may have come meanwhile: what it lacks of the same commits may be less, and the mark is to keep them.
-        let now = tier.mark(log.view())?;
-        let still = Lacks::of(view, now, &commits);
-        if now.commit != mark.commit || still.anew || still.wanted != lacks.wanted {
-            continue;
+        let (mut looked_at, mut round) = (mark, 1);
+        loop {
+            let mut changing = lock(pushing).await;
+            // Pushes may have come meanwhile: what it lacks of the same commits may be less, and the mark is to keep them.
+            let now = tier.mark(log.view())?;
+            let still = Lacks::of(view, now, &commits);
+            if now.commit != mark.commit || still.anew || still.wanted != lacks.wanted {
+                continue 'anew;
+            }
+            if now.pushed != looked_at.pushed {
+                // Where pushes come faster than it can be looked what they are, they wait once.
+                let they_wait = round == ROUNDS_BESIDE_PUSHES;
+                if !they_wait {
+                    drop(changing.take());
+                }
+                if brings_again(pushing, view, now, &commits).await? {
+                    continue 'anew;
+                }
+                if !they_wait {
+                    (looked_at, round) = (now, round + 1);
+                    continue;
+                }
+            }
+            match read {
+                Added::Few(rows) => tier.apply(log.view(), rows, still.reached)?,
+                Added::Many(addition) => addition.finish(still.reached)?,
+            }
+            return Ok(still.reached);
         }
-        match read {
-            Added::Few(rows) => tier.apply(log.view(), rows, still.reached)?,
-            Added::Many(addition) => addition.finish(still.reached)?,
-        }
-        return Ok(still.reached);
     }
+}
+
+/// Whether newer commits of a view may bring from history what a tier has of pushes that were not committed: while nobody takes
+/// pushes nobody can tell which. It is then to be loaded anew ([`load_again`]), and the pushes are applied again.
+///
+/// # Errors
+/// Those of the log and of the tier.
+pub async fn brings_unseen(tier: &dyn OnlineTier, log: &ViewLog) -> Result<bool> {
+    let mark = tier.mark(log.view())?;
+    let commits = log.commits_after(mark.commit).await?;
+    if mark.commit == 0 || !commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Refresh) {
+        return Ok(false);
+    }
+    let first = commits.iter().find_map(|(_, commit)| commit.pushed).map(|range| range.after);
+    let committed = match first {
+        Some(committed) => committed,
+        None => log.state().await?.pushed,
+    };
+    Ok(mark.pushed > committed)
 }
 
 /// The rows that a tier lacks, read and not yet in it.
@@ -175,6 +212,19 @@ async fn lock(pushing: Option<Pushing<'_>>) -> Option<MutexGuard<'_, ()>> {
     match pushing {
         Some(pushing) => Some(pushing.changing.lock().await),
         None => None,
+    }
+}
+
+/// Whether commits bring events that a tier at a mark has of pushes already.
+async fn brings_again(
+    pushing: Option<Pushing<'_>>,
+    view: &FeatureView,
+    mark: Mark,
+    commits: &[(u64, ViewCommit)],
+) -> Result<bool> {
+    match pushing {
+        Some(pushing) => pushing.sink.brings_again(view, mark, commits).await,
+        None => Ok(false),
     }
 }
 

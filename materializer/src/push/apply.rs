@@ -93,7 +93,8 @@ impl Shared {
         mark: Mark,
         (piece, reach): (&Piece, &LogReach),
     ) -> Result<(Vec<KeyedRow>, Mark, Seen)> {
-        let (new, mut seen) = self.without_set_aside(view, piece.entries.clone())?;
+        let entries = self.new_to(catalog, view, mark.commit, piece.entries.clone()).await?;
+        let (new, mut seen) = self.without_set_aside(view, entries)?;
         let rows = match self.packed_rows(catalog, view, &new, mark).await {
             Err(error) if error.kind() == ErrorKind::Invalid => {
                 let mut rows = BTreeMap::new();

@@ -18,7 +18,7 @@ use springhouse_featurestore::push::{Claim, PushHistoryState, PushLog, Taker};
 use springhouse_featurestore::tier::{Mark, OnlineTier};
 use springhouse_featurestore::{Error, Result};
 
-use super::{FollowedCatalog, Shared};
+use super::{FollowedCatalog, Shared, current_sources, distinct};
 use crate::Jobs;
 
 /// How often the newest epoch is looked at.
@@ -131,6 +131,15 @@ pub(super) async fn take_over(
         // What this log flushed is found on object storage by whoever needs it.
         log.trim(flushed)?;
         log.renumber(own, used, |_, source, origin| history.taken_elsewhere(own, source, origin))?;
+    }
+    if copied || passed {
+        // Others may have flushed copies of the events that are left.
+        log.forget_events()?;
+        for source in current_sources(&catalog()).filter(|source| source.identity().is_some()) {
+            if log.holds(&source.name)? {
+                distinct::learn(jobs, log, source, &history, true).await?;
+            }
+        }
     }
     log.learn(said)?;
     // A new log of an old store goes on where the last one was: positions that a tier has are not given again.

@@ -16,6 +16,7 @@ use springhouse_featurestore::{ErrorKind, Result};
 
 use super::Shared;
 use super::lacking::Piece;
+use crate::distinct::Got;
 use crate::jobs::until_first;
 
 /// How often a flush looks again at a history that it does not know.
@@ -44,6 +45,7 @@ impl Shared {
             // What a view has not committed is found on object storage.
             self.log.trim(history.until)?;
         }
+        self.cut_events().await?;
         // With nothing to flush nobody was asked for the fence.
         self.look_at_fence().await?;
         self.fence.hold()?;
@@ -147,6 +149,7 @@ impl Shared {
             log: self.log.incarnation(),
         });
         let pushed_from = entries.iter().filter_map(|entry| entry.origin.at).min();
+        let entries = self.jobs.not_from_history(catalog, view, &Got::of(&state), entries).await?;
         let (files, counted) = self.write_good_rows_of(catalog, view, (&log, &state), entries.clone()).await?;
         let set_aside = self.table_with(catalog, view, (&log, &state), &entries).await?;
         let mut late = 0;

@@ -93,7 +93,7 @@ impl Shared {
         };
         let reach = self.log.reach();
         let (entries, in_log) = self.lacking(&sources, mark.pushed)?;
-        let by_itself = entries.is_empty() || self.prepared(&catalog, view).await?.query.is_some();
+        let by_itself = entries.is_empty() || self.is_at_hand(&catalog, view, mark, &entries).await?;
         if !in_log || !by_itself {
             let Some((_, reason)) = self.set_aside.given_up(&view.pinned()) else { return Ok(None) };
             return self.without_the_rest(view, mark, Error::unavailable(reason)).map(Some);
@@ -110,6 +110,18 @@ impl Shared {
         }
     }
 
+    /// Whether what entries bring to a view at a mark is computed from them alone: no storage is read for that.
+    async fn is_at_hand(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        mark: Mark,
+        entries: &[PushEntry],
+    ) -> Result<bool> {
+        let by_itself = self.prepared(catalog, view).await?.query.is_some();
+        Ok(by_itself && !self.asks_history(catalog, view, mark.commit, entries)?)
+    }
+
     /// The entries of some sources that the log holds after a position, and whether those are all that there are.
     fn lacking(&self, sources: &BTreeSet<&str>, after: u64) -> Result<(Vec<PushEntry>, bool)> {
         // In this order: what leaves the log between the two is in the history.
@@ -124,7 +136,7 @@ impl Shared {
 
     /// The entries of some sources after a position, up to where the log had got, or the first of them: what the log says of
     /// watermarks must not be younger than its entries.
-    async fn missing(&self, sources: &BTreeSet<&str>, after: u64, reach: &LogReach) -> Result<Piece> {
+    pub(super) async fn missing(&self, sources: &BTreeSet<&str>, after: u64, reach: &LogReach) -> Result<Piece> {
         if after >= reach.last {
             return Ok(Piece { entries: Vec::new(), until: after, last: true });
         }
@@ -248,7 +260,7 @@ impl Shared {
     ) -> Result<bool> {
         let (left, in_log) = self.lacking(sources, mark.pushed)?;
         let Some(last) = left.last() else { return Ok(in_log || mark.pushed >= self.log.reach().last) };
-        let by_itself = self.prepared(catalog, view).await?.query.is_some();
+        let by_itself = self.is_at_hand(catalog, view, mark, &left).await?;
         if !in_log || !by_itself && round < ROUNDS {
             return Ok(false);
         }

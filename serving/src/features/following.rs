@@ -10,7 +10,7 @@ use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::{CatalogState, Heads, HeadsSeen, Look};
 use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::tier::{
-    Expiry, Mark, OnlineTier, Progress, Pushing, Retired, ViewLog, catch_up_with, load_again,
+    Expiry, Mark, OnlineTier, Progress, Pushing, Retired, ViewLog, brings_unseen, catch_up_with, load_again,
 };
 
 use super::FeatureServer;
@@ -149,7 +149,11 @@ impl FeatureServer {
         let sink = self.sink.get().map(AsRef::as_ref);
         let pushing = sink.map(|sink| Pushing { sink, changing: &self.changing });
         let tier = self.tier.as_ref();
-        let mark = if tier.expire(&pinned, &Expiry::new(view)?, self.clock.now())? {
+        let expired = tier.expire(&pinned, &Expiry::new(view)?, self.clock.now())?;
+        let mark = if expired && sink.is_none() && self.tells_events_apart(view) && brings_unseen(tier, &log).await? {
+            tracing::info!(%pinned, "what was pushed and not committed may have come in history: the view is loaded anew");
+            load_again(tier, &log, view, progress, pushing).await?
+        } else if expired {
             catch_up_with(tier, &log, view, progress, pushing).await?
         } else {
             // The clock was set back, and what is past now was not then: what there is is answered until all of it is there.
@@ -157,6 +161,12 @@ impl FeatureServer {
             load_again(tier, &log, view, progress, pushing).await?
         };
         self.note_restated(&log, mark).await
+    }
+
+    /// Whether some event of a view may come by push and in history, and count once.
+    fn tells_events_apart(&self, view: &FeatureView) -> bool {
+        let state = self.state();
+        view.sources.iter().any(|source| state.source(source).is_ok_and(|source| !source.distinct.is_empty()))
     }
 
     /// Keeps what a view's log says of its history and of events that are set aside; a log is read when it has a new commit.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::error::Result as QueryResult;
 use datafusion::logical_expr::{Expr, LogicalPlan, cast, ident, lit};
 use datafusion::prelude::DataFrame;
 use springhouse_featurestore::definition::{Available, Column, ColumnType, EventTime, FeatureView, Rejects, Source};
@@ -15,6 +16,7 @@ use springhouse_featurestore::{Error, Result};
 use super::local_time::utc_of_local_column;
 use super::write_order::{no_order, order_names, tells_order, with_order};
 use super::{Rule, Session, columns_of, exact, query_error, ruled, timestamp};
+use crate::barrier::as_it_comes;
 use crate::pushed::of_schema;
 
 /// The events of sources that a query is to see.
@@ -108,8 +110,33 @@ impl Session {
     }
 
     /// The events of a source within a range, those that it rejects included: its history's if it is wanted, and pushed ones;
-    /// with their place in the order of writes if they are to tell it.
+    /// with their place in the order of writes if they are to tell it. Each once where the source tells them apart.
     async fn events(
+        &self,
+        source: &Source,
+        range: Option<EventRange>,
+        history: bool,
+        (pushed, tell): (&PushedEvents, bool),
+        store: &Arc<dyn ObjectStore>,
+    ) -> Result<DataFrame> {
+        if source.identity().is_none() {
+            return self.whole(source, range, history, (pushed, tell), store).await;
+        }
+        let mut whole = self.whole(source, range, history, (pushed, true), store).await?;
+        if pushed.has(&source.name) {
+            // What is sorted below is a union, of which one side has no order of writes.
+            whole = as_it_comes(self, whole).await?;
+        }
+        let once = self.each_event_once(source, whole).map_err(query_error)?;
+        if tell {
+            return Ok(once);
+        }
+        let own: Vec<Expr> = source.columns.iter().map(|column| ident(&column.name)).collect();
+        once.select(own).map_err(query_error)
+    }
+
+    /// The same with every copy of each.
+    pub(super) async fn whole(
         &self,
         source: &Source,
         range: Option<EventRange>,
@@ -186,13 +213,11 @@ impl Session {
 
     /// Registers those events of a source that it does not reject, within a range.
     pub(crate) fn register(&self, source: &Source, events: DataFrame, range: Option<EventRange>) -> Result<()> {
-        let mut frame = match range {
+        let frame = match range {
             Some(range) => limit(events, source, range)?,
             None => events,
         };
-        if let Some(rejects) = source.rejects() {
-            frame = frame.filter(is_late(rejects).is_not_true()).map_err(query_error)?;
-        }
+        let frame = in_time(frame, source).map_err(query_error)?;
         self.context.register_table(source.name.as_str(), frame.into_view()).map_err(query_error)?;
         Ok(())
     }
@@ -307,6 +332,14 @@ fn may_hold(file: &DataFile, source: &Source, range: EventRange) -> bool {
         Available::Delay(_) | Available::AtEventTime => true,
     };
     is_known && file.may_have(column, (range.from, event_until(source, range)))
+}
+
+/// Those of a source's events that it does not reject.
+pub(super) fn in_time(events: DataFrame, source: &Source) -> QueryResult<DataFrame> {
+    match source.rejects() {
+        Some(rejects) => events.filter(is_late(rejects).is_not_true()),
+        None => Ok(events),
+    }
 }
 
 /// Whether an event became known too late. Counted in microseconds: adding intervals to times goes through the calendar.

@@ -6,7 +6,7 @@
 use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{EventTime, FeatureView, Source};
+use springhouse_featurestore::definition::{EventTime, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::PushedEvents;
 use springhouse_featurestore::tier::data_schema;
 use springhouse_featurestore::time::Timestamp;
@@ -58,7 +58,10 @@ async fn whenever(
         sources.add(session, view, range).await?;
         return visible_in(session.view_frame(view).await?, view, None, range.known);
     }
-    if one_source(sources.catalog, view)?.is_none() {
+    let apart = |pinned: &Pinned| Ok(sources.catalog.source(pinned)?.identity().is_some());
+    let apart = view.sources.iter().map(apart).collect::<Result<Vec<bool>>>()?.contains(&true);
+    if apart || one_source(sources.catalog, view)?.is_none() {
+        // An event of both counts once, and the range alone says which events of the history are known.
         // A row that rests on several events is committed with the pushes that bring one of them, whatever its own time.
         sources.add(session, view, range).await?;
         return session.view_frame(view).await;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 
@@ -76,6 +77,15 @@ impl PushEntry {
         }
         let ordered = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
         Ok(Self { position, source, events, origin, ordered })
+    }
+
+    /// Those of its events that are to be kept, by row, at the places that they have in the order of writes.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when these are not its rows.
+    pub fn keeping(&self, kept: &BooleanArray) -> Result<Self> {
+        let (events, ordered) = (filter_record_batch(&self.events, kept)?, filter_record_batch(&self.ordered, kept)?);
+        Ok(Self { position: self.position, source: self.source.clone(), events, origin: self.origin.clone(), ordered })
     }
 
     /// Its events with their place in the order of writes: [`WRITE_POSITION`] and [`WRITE_WITHIN`] after their columns.

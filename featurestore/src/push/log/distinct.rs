@@ -1,0 +1,447 @@
+//! What was pushed, by what tells a source's events apart (rule T12): an event that was pushed before is not logged again.
+//!
+//! An index in a column family of its own, so that letting go of entries stays as cheap as it is. Its changes are written
+//! together with the entries that they are of.
+//!
+//! | key | value |
+//! |---|---|
+//! | source, `00`, event time (8, in order), hash of what else tells it apart (16) | nothing |
+//! | source, `01` | the event time from which on every push is here (8), the columns that tell events apart |
+//!
+//! All that is not flushed is here, and of what was flushed the events of about the last day: of older ones the flushed files
+//! tell. Who appends asks them first ([`PushLog::told_from`]).
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
+use arrow::compute::{cast, filter_record_batch};
+use arrow::datatypes::TimestampMicrosecondType;
+use rocksdb::{
+    BlockBasedOptions, ColumnFamily, ColumnFamilyDescriptor, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, Direction,
+    IteratorMode, Options, WriteBatch,
+};
+use sha2::{Digest, Sha256};
+
+use super::PushLog;
+use super::format::{decode, encode, entry_key, number};
+use crate::definition::{Column, Source};
+use crate::encoding::write_values;
+use crate::time::{Span, Timestamp};
+use crate::{Error, Result};
+
+/// The column family.
+const FAMILY: &str = "distinct";
+
+/// How far the index reaches back before the newest event: producers send again what they sent within hours.
+const HORIZON: Span = Span::from_secs(24 * 60 * 60);
+
+/// The index is cut in steps of so much event time: each cut leaves a mark behind until files are merged.
+const CUT_STEP: Span = Span::from_secs(60 * 60);
+
+/// What an event's hash takes in its key.
+const HASH_BYTES: usize = 16;
+
+/// What the log knows of the sources that tell their events apart.
+#[derive(Debug, Default)]
+pub(super) struct DistinctIndex {
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    /// The columns that tell events apart, the event time first.
+    identity: Vec<Column>,
+    /// From this event time on every push is in the index.
+    from: Timestamp,
+}
+
+/// The events of the pushes of one write.
+#[derive(Debug, Default)]
+pub(super) struct Appending {
+    keys: HashSet<Vec<u8>>,
+}
+
+/// The column families of a log's database.
+pub(super) fn families(options: &Options) -> [ColumnFamilyDescriptor; 2] {
+    let mut index = Options::default();
+    index.set_compression_type(DBCompressionType::Lz4);
+    let mut table = BlockBasedOptions::default();
+    // Most events are new: that they are not there is told without a read.
+    table.set_bloom_filter(10.0, false);
+    index.set_block_based_table_factory(&table);
+    let default = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, options.clone());
+    [default, ColumnFamilyDescriptor::new(FAMILY, index)]
+}
+
+fn mark_key(source: &str) -> Vec<u8> {
+    [source.as_bytes(), &[1]].concat()
+}
+
+/// What the keys of a source's events begin with.
+fn events_of(source: &str) -> Vec<u8> {
+    [source.as_bytes(), &[0]].concat()
+}
+
+/// What the keys of a source's events of a time begin with.
+fn time_key(source: &str, time: Timestamp) -> Vec<u8> {
+    let in_order = time.micros().cast_unsigned() ^ (1 << 63);
+    [events_of(source).as_slice(), &in_order.to_be_bytes()].concat()
+}
+
+/// The event time of a key.
+fn time_of(source: &str, key: &[u8]) -> Option<Timestamp> {
+    let time = key.strip_prefix(events_of(source).as_slice())?.first_chunk::<8>()?;
+    Some(Timestamp::from_micros((u64::from_be_bytes(*time) ^ (1 << 63)).cast_signed()))
+}
+
+/// A column of events in its type. Those of before the source had it have a null.
+fn column_of(column: &Column, events: &RecordBatch) -> Result<ArrayRef> {
+    let kind = column.column_type.to_arrow();
+    match events.column_by_name(&column.name) {
+        Some(array) if *array.data_type() == kind => Ok(Arc::clone(array)),
+        Some(array) => Ok(cast(array, &kind)?),
+        None => Ok(new_null_array(&kind, events.num_rows())),
+    }
+}
+
+/// The keys of events.
+fn keys_of(source: &str, identity: &[Column], events: &RecordBatch) -> Result<Vec<Vec<u8>>> {
+    let untold = || Error::internal("a source's events have no event time").with("source", source);
+    let (event_time, others) = identity.split_first().ok_or_else(untold)?;
+    let mut hashes = vec![Sha256::new(); events.num_rows()];
+    for column in others {
+        let array = &column_of(column, events)?;
+        for (row, hash) in hashes.iter_mut().enumerate() {
+            hash.update([u8::from(array.is_valid(row))]);
+        }
+        write_values(column.column_type, array, |row, bytes| {
+            hashes[row].update((bytes.len() as u64).to_le_bytes());
+            hashes[row].update(bytes);
+        });
+    }
+    let times = column_of(event_time, events)?;
+    let times = times.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(untold)?;
+    let keys = hashes.into_iter().enumerate().map(|(row, hash)| {
+        let mut key = time_key(source, Timestamp::from_micros(times.value(row)));
+        key.extend_from_slice(&hash.finalize()[..HASH_BYTES]);
+        key
+    });
+    Ok(keys.collect())
+}
+
+/// The least event time of some events.
+fn least_time(identity: &[Column], events: &RecordBatch) -> Option<Timestamp> {
+    let times = events.column_by_name(&identity.first()?.name)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+    arrow::compute::min(times).map(Timestamp::from_micros)
+}
+
+impl DistinctIndex {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, source: &str) -> Option<Known> {
+        self.known().get(source).cloned()
+    }
+}
+
+impl Known {
+    fn of(source: &Source, from: Timestamp) -> Option<Self> {
+        Some(Self { identity: source.identity()?.into_iter().cloned().collect(), from })
+    }
+
+    fn value(&self) -> Vec<u8> {
+        [self.from.micros().to_be_bytes().as_slice(), self.columns().as_bytes()].concat()
+    }
+
+    fn columns(&self) -> String {
+        self.identity.iter().map(|column| format!("{column},")).collect()
+    }
+}
+
+impl PushLog {
+    fn index(&self) -> Result<&ColumnFamily> {
+        self.database.cf_handle(FAMILY).ok_or_else(|| Error::internal("the push log has no index of events"))
+    }
+
+    /// The event time from which on the log knows every push of a source that tells its events apart; `None` where it was
+    /// never told of those that have been flushed ([`Self::learn_held`]).
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn told_from(&self, source: &Source) -> Result<Option<Timestamp>> {
+        let Some(mut known) = Known::of(source, Timestamp::MIN) else { return Ok(None) };
+        if let Some(before) = self.distinct.of(&source.name).filter(|before| before.identity == known.identity) {
+            return Ok(Some(before.from));
+        }
+        let mark = self.database.get_cf(self.index()?, mark_key(&source.name)).map_err(|error| self.failed(error))?;
+        let Some((from, columns)) = mark.as_deref().and_then(|mark| mark.split_first_chunk::<8>()) else {
+            return Ok(None);
+        };
+        if known.columns().as_bytes() != columns {
+            return Ok(None);
+        }
+        known.from = Timestamp::from_micros(i64::from_be_bytes(*from));
+        let from = known.from;
+        self.distinct.known().insert(source.name.clone(), known);
+        Ok(Some(from))
+    }
+
+    /// Whether the log holds events of a source.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
+    pub fn holds(&self, source: &str) -> Result<bool> {
+        Ok(self.entries_after(0)?.iter().any(|entry| entry.source == source))
+    }
+
+    /// Learns events of a source that have been flushed. They count once [`Self::learn_held`] has said that these are all.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn learn_flushed(&self, source: &Source, events: &RecordBatch) -> Result<()> {
+        let Some(known) = Known::of(source, Timestamp::MIN) else { return Ok(()) };
+        let (family, mut batch) = (self.index()?, WriteBatch::default());
+        for key in keys_of(&source.name, &known.identity, events)? {
+            batch.put_cf(family, key, []);
+        }
+        self.database.write(batch).map_err(|error| self.failed(error))
+    }
+
+    /// Learns the events of a source that the log holds, and that those which have been flushed are all known from an event
+    /// time on. Of the held ones copies of others go, where `drop_copies` says so: nothing may have been applied of them.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails, [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
+    pub fn learn_held(&self, source: &Source, from: Timestamp, drop_copies: bool) -> Result<()> {
+        let Some(known) = Known::of(source, from) else { return Ok(()) };
+        let _appending = self.appending();
+        let mut batch = WriteBatch::default();
+        let dropped = self.note_held(&mut batch, (&source.name, &known.identity), drop_copies)?;
+        batch.put_cf(self.index()?, mark_key(&source.name), known.value());
+        self.write(batch)?;
+        self.distinct.known().insert(source.name.clone(), known);
+        if dropped { self.read_state() } else { Ok(()) }
+    }
+
+    /// Notes the events that the log holds; whether copies among them go.
+    fn note_held(
+        &self,
+        batch: &mut WriteBatch,
+        (source, identity): (&str, &[Column]),
+        drop_copies: bool,
+    ) -> Result<bool> {
+        let (mut seen, mut dropped) = (Appending::default(), false);
+        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            let Some(position) = key.strip_prefix(b"e").and_then(number) else { break };
+            let entry = decode(position, &value)?;
+            if entry.source != source {
+                continue;
+            }
+            let new = self.new_of(batch, &mut seen, (source, identity), &entry.events)?;
+            if drop_copies && new.num_rows() < entry.events.num_rows() {
+                dropped = true;
+                match new.num_rows() {
+                    0 => batch.delete(entry_key(position)),
+                    _ => batch.put(entry_key(position), encode(source, &entry.origin, &new)?),
+                }
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Forgets which events of a source have been pushed, to learn them anew.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn forget_events_of(&self, source: &Source) -> Result<()> {
+        let _appending = self.appending();
+        let (family, mut batch) = (self.index()?, WriteBatch::default());
+        let mark = mark_key(&source.name);
+        batch.delete_range_cf(family, events_of(&source.name), mark.clone());
+        batch.delete_cf(family, mark);
+        self.write(batch)?;
+        self.distinct.known().remove(&source.name);
+        Ok(())
+    }
+
+    /// Forgets which events have been pushed: another log has taken some.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn forget_events(&self) -> Result<()> {
+        let _appending = self.appending();
+        let mut batch = WriteBatch::default();
+        // No name begins with such bytes: they are no UTF-8.
+        batch.delete_range_cf(self.index()?, [0_u8].as_slice(), [u8::MAX].as_slice());
+        self.write(batch)?;
+        self.distinct.known().clear();
+        Ok(())
+    }
+
+    /// Events without those that were pushed before; the others are noted in the same write as their entry.
+    pub(super) fn not_pushed_before(
+        &self,
+        batch: &mut WriteBatch,
+        seen: &mut Appending,
+        source: &str,
+        events: RecordBatch,
+    ) -> Result<RecordBatch> {
+        match self.distinct.of(source) {
+            Some(known) if events.num_rows() > 0 => self.new_of(batch, seen, (source, &known.identity), &events),
+            _ => Ok(events),
+        }
+    }
+
+    fn new_of(
+        &self,
+        batch: &mut WriteBatch,
+        seen: &mut Appending,
+        (source, identity): (&str, &[Column]),
+        events: &RecordBatch,
+    ) -> Result<RecordBatch> {
+        let family = self.index()?;
+        let mut new = Vec::with_capacity(events.num_rows());
+        for key in keys_of(source, identity, events)? {
+            let known = || self.database.get_pinned_cf(family, &key).map_err(|error| self.failed(error));
+            let is_new = !seen.keys.contains(&key) && known()?.is_none();
+            if is_new {
+                batch.put_cf(family, &key, []);
+                seen.keys.insert(key);
+            }
+            new.push(is_new);
+        }
+        if new.iter().all(|new| *new) {
+            return Ok(events.clone());
+        }
+        Ok(filter_record_batch(events, &BooleanArray::from(new))?)
+    }
+
+    /// Lets go of the index of flushed events that are older than it reaches. Nobody may be about to append an event of which
+    /// the flushed files were asked before.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unavailable`] when the disk fails.
+    pub fn cut_events(&self) -> Result<()> {
+        let known = self.distinct.known().clone();
+        for (source, known) in known {
+            let _appending = self.appending();
+            let family = self.index()?;
+            let end = [events_of(&source).as_slice(), &[u8::MAX; 8 + HASH_BYTES]].concat();
+            let mut newest = self.database.iterator_cf(family, IteratorMode::From(&end, Direction::Reverse));
+            let newest = newest.next().transpose().map_err(|error| self.failed(error))?;
+            let Some(newest) = newest.and_then(|(key, _)| time_of(&source, &key)) else { continue };
+            let mut from = newest - HORIZON;
+            for entry in self.entries_after(0)?.iter().filter(|entry| entry.source == source) {
+                // Of what is not flushed no file tells.
+                from = from.min(least_time(&known.identity, &entry.events).unwrap_or(from));
+            }
+            let from = Timestamp::from_micros(from.micros() - from.micros().rem_euclid(CUT_STEP.micros()));
+            if from <= known.from {
+                continue;
+            }
+            let known = Known { from, ..known };
+            let mut batch = WriteBatch::default();
+            batch.delete_range_cf(family, time_key(&source, Timestamp::MIN), time_key(&source, from));
+            batch.put_cf(family, mark_key(&source), known.value());
+            self.write(batch)?;
+            self.distinct.known().insert(source, known);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Array, TimestampMicrosecondArray};
+
+    use super::super::Push;
+    use super::*;
+    use crate::definition::{Available, ColumnType, EventTime, Version};
+    use crate::push::PushHeader;
+
+    const DAY: i64 = 24 * 60 * 60;
+
+    fn source() -> Source {
+        Source {
+            name: "paid".to_owned(),
+            version: Version::from_text("0"),
+            text: String::new(),
+            event_time: EventTime::Column { column: "paid_at".to_owned(), zone: None },
+            available: Available::AtEventTime,
+            available_zone: None,
+            lateness: None,
+            distinct: vec!["id".to_owned()],
+            query: None,
+            tables: Vec::new(),
+            columns: vec![
+                Column::nullable("id", ColumnType::Int64),
+                Column::nullable("paid_at", ColumnType::Timestamp),
+            ],
+        }
+    }
+
+    /// Events by number and second.
+    fn events(events: &[(Option<i64>, i64)]) -> RecordBatch {
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter(events.iter().map(|event| event.0)));
+        let times = events.iter().map(|event| event.1 * 1_000_000);
+        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"));
+        RecordBatch::try_from_iter_with_nullable([("id", ids, true), ("paid_at", times, true)]).expect("two columns")
+    }
+
+    fn taken(log: &PushLog, given: &[(Option<i64>, i64)]) -> usize {
+        let at = Timestamp::from_micros(0);
+        let push = Push { source: "paid".to_owned(), events: events(given), header: PushHeader::default(), at };
+        let (entries, _) = log.append(vec![push.clone(), push]).expect("writable");
+        assert_eq!(entries[1].as_ref().map(|entry| entry.events.num_rows()), Some(0), "the same once more");
+        entries[0].as_ref().map_or(0, |entry| entry.events.num_rows())
+    }
+
+    #[test]
+    fn an_event_that_was_pushed_before_is_not_logged_again_however_often_the_log_is_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        assert_eq!(log.told_from(&source()).expect("readable"), None);
+        log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
+        assert_eq!(taken(&log, &[(Some(1), 10), (Some(1), 11), (None, 10), (Some(1), 10), (None, 10)]), 3);
+        drop(log);
+        let log = PushLog::open(folder.path()).expect("reopened");
+        assert_eq!(log.told_from(&source()).expect("readable"), Some(Timestamp::MIN));
+        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 10)]), 1);
+        assert_eq!((log.last(), log.entries_after(0).expect("readable").len()), (2, 2));
+        let other = Source { distinct: vec!["paid_at".to_owned()], ..source() };
+        assert_eq!(log.told_from(&other).expect("readable"), None, "told apart by something else");
+    }
+
+    #[test]
+    fn what_is_not_flushed_stays_known_and_what_is_flushed_for_a_day() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
+        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 2);
+        log.cut_events().expect("writable");
+        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 0);
+        log.trim(log.last()).expect("writable");
+        log.cut_events().expect("writable");
+        assert_eq!(log.told_from(&source()).expect("readable"), Some(Timestamp::from_micros(DAY * 1_000_000)));
+        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 1);
+    }
+
+    #[test]
+    fn copies_of_what_another_log_flushed_go() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = PushLog::open(folder.path()).expect("new");
+        log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
+        taken(&log, &[(Some(1), 10), (Some(2), 10)]);
+        taken(&log, &[(Some(3), 10)]);
+        log.forget_events().expect("writable");
+        assert_eq!(log.told_from(&source()).expect("readable"), None);
+        log.learn_flushed(&source(), &events(&[(Some(1), 10), (Some(3), 10), (Some(4), 10)])).expect("writable");
+        log.learn_held(&source(), Timestamp::MIN, true).expect("writable");
+        let held = log.entries_after(0).expect("readable");
+        assert_eq!((held.len(), held[0].events.clone()), (1, events(&[(Some(2), 10)])));
+        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 10), (Some(4), 10), (Some(5), 10)]), 1);
+    }
+}

@@ -1,0 +1,256 @@
+//! Events that their source tells apart (rule T12), as they are pushed: an event counts once, whichever way it came first.
+//!
+//! Of events that were pushed before the log has an index of the last day; of older ones the flushed files are asked, before
+//! a push is in line ([`Shared::not_flushed`]). Of those that a view has got from its history, which are at most as late as
+//! its last read, the files that it read are asked, when the events are applied and when they are committed
+//! ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push that is not committed: the view is then
+//! loaded anew ([`Shared::brings_again`]).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError};
+
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use futures::TryStreamExt;
+use springhouse_featurestore::catalog::CatalogState;
+use springhouse_featurestore::definition::{FeatureView, Pinned, Source};
+use springhouse_featurestore::push::{LogReach, PushEntry, PushHistoryState, PushLog};
+use springhouse_featurestore::tier::{Mark, ViewCommit};
+use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::{Error, Result};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+
+use super::Shared;
+use super::lacking::Piece;
+use crate::Jobs;
+use crate::distinct::{Got, before, times_of, told_apart};
+
+/// How far the log's index is filled back before the newest flushed event.
+const LEARNT: Span = Span::from_secs(24 * 60 * 60);
+
+/// While somebody holds it the log's index keeps what it has: events were looked up that are to be appended.
+pub(super) type Asked = OwnedRwLockReadGuard<()>;
+
+/// What those who push, flush and follow share of events that are told apart.
+#[derive(Debug, Default)]
+pub(super) struct ToldApart {
+    /// Held from when flushed files are asked about old events until these are in the log.
+    asking: Arc<RwLock<()>>,
+    /// Held from when events are found to be young enough for the index until they are in the log.
+    in_line: Arc<RwLock<()>>,
+    /// How far views had got by commits that were looked at last.
+    got: std::sync::Mutex<HashMap<Pinned, VecDeque<Got>>>,
+}
+
+impl Shared {
+    /// What of a batch that is to be pushed was not flushed before, of events that the log does not know any more. What it
+    /// gives beside them is held until they are in the log.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Unavailable`] when object storage is asked and does not answer.
+    pub(super) async fn not_flushed(
+        &self,
+        source: &Source,
+        events: RecordBatch,
+    ) -> Result<(RecordBatch, Option<Asked>)> {
+        if source.identity().is_none() || events.num_rows() == 0 {
+            return Ok((events, None));
+        }
+        loop {
+            let told_from = self.told_from(source).await?;
+            let old = before(source, &events, told_from);
+            let is_old = old.contains(&true);
+            let lock = if is_old { &self.told_apart.asking } else { &self.told_apart.in_line };
+            let asked = Arc::clone(lock).read_owned().await;
+            if self.log.told_from(source)? != Some(told_from) {
+                continue;
+            }
+            if !is_old {
+                return Ok((events, Some(asked)));
+            }
+            let unavailable = |error: Error| {
+                Error::unavailable(
+                    "it cannot be told whether old events were pushed before: flushed files cannot be read",
+                )
+                .with("source", &source.name)
+                .remedy("send the batch again later; nothing of it was taken")
+                .source(error)
+            };
+            let copies = self.flushed_copies(source, &events, &old).await.map_err(unavailable)?;
+            return Ok((without(&events, &copies)?, Some(asked)));
+        }
+    }
+
+    /// Which of the old events of a batch have been flushed.
+    async fn flushed_copies(&self, source: &Source, events: &RecordBatch, old: &[bool]) -> Result<Vec<bool>> {
+        let olds = filter_record_batch(events, &BooleanArray::from(old.to_vec()))?;
+        let none = vec![false; events.num_rows()];
+        let Some(times) = times_of(source, &olds) else { return Ok(none) };
+        let (session, flushed) = (self.jobs.session()?, self.history().events());
+        let taken = session.taken_of_pushes(source, times, (&flushed, u64::MAX), self.jobs.store()).await?;
+        let Some(taken) = taken else { return Ok(none) };
+        let mut copies = session.copies(source, &olds, &taken).await?.into_iter();
+        Ok(old.iter().map(|old| *old && copies.next().unwrap_or(false)).collect())
+    }
+
+    /// From which event time on the log knows all pushes of a source.
+    async fn told_from(&self, source: &Source) -> Result<Timestamp> {
+        if let Some(from) = self.log.told_from(source)? {
+            return Ok(from);
+        }
+        // What is flushed meanwhile would be neither in the files that are read nor in the log.
+        let _flushing = self.flushing.lock().await;
+        if self.log.told_from(source)?.is_none() {
+            learn(&self.jobs, &self.log, source, &self.history(), false).await?;
+        }
+        let learnt = self.log.told_from(source)?;
+        learnt.ok_or_else(|| Error::internal("the log does not know what it learnt").with("source", &source.name))
+    }
+
+    /// Lets the log's index go of what it need not have. While flushed files are asked about old events nobody waits for that.
+    pub(super) async fn cut_events(&self) -> Result<()> {
+        let Ok(_nobody_asks) = self.told_apart.asking.try_write() else { return Ok(()) };
+        let _nobody_is_in_line = self.told_apart.in_line.write().await;
+        self.log.cut_events()
+    }
+
+    /// The entries that a tier at a commit is to have, without the events that it has of the history.
+    ///
+    /// # Errors
+    /// As [`Jobs::not_from_history`], and those of the view's log.
+    pub(super) async fn new_to(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        commit: u64,
+        entries: Vec<PushEntry>,
+    ) -> Result<Vec<PushEntry>> {
+        if entries.is_empty() || view.reaches_back() || told_apart(catalog, view)?.is_empty() {
+            return Ok(entries);
+        }
+        let got = self.got_by(view, commit).await?;
+        self.jobs.not_from_history(catalog, view, &got, entries).await
+    }
+
+    /// How far a view had got by a commit.
+    async fn got_by(&self, view: &FeatureView, commit: u64) -> Result<Got> {
+        let known = self.got_of(&view.pinned());
+        if let Some(known) = known.iter().find(|known| known.commit == commit) {
+            return Ok(known.clone());
+        }
+        let log = self.jobs.log(view);
+        let newest = Got::of(&log.state().await?);
+        let got = if newest.commit == commit {
+            newest
+        } else {
+            let earlier = known.into_iter().filter(|known| known.commit < commit).max_by_key(|known| known.commit);
+            let earlier = earlier.unwrap_or_default();
+            let mut commits = log.commits_after(earlier.commit).await?;
+            commits.retain(|(number, _)| *number <= commit);
+            earlier.after(&commits)
+        };
+        self.keep(&view.pinned(), &got);
+        Ok(got)
+    }
+
+    fn got_of(&self, view: &Pinned) -> VecDeque<Got> {
+        self.told_apart.got.lock().unwrap_or_else(PoisonError::into_inner).get(view).cloned().unwrap_or_default()
+    }
+
+    fn keep(&self, view: &Pinned, got: &Got) {
+        let mut all = self.told_apart.got.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = all.entry(view.clone()).or_default();
+        if !kept.iter().any(|known| known.commit == got.commit) {
+            kept.push_back(got.clone());
+        }
+        // The one that a tier is at, and the one that it is brought to.
+        while kept.len() > 2 {
+            kept.pop_front();
+        }
+    }
+
+    /// Whether the history must be read to tell which events of entries a tier at a commit is to have.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::NotFound`] when the catalog lacks a source.
+    pub(super) fn asks_history(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        commit: u64,
+        entries: &[PushEntry],
+    ) -> Result<bool> {
+        let sources = if view.reaches_back() { Vec::new() } else { told_apart(catalog, view)? };
+        if sources.is_empty() {
+            return Ok(false);
+        }
+        let known = self.got_of(&view.pinned()).into_iter().find(|known| known.commit == commit);
+        Ok(known.is_none_or(|got| sources.iter().any(|source| entries.iter().any(|entry| got.may_have(source, entry)))))
+    }
+
+    /// Whether commits after a tier's mark bring events from the history that it has of pushes which were not committed then.
+    ///
+    /// # Errors
+    /// Those of the log and of reading the files of the history.
+    pub(super) async fn brings_again(
+        &self,
+        view: &FeatureView,
+        mark: Mark,
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<bool> {
+        let catalog = (self.catalog)();
+        let sources = told_apart(&catalog, view)?;
+        if sources.is_empty() || view.reaches_back() || mark.commit == 0 {
+            return Ok(false);
+        }
+        let before_them = self.got_by(view, mark.commit).await?;
+        let after_them = before_them.clone().after(commits);
+        self.keep(&view.pinned(), &after_them);
+        if after_them.is_of_the_same_history(&before_them) {
+            return Ok(false);
+        }
+        let names = sources.iter().map(|source| source.name.as_str()).collect();
+        let (mut after, reach) = (before_them.pushed, LogReach { last: mark.pushed, ..LogReach::default() });
+        while after < mark.pushed {
+            let Piece { entries, until, .. } = self.missing(&names, after, &reach).await?;
+            if self.jobs.has_of_both(&catalog, view, (&before_them, &after_them), entries).await? {
+                return Ok(true);
+            }
+            after = until;
+        }
+        Ok(false)
+    }
+}
+
+/// Events without some of them.
+fn without(events: &RecordBatch, copies: &[bool]) -> Result<RecordBatch> {
+    if !copies.contains(&true) {
+        return Ok(events.clone());
+    }
+    let kept: BooleanArray = copies.iter().map(|copy| Some(!copy)).collect();
+    Ok(filter_record_batch(events, &kept)?)
+}
+
+/// Tells a log which events of a source have been flushed lately. `drop_copies` is whether its own copies of those go.
+///
+/// # Errors
+/// Those of reading what has been flushed, and of the log.
+pub(super) async fn learn(
+    jobs: &Jobs,
+    log: &PushLog,
+    source: &Source,
+    history: &PushHistoryState,
+    drop_copies: bool,
+) -> Result<()> {
+    let (session, flushed) = (jobs.session()?, history.events());
+    log.forget_events_of(source)?;
+    let newest = session.newest_pushed_event(source, &flushed, jobs.store()).await?;
+    let from = newest.map_or(Timestamp::MIN, |newest| newest - LEARNT);
+    if let Some(newest) = newest {
+        let mut events = session.pushed_events(source, (from, newest), &flushed, jobs.store()).await?;
+        while let Some(events) = events.try_next().await? {
+            log.learn_flushed(source, &events)?;
+        }
+    }
+    log.learn_held(source, from, drop_copies)
+}
