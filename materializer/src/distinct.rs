@@ -270,12 +270,12 @@ impl Jobs {
             (sources.iter().map(|source| source.name.as_str()).collect(), self.pushed().state().await?);
         let mut after = first.pushed;
         while after < until {
-            let piece = history.until_within(&names, (after, until), self.piece_bytes());
-            let entries = self.pushed().entries(&history, &names, (after, piece)).await?;
+            let (entries, reached) =
+                self.pushed().first_entries(&history, &names, (after, until), self.piece_bytes()).await?;
             if self.has_of_both(catalog, view, (first, second), entries).await? {
                 return Ok(true);
             }
-            after = piece;
+            after = reached;
         }
         Ok(false)
     }

@@ -32,8 +32,11 @@ pub struct Jobs {
     piece_bytes: u64,
 }
 
-/// Pushed events that are worked on together, by the bytes of their files: some ten times as much in memory.
+/// Pushed events that are worked on together, by the bytes of their files.
 const PIECE_BYTES: u64 = 16 << 20;
+
+/// Events take about so many times the bytes of their files in memory.
+const UNPACKED: u64 = 4;
 
 impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
@@ -98,9 +101,9 @@ impl Jobs {
         self
     }
 
-    /// The bytes of the files of pushed events that are worked on together.
+    /// The bytes of memory of the pushed events that are worked on together.
     pub(crate) fn piece_bytes(&self) -> u64 {
-        self.piece_bytes
+        self.piece_bytes.saturating_mul(UNPACKED)
     }
 
     /// The same jobs, of which so many at once share the memory that one has.

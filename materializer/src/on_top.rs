@@ -182,7 +182,11 @@ mod tests {
         let told = commit(ViewCommitKind::Push, at(2));
         let commits = [(8, flush(3, 5)), (9, commit(ViewCommitKind::Compact, at(1))), (10, flush(5, 9)), (11, told)];
         assert_eq!(left_by(Computed::default(), &commits), Left::UnlessRead(9));
-        assert_eq!(left_by(Computed::default(), &commits[3..]), Left::Right, "it says how far producers are, and has no events");
+        assert_eq!(
+            left_by(Computed::default(), &commits[3..]),
+            Left::Right,
+            "it says how far producers are, and has no events"
+        );
         let anew = [(12, commit(ViewCommitKind::Refresh, at(1)))];
         assert_eq!(left_by(Computed::default(), &[&commits[..], &anew].concat()), Left::Nothing);
     }

@@ -256,8 +256,8 @@ impl Jobs {
         let sources: BTreeSet<&str> = view.sources.iter().map(|source| source.name.as_str()).collect();
         let (mut after, mut oldest) = (state.pushed, Timestamp::MAX);
         while after < history.until {
-            let until = history.until_within(&sources, (after, history.until), self.piece_bytes());
-            let entries = self.pushed().entries(history, &sources, (after, until)).await?;
+            let range = (after, history.until);
+            let (entries, until) = self.pushed().first_entries(history, &sources, range, self.piece_bytes()).await?;
             oldest = oldest.min(oldest_event(catalog, view, &PushedEvents::of_entries(&entries))?);
             after = until;
         }

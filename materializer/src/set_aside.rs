@@ -471,6 +471,7 @@ mod tests {
             available: Available::AtEventTime,
             available_zone: None,
             lateness: None,
+            distinct: Vec::new(),
             query: None,
             tables: Vec::new(),
             columns,

@@ -60,7 +60,7 @@ pub struct SetAside {
 #[serde(untagged)]
 enum Told {
     Table(SetAside),
-    List(Vec<serde::de::IgnoredAny>),
+    List(#[expect(dead_code, reason = "that it is a list is all there is to know")] Vec<serde::de::IgnoredAny>),
 }
 
 /// Reads what a commit says of events that are set aside.

@@ -13,9 +13,6 @@ use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
 
-/// Events take about so many times the bytes of their files in memory.
-const UNPACKED: u64 = 4;
-
 /// Views that are brought up at once, when they lack pushes.
 const BEHIND_AT_ONCE: usize = 4;
 
@@ -158,7 +155,7 @@ impl Shared {
     /// The entries of some sources after a position and up to another, or the first of them: those that the log holds, and before
     /// them those on object storage.
     async fn piece_of(&self, sources: &BTreeSet<&str>, (after, until): (u64, u64)) -> Result<Piece> {
-        let most = UNPACKED.saturating_mul(self.jobs.piece_bytes());
+        let most = self.jobs.piece_bytes();
         // In this order: what leaves the log between the two is in the history.
         let held = self.log.entries_after(after)?;
         let history = self.history();
