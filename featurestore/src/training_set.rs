@@ -6,6 +6,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
@@ -45,10 +46,22 @@ pub enum CommandSpine {
 
 /// A spine that the project defines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "BTreeMap<String, String>")]
 pub struct DefinedSpine {
     /// Its name.
     pub name: String,
+}
+
+/// A list of one text is no spine, though it would read as this structure.
+impl TryFrom<BTreeMap<String, String>> for DefinedSpine {
+    type Error = &'static str;
+
+    fn try_from(mut fields: BTreeMap<String, String>) -> std::result::Result<Self, Self::Error> {
+        match (fields.remove("name"), fields.is_empty()) {
+            (Some(name), true) => Ok(Self { name }),
+            _ => Err("a defined spine is {\"name\": NAME}"),
+        }
+    }
 }
 
 impl CommandSpine {

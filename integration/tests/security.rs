@@ -630,7 +630,13 @@ async fn a_producers_name_belongs_to_who_used_it_and_its_sequences_can_be_given_
     server.stop().await;
 
     // It is known after a restart, and on another machine that has the store alone.
-    std::fs::remove_dir_all(folder.join("log")).expect("there");
+    // The log is let go of a moment after the server has ended.
+    for _ in 0..100 {
+        if std::fs::remove_dir_all(folder.join("log")).is_ok() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     let server = Running::start(&project, with_tokens(&folder), None).await;
     push_as(&as_caller(&server, &bob), "till", 9).await.expect_err("another's still");
     let change = async |store: RemoteFeatures, change: &str| {

@@ -40,12 +40,13 @@ impl World {
             0 => {
                 let calls = self.random.below(4 * CALLS);
                 self.worker.dies_after(calls);
-                let merged = job.await.is_ok();
+                // How many calls it takes to read files, and so whether it got through, is not the same each time.
+                drop(job.await);
                 self.worker.is_whole();
-                self.say(format!("object storage died after {calls} calls, and files were merged: {merged}"));
+                self.say(format!("object storage died after {calls} calls"));
             }
             1 => job.await.expect("merges"),
-            _ => Box::pin(self.meanwhile(job)).await.expect("merges"),
+            _ => Box::pin(self.meanwhile_within(4, job)).await.expect("merges"),
         }
         if self.chance(2) {
             // Who takes pushes looks at what was merged, as it does by itself every few seconds.

@@ -140,8 +140,13 @@ impl World {
 
     /// Runs a job that stops in the middle until there were pushes, a flush and maybe a refresh.
     pub async fn meanwhile<T>(&mut self, job: impl Future<Output = T>) -> T {
-        let worker = Arc::clone(&self.worker);
         let within = self.random.pick(&[4, CALLS]);
+        self.meanwhile_within(within, job).await
+    }
+
+    /// The same, where it stops at one of its first calls.
+    pub async fn meanwhile_within<T>(&mut self, within: u64, job: impl Future<Output = T>) -> T {
+        let worker = Arc::clone(&self.worker);
         worker.stops_at(self.random.below(within));
         let mut job = Box::pin(job);
         let done = tokio::select! {
