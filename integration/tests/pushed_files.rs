@@ -41,6 +41,12 @@ CREATE CONTRACT together TIER interactive REQUEST (user_name VARCHAR)
   OUTPUT (fraud_probability FLOAT);
 ";
 
+/// The usual definitions, of a source whose events are known when they happen, with that view.
+fn further() -> String {
+    let all = definitions() + FURTHER;
+    all.replace(" AVAILABLE AT known_at", "").replace(", known_at", "")
+}
+
 fn header(sequence: i64, watermark: i64) -> PushHeader {
     let sequence = Some(sequence.cast_unsigned());
     PushHeader { producer: Some("till".to_owned()), sequence, watermark: Some(at(watermark)) }
@@ -73,7 +79,7 @@ async fn push(project: &TestProject, server: &Server, round: i64) {
 /// A store to which so many rounds were flushed, with the views of all kinds.
 async fn pushed(rounds: i64) -> (TestProject, CatalogState, Server) {
     let project = TestProject::new(&[("ann", 9_000, 9_000, Some(1.0)), ("bob", 9_500, 9_600, Some(2.0))]);
-    let state = project.apply(&format!("{}{FURTHER}", definitions())).await.expect("valid definitions");
+    let state = project.apply(&further()).await.expect("valid definitions");
     project.clock.set(at(second(0)));
     refresh_all(&project, &state).await;
     let server = Server::start_on(&project, &project.store, 0).await;
@@ -345,7 +351,7 @@ async fn what_a_store_costs_does_not_grow_with_its_flushes() {
     let mut project = TestProject::new(&[]);
     let counting = FaultyStore::new(Arc::new(InMemory::new()));
     project.store = Arc::clone(&counting) as _;
-    let state = project.apply(&format!("{}{FURTHER}", definitions())).await.expect("valid definitions");
+    let state = project.apply(&further()).await.expect("valid definitions");
     let jobs = project.jobs();
     let claim = Claim { log: 7, epoch: None, last: 0, older: false, process: 7 };
     jobs.pushed().take_over(&claim, at(0)).await.expect("taken");

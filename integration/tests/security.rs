@@ -635,7 +635,7 @@ async fn a_producers_name_belongs_to_who_used_it_and_its_sequences_can_be_given_
         if std::fs::remove_dir_all(folder.join("log")).is_ok() {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let server = Running::start(&project, with_tokens(&folder), None).await;
     push_as(&as_caller(&server, &bob), "till", 9).await.expect_err("another's still");

@@ -143,7 +143,9 @@ impl EntriesOf<'_> {
                 if is_over {
                     self.open = None;
                 }
-            } else if let (true, Some(file)) = (self.read.is_empty(), self.files.next()) {
+            } else if !self.read.is_empty() {
+                break;
+            } else if let Some(file) = self.files.next() {
                 if let Some(range) = file.positions.filter(|range| range.after < until && range.until > after) {
                     self.open = Some((file, range.until, self.history.read(file, Some(self.stretch)).await?));
                 }
