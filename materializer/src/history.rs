@@ -12,7 +12,6 @@
 use std::collections::{HashMap, HashSet};
 
 use futures::TryStreamExt;
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView, Source, Table};
 use springhouse_featurestore::encoding::WriteOrder;
@@ -21,6 +20,7 @@ use springhouse_featurestore::tier::{
     DataFile, Fingerprint, HistoryFile, HistoryFiles, Restated, ViewLog, ViewLogState, data_schema,
 };
 use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::session::{EventRange, Session, query_error};
 use springhouse_sql::view_rows::{Sources, changed_rows, known_rows, one_source, view_rows};
 
@@ -94,7 +94,12 @@ impl Jobs {
             }
         }
         let rows_before = state.files.iter().map(|(_, file)| file.rows).sum();
-        let (rows_now, rows_changed) = match self.compared(catalog, view, state, now, pushed, until).await? {
+        let compared = match self.compared(catalog, view, state, now, pushed, until).await {
+            // Of events that are set aside, and on which the view's query fails, it cannot be told.
+            Err(error) if error.kind() == ErrorKind::Invalid && state.set_aside.events > 0 => Compared::Unknown,
+            compared => compared?,
+        };
+        let (rows_now, rows_changed) = match compared {
             Compared::Same => return Ok(Past::default()),
             Compared::Other { rows, changed } => (Some(rows), Some(changed)),
             Compared::Unknown => (None, None),

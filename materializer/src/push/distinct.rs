@@ -38,6 +38,8 @@ pub(super) struct ToldApart {
     asking: Arc<RwLock<()>>,
     /// Held from when events are found to be young enough for the index until they are in the log.
     in_line: Arc<RwLock<()>>,
+    /// Held while flushed files are read for old events: one batch after another, however many producers send such.
+    reading: tokio::sync::Mutex<()>,
     /// How far views had got by commits that were looked at last.
     got: std::sync::Mutex<HashMap<Pinned, VecDeque<Got>>>,
 }
@@ -86,6 +88,7 @@ impl Shared {
         let olds = filter_record_batch(events, &BooleanArray::from(old.to_vec()))?;
         let none = vec![false; events.num_rows()];
         let Some(times) = times_of(source, &olds) else { return Ok(none) };
+        let _alone = self.told_apart.reading.lock().await;
         let (session, flushed) = (self.jobs.session()?, self.history().events());
         let taken = session.taken_of_pushes(source, times, (&flushed, u64::MAX), self.jobs.store()).await?;
         let Some(taken) = taken else { return Ok(none) };
@@ -111,7 +114,7 @@ impl Shared {
     pub(super) async fn cut_events(&self) -> Result<()> {
         let Ok(_nobody_asks) = self.told_apart.asking.try_write() else { return Ok(()) };
         let _nobody_is_in_line = self.told_apart.in_line.write().await;
-        self.log.cut_events()
+        self.log.cut_events(self.jobs.clock().now())
     }
 
     /// The entries that a tier at a commit is to have, without the events that it has of the history.
@@ -245,7 +248,12 @@ pub(super) async fn learn(
     let (session, flushed) = (jobs.session()?, history.events());
     log.forget_events_of(source)?;
     let newest = session.newest_pushed_event(source, &flushed, jobs.store()).await?;
-    let from = newest.map_or(Timestamp::MIN, |newest| newest - LEARNT);
+    // One event of a clock that was ahead makes no other old; and what the log holds, however old, is told from what was flushed.
+    let held = log.entries_after(0)?;
+    let held = held.iter().filter(|entry| entry.source == source.name);
+    let oldest = held.filter_map(|entry| times_of(source, &entry.events)).map(|times| times.0).min();
+    let from = newest.map_or(Timestamp::MIN, |newest| newest.min(jobs.clock().now()) - LEARNT);
+    let from = oldest.map_or(from, |oldest| from.min(oldest));
     if let Some(newest) = newest {
         let mut events = session.pushed_events(source, (from, newest), &flushed, jobs.store()).await?;
         while let Some(events) = events.try_next().await? {

@@ -104,7 +104,9 @@ impl RoomOfOne {
                 Some(own.acquire_many_owned(places).await.map_err(|error| wrong(&error))?)
             }
         };
-        let places = places(UNDER_WAY_BYTES).map_err(|error| wrong(&error))?;
+        // A batch that is larger than its caller's share has no more of all than that.
+        let most = if own.is_some() { OWN_BYTES } else { UNDER_WAY_BYTES };
+        let places = places(most).map_err(|error| wrong(&error))?;
         Ok((own, self.whole.acquire_many_owned(places).await.map_err(|error| wrong(&error))?))
     }
 }

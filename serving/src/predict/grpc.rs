@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use springhouse_featurestore::Result;
 use springhouse_featurestore::definition::Column;
 use springhouse_featurestore::time::Clock;
+use springhouse_featurestore::{Error, Result};
 use tonic::{Request, Response, Status};
 
 use super::tensor::{TensorData, columns_to_tensors, datatype, request_columns};
@@ -26,6 +26,9 @@ use crate::worker::{Answer, Contracts, Question};
 /// The largest request: 4,096 rows of 500 numbers. A few bytes of a request can become hundreds in memory before anything of it
 /// can be looked at.
 pub(crate) const MOST_REQUEST_BYTES: usize = 16 << 20;
+
+/// The most bytes of a request's id, which the answer carries too.
+const MOST_ID_BYTES: usize = 1 << 10;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -54,6 +57,12 @@ impl PredictService {
         deadline: Option<Instant>,
         caller: Option<Arc<str>>,
     ) -> Result<ModelInferResponse> {
+        if request.id.len() > MOST_ID_BYTES {
+            return Err(Error::invalid("the request's id is too long: it is sent back")
+                .with("bytes", request.id.len())
+                .with("most", MOST_ID_BYTES)
+                .remedy("send a shorter id"));
+        }
         let worker = self.contracts.worker(&request.model_name, &request.model_version)?;
         let contract = worker.contract();
         let outputs = wanted_outputs(&contract.output, request)?;

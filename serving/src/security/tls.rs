@@ -31,8 +31,9 @@ use crate::connections::Bounded;
 /// How long a client may take to agree on a connection.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Connections that are agreed on at once; more wait to be accepted.
-const MOST_HANDSHAKES: usize = 256;
+/// Connections that are agreed on at once; more wait to be accepted. As many as a port has: one address, which has a quarter of
+/// those, keeps nobody else from agreeing.
+const MOST_HANDSHAKES: usize = 1024;
 
 /// After so many looks at the files, one a second, the certificates of open connections are looked at though nothing changed:
 /// their own time may be over.

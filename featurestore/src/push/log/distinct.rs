@@ -319,12 +319,12 @@ impl PushLog {
         Ok(filter_record_batch(events, &BooleanArray::from(new))?)
     }
 
-    /// Lets go of the index of flushed events that are older than it reaches. Nobody may be about to append an event of which
+    /// Lets go of the index of flushed events that are older than it reaches, `now` being the clock's time. Nobody may be about to append an event of which
     /// the flushed files were asked before.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
-    pub fn cut_events(&self) -> Result<()> {
+    pub fn cut_events(&self, now: Timestamp) -> Result<()> {
         let known = self.distinct.known().clone();
         for (source, known) in known {
             let _appending = self.appending();
@@ -333,7 +333,8 @@ impl PushLog {
             let mut newest = self.database.iterator_cf(family, IteratorMode::From(&end, Direction::Reverse));
             let newest = newest.next().transpose().map_err(|error| self.failed(error))?;
             let Some(newest) = newest.and_then(|(key, _)| time_of(&source, &key)) else { continue };
-            let mut from = newest - HORIZON;
+            // One event of a clock that was ahead makes no other old.
+            let mut from = newest.min(now) - HORIZON;
             for entry in self.entries_after(0)?.iter().filter(|entry| entry.source == source) {
                 // Of what is not flushed no file tells.
                 from = from.min(least_time(&known.identity, &entry.events).unwrap_or(from));
@@ -421,10 +422,10 @@ mod tests {
         let log = PushLog::open(folder.path()).expect("new");
         log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
         assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 2);
-        log.cut_events().expect("writable");
+        log.cut_events(Timestamp::MAX).expect("writable");
         assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 0);
         log.trim(log.last()).expect("writable");
-        log.cut_events().expect("writable");
+        log.cut_events(Timestamp::MAX).expect("writable");
         assert_eq!(log.told_from(&source()).expect("readable"), Some(Timestamp::from_micros(DAY * 1_000_000)));
         assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 1);
     }
