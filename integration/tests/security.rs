@@ -82,6 +82,18 @@ impl Running {
     }
 }
 
+/// Deletes the push log of a server that has ended: it is let go of a moment after that.
+async fn without_log(folder: &Path) {
+    let log = folder.join("log");
+    for _ in 0..250 {
+        if std::fs::remove_dir_all(&log).is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    std::fs::remove_dir_all(&log).expect("nobody writes there any more");
+}
+
 /// Makes a token, and gives its file.
 fn token(folder: &Path, caller: &str, scopes: &[Scope]) -> PathBuf {
     let make = |file: &mut CallersFile| file.create(caller, scopes, at(0));
@@ -630,13 +642,7 @@ async fn a_producers_name_belongs_to_who_used_it_and_its_sequences_can_be_given_
     server.stop().await;
 
     // It is known after a restart, and on another machine that has the store alone.
-    // The log is let go of a moment after the server has ended.
-    for _ in 0..100 {
-        if std::fs::remove_dir_all(folder.join("log")).is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    without_log(&folder).await;
     let server = Running::start(&project, with_tokens(&folder), None).await;
     push_as(&as_caller(&server, &bob), "till", 9).await.expect_err("another's still");
     let change = async |store: RemoteFeatures, change: &str| {
@@ -655,7 +661,7 @@ async fn a_producers_name_belongs_to_who_used_it_and_its_sequences_can_be_given_
     change(as_caller(&server, &op), r#"{"sequence": 2}"#).await.expect("operates");
     assert!(push_as(&as_caller(&server, &bob), "till", 3).await.expect("its next"));
     server.stop().await;
-    std::fs::remove_dir_all(folder.join("log")).expect("there");
+    without_log(&folder).await;
     let server = Running::start(&project, with_tokens(&folder), None).await;
     assert!(push_as(&as_caller(&server, &bob), "till", 4).await.expect("counted on from what was set back"));
     server.stop().await;

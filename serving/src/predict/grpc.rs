@@ -140,7 +140,7 @@ fn wanted_outputs(outputs: &[Column], request: &ModelInferRequest) -> Result<Vec
     let index_of = |name: &str| {
         outputs.iter().position(|column| column.name == name).ok_or_else(|| {
             let names: Vec<&str> = outputs.iter().map(|column| column.name.as_str()).collect();
-            springhouse_featurestore::Error::invalid("the contract has no such output")
+            Error::invalid("the contract has no such output")
                 .with("output", name)
                 .remedy(format!("the outputs are: {}", names.join(", ")))
         })
@@ -149,9 +149,7 @@ fn wanted_outputs(outputs: &[Column], request: &ModelInferRequest) -> Result<Vec
     for output in &request.outputs {
         let index = index_of(&output.name)?;
         if wanted.contains(&index) {
-            return Err(
-                springhouse_featurestore::Error::invalid("an output is asked for twice").with("output", &output.name)
-            );
+            return Err(Error::invalid("an output is asked for twice").with("output", &output.name));
         }
         wanted.push(index);
     }
