@@ -61,7 +61,7 @@ fn batch(events: &[Paid]) -> RecordBatch {
     let users: ArrayRef = Arc::new(StringArray::from_iter_values(events.iter().map(|event| event.1)));
     let times = events.iter().map(|event| event.2 * 1_000_000);
     let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"));
-    let amounts: ArrayRef = Arc::new(Float64Array::from_iter_values(events.iter().map(|event| amount(event))));
+    let amounts: ArrayRef = Arc::new(Float64Array::from_iter_values(events.iter().map(amount)));
     RecordBatch::try_from_iter_with_nullable([
         ("id", ids, true),
         ("user_name", users, true),

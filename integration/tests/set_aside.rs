@@ -281,9 +281,9 @@ async fn a_retry_that_is_killed_anywhere_or_hears_a_false_error_counts_each_even
         while rated.log().await.set_aside.events > 0 {
             let jobs = rated.project.jobs_on(&(Arc::clone(&store) as Arc<dyn ObjectStore>));
             if dies {
-                store.dies_after(fault)
+                store.dies_after(fault);
             } else {
-                store.acts_and_fails(fault)
+                store.acts_and_fails(fault);
             }
             let done = jobs.retry_set_aside(&rated.state, &rated.view, &by("")).await;
             store.is_whole();

@@ -159,7 +159,7 @@ fn host_of(address: IpAddr) -> Option<IpAddr> {
     match address.to_canonical() {
         own if own.is_loopback() => None,
         IpAddr::V6(address) => Some(IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & u128::from(u64::MAX) << 64))),
-        address => Some(address),
+        address @ IpAddr::V4(_) => Some(address),
     }
 }
 
