@@ -197,7 +197,7 @@ pub async fn commit(
     clock: &dyn Clock,
     changes: Vec<Change>,
 ) -> Result<()> {
-    let commit = CatalogCommit { at: clock.now(), who: "bench".to_owned(), why: "bench".to_owned(), changes };
+    let commit = CatalogCommit::new(clock.now(), "bench", "bench", changes);
     catalog.commit(state, commit).await.map(|_| ())
 }
 

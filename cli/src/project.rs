@@ -215,7 +215,7 @@ impl Project {
             if changes.is_empty() {
                 return Ok(None);
             }
-            let commit = CatalogCommit { at: self.clock.now(), who: who(), why: why.to_owned(), changes };
+            let commit = CatalogCommit::new(self.clock.now(), who(), why, changes);
             match catalog.commit(&mut state, commit).await {
                 Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
                     tracing::info!(attempt, "another writer committed first; checking against its state");

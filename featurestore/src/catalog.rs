@@ -21,7 +21,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 
 pub use checkpoint::Checkpoints;
-pub use commit::{CatalogCommit, Change, PackageRecord, Signature};
+pub use commit::{CatalogCommit, Change, FORMAT, PackageRecord, Signature};
 pub use head::{Head, Heads, HeadsSeen, Look};
 pub use log::CommitLog;
 pub use state::{CatalogState, Deployment};
@@ -119,7 +119,7 @@ mod tests {
             let deploy = Change::Deploy { contract: contract.name.clone(), digest: digest.clone() };
             let changes = vec![Change::Package(PackageRecord { digest, contract }), deploy];
             let at = Timestamp::from_micros(number);
-            let commit = CatalogCommit { at, who: "test".to_owned(), why: "test".to_owned(), changes };
+            let commit = CatalogCommit::new(at, "test", "test", changes);
             catalog.commit(&mut state, commit).await.expect("nobody else commits");
         }
         assert_eq!(catalog.state().await.expect("readable"), state);

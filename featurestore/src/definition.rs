@@ -1,8 +1,11 @@
 //! What people declare, as plain types: tables, sources, entities, feature views, contracts and spines.
 //!
 //! The text form and its checks live in the `sql` crate; these types are what is left once a definition has been
-//! checked, and what a catalog commit stores. A definition version is immutable: it is named by the hash of its
-//! canonical text and of the versions it was checked with.
+//! checked, and what a catalog commit stores.
+//!
+//! A definition says two things. Its *meaning* is what data and packages are bound to: a version is the hash of the canonical
+//! text of it and of the versions it was checked with, and never changes. Its *policy* (how often a view is refreshed; a
+//! contract's tier, rules, latency and availability) holds at once, under the same version, and has a version of its own.
 
 mod column;
 mod contract;
@@ -106,7 +109,7 @@ impl Definition {
         }
     }
 
-    /// Its immutable version.
+    /// The version of its meaning: what data and packages are bound to.
     pub fn version(&self) -> &Version {
         match self {
             Self::Table(table) => &table.version,
@@ -115,6 +118,25 @@ impl Definition {
             Self::FeatureView(view) => &view.version,
             Self::Contract(contract) => &contract.version,
             Self::Spine(spine) => &spine.version,
+        }
+    }
+
+    /// The version of its policy, which may change under a version: where it has one, and it was told apart when it was applied.
+    pub fn policy(&self) -> Option<&Version> {
+        match self {
+            Self::FeatureView(view) => view.policy.as_ref(),
+            Self::Contract(contract) => contract.policy.as_ref(),
+            Self::Table(_) | Self::Source(_) | Self::Entity(_) | Self::Spine(_) => None,
+        }
+    }
+
+    /// The definitions that it was checked with and is bound to, in their order.
+    pub fn depends_on(&self) -> Vec<&Pinned> {
+        match self {
+            Self::FeatureView(view) => std::iter::once(&view.entity).chain(&view.sources).collect(),
+            Self::Contract(contract) => contract.features.iter().map(|rule| &rule.view).collect(),
+            Self::Spine(spine) => spine.sources.iter().collect(),
+            Self::Table(_) | Self::Source(_) | Self::Entity(_) => Vec::new(),
         }
     }
 

@@ -13,6 +13,8 @@ pub enum ErrorKind {
     Conflict,
     /// Stored data does not match its checksum or format: follow the remedy.
     Damaged,
+    /// Stored data is of a newer release than this program: upgrade it.
+    Newer,
     /// The resource is held by another process, or full: try again later or elsewhere.
     Busy,
     /// A contract's own rule refuses to answer.
@@ -68,6 +70,7 @@ impl Error {
         not_found => NotFound,
         conflict => Conflict,
         damaged => Damaged,
+        newer => Newer,
         busy => Busy,
         refused => Refused,
         expired => Expired,

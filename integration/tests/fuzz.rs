@@ -153,15 +153,15 @@ fn commands_push_headers_and_commits_are_read_or_refused() {
             serde_json::to_vec(&header).expect("writable");
         }
     });
-    let commit = CatalogCommit {
-        at: Timestamp::from_micros(1),
-        who: "who".to_owned(),
-        why: "why".to_owned(),
-        changes: vec![
+    let commit = CatalogCommit::new(
+        Timestamp::from_micros(1),
+        "who",
+        "why",
+        vec![
             Change::Retire { kind: DefinitionKind::Source, name: "paid".to_owned() },
             Change::Deploy { contract: "fraud".to_owned(), digest: "sha256:12".to_owned() },
         ],
-    };
+    );
     let commits = vec![serde_json::to_vec_pretty(&commit).expect("writable")];
     Inputs::of("commits", 5, commits).try_all(|bytes| {
         if let Ok(commit) = serde_json::from_slice::<CatalogCommit>(bytes) {

@@ -22,6 +22,7 @@ mod meanwhile;
 mod memory;
 mod network;
 mod poison;
+mod policies;
 mod power_cut;
 mod project;
 mod push;

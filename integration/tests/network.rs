@@ -141,7 +141,7 @@ async fn deployed() -> (TestProject, CatalogState) {
         changes.push(Change::Deploy { contract: name.to_owned(), digest: record.digest.clone() });
         changes.insert(0, Change::Package(record));
     }
-    let commit = CatalogCommit { at: at(0), who: "test".to_owned(), why: "test".to_owned(), changes };
+    let commit = CatalogCommit::new(at(0), "test", "test", changes);
     Catalog::new(Arc::clone(&project.store)).commit(&mut state, commit).await.expect("first");
     project.clock.set(at(60));
     project.jobs().refresh(&state, state.live_views()[0]).await.expect("refreshes");

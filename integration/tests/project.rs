@@ -105,7 +105,7 @@ impl TestProject {
         let mut state = catalog.state().await?;
         let checked = self.check(text).await?;
         let changes = changes(&checked, &state);
-        let commit = CatalogCommit { at: at(0), who: "test".to_owned(), why: "test".to_owned(), changes };
+        let commit = CatalogCommit::new(at(0), "test", "test", changes);
         catalog.commit(&mut state, commit).await?;
         Ok(state)
     }

@@ -57,11 +57,13 @@ async fn the_catalog_race_and_a_refresh_on_s3() {
     project.store = Arc::clone(&store);
     let state = project.apply(DEFINITIONS).await.expect("valid definitions");
 
-    let commit = |why: &str| CatalogCommit {
-        at: at(0),
-        who: "test".to_owned(),
-        why: why.to_owned(),
-        changes: vec![Change::Retire { kind: DefinitionKind::Entity, name: "nothing".to_owned() }],
+    let commit = |why: &str| {
+        CatalogCommit::new(
+            at(0),
+            "test",
+            why,
+            vec![Change::Retire { kind: DefinitionKind::Entity, name: "nothing".to_owned() }],
+        )
     };
     let (one, other) = (Catalog::new(Arc::clone(&store)), Catalog::new(Arc::clone(&store)));
     let (mut first, mut second) = (state.clone(), state.clone());

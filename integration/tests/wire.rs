@@ -63,12 +63,7 @@ pub async fn deployed() -> (TestProject, Package) {
     package.store(&project.store).await.expect("writable");
     let record = PackageRecord { digest: package.digest().to_owned(), contract: contract.pinned() };
     let deploy = Change::Deploy { contract: "fraud".to_owned(), digest: record.digest.clone() };
-    let commit = CatalogCommit {
-        at: at(0),
-        who: "test".to_owned(),
-        why: "test".to_owned(),
-        changes: vec![Change::Package(record), deploy],
-    };
+    let commit = CatalogCommit::new(at(0), "test", "test", vec![Change::Package(record), deploy]);
     Catalog::new(Arc::clone(&project.store)).commit(&mut state, commit).await.expect("first");
     project.clock.set(at(60));
     project.jobs().refresh(&state, state.live_views()[0]).await.expect("refreshes");

@@ -203,7 +203,9 @@ impl FeatureServer {
 
     fn plan_of(&self, state: &CatalogState, contract: &Contract) -> Result<Arc<LookupPlan>> {
         let pinned = contract.pinned();
-        if let Some(plan) = self.plans.read().unwrap_or_else(PoisonError::into_inner).get(&pinned) {
+        if let Some(plan) = self.plans.read().unwrap_or_else(PoisonError::into_inner).get(&pinned)
+            && plan.contract().policy == contract.policy
+        {
             return Ok(Arc::clone(plan));
         }
         let plan = Arc::new(LookupPlan::new(contract, &views_of(state, contract)?)?);

@@ -4,13 +4,15 @@ use springhouse_featurestore::{Error, ErrorKind};
 use tonic::{Code, Status};
 
 /// Which code says what the caller can do.
-const CODES: [(ErrorKind, Code); 11] = [
+const CODES: [(ErrorKind, Code); 12] = [
     (ErrorKind::Invalid, Code::InvalidArgument),
     (ErrorKind::NotFound, Code::NotFound),
     (ErrorKind::Conflict, Code::Aborted),
     (ErrorKind::Damaged, Code::DataLoss),
     (ErrorKind::Busy, Code::ResourceExhausted),
     (ErrorKind::Refused, Code::FailedPrecondition),
+    // After the one that comes back of this code.
+    (ErrorKind::Newer, Code::FailedPrecondition),
     (ErrorKind::Expired, Code::DeadlineExceeded),
     (ErrorKind::Unauthenticated, Code::Unauthenticated),
     (ErrorKind::Forbidden, Code::PermissionDenied),

@@ -17,6 +17,8 @@ pub enum Action {
     Create,
     /// It gets a new version beside the old one.
     Change,
+    /// Its version stays, with its data and packages; what changes holds at once.
+    Policy,
     /// Its text is the same, but something that it depends on has a new version.
     Repin,
     /// It is no longer current.
@@ -62,7 +64,7 @@ impl ChangePlan {
         let mut plan = Self::default();
         for definition in &checked.definitions {
             let old = catalog.current(definition.kind(), definition.name()).map(AsRef::as_ref);
-            if old.is_some_and(|old| old.version() == definition.version()) {
+            if old.is_some_and(|old| is_same(old, definition)) {
                 plan.unchanged += 1;
                 continue;
             }
@@ -108,19 +110,35 @@ impl ChangePlan {
 /// The changes that a commit makes for a plan of these definitions.
 pub fn changes(checked: &Checked, catalog: &CatalogState) -> Vec<Change> {
     let defined = checked.definitions.iter().filter(|definition| {
-        catalog.current(definition.kind(), definition.name()).is_none_or(|old| old.version() != definition.version())
+        catalog.current(definition.kind(), definition.name()).is_none_or(|old| !is_same(old, definition))
     });
     let drops = checked.drops.iter().map(|(kind, name)| Change::Retire { kind: *kind, name: name.clone() });
     defined.map(|definition| Change::Define(Box::new(definition.clone()))).chain(drops).collect()
 }
 
+fn is_same(old: &Definition, new: &Definition) -> bool {
+    old.version() == new.version() && old.text() == new.text()
+}
+
+/// Whether a model sees other inputs by a change of rules.
+fn rules_differ(old: Option<&Definition>, new: &Definition) -> bool {
+    match (old, new) {
+        (Some(Definition::Contract(old)), Definition::Contract(new)) => old.features != new.features,
+        _ => false,
+    }
+}
+
 fn item(definition: &Definition, old: Option<&Definition>, checked: &Checked, catalog: &CatalogState) -> PlanItem {
     let action = match old {
         None => Action::Create,
+        Some(old) if old.version() == definition.version() => Action::Policy,
         Some(old) if old.text() == definition.text() => Action::Repin,
         Some(_) => Action::Change,
     };
     let contracts = reached(definition, checked);
+    // Of a policy, only the rules reach what packages get.
+    let reaches = action != Action::Policy || rules_differ(old, definition);
+    let packages_of = contracts.iter().map(String::as_str).filter(|_| reaches);
     PlanItem {
         action,
         kind: definition.kind(),
@@ -132,7 +150,7 @@ fn item(definition: &Definition, old: Option<&Definition>, checked: &Checked, ca
         } else {
             diff(old.map_or("", Definition::text), definition.text())
         },
-        packages: packages(catalog, contracts.iter().map(String::as_str)),
+        packages: packages(catalog, packages_of),
         contracts,
     }
 }
@@ -205,11 +223,13 @@ impl fmt::Display for ChangePlan {
             let (sign, note) = match item.action {
                 Action::Create => ("+", "new"),
                 Action::Change => ("~", "changed"),
+                Action::Policy => ("~", "policy changed, holds at once"),
                 Action::Repin => ("~", "same text, newer dependencies"),
                 Action::Drop => ("-", "dropped"),
             };
             let versions = match (&item.old_version, &item.new_version) {
-                (Some(old), Some(new)) => format!("{old} -> {new}"),
+                (Some(old), Some(new)) if old != new => format!("{old} -> {new}"),
+                (Some(same), Some(_)) => same.clone(),
                 (old, new) => old.iter().chain(new).cloned().collect(),
             };
             writeln!(f, "{sign} {} {} ({note}, {versions})", item.kind, item.name)?;
@@ -222,7 +242,11 @@ impl fmt::Display for ChangePlan {
                 writeln!(f, "      reaches contract {}", item.contracts.join(", "))?;
             }
             for digest in &item.packages {
-                writeln!(f, "      reaches package {digest}: it goes on with the versions that it was made for")?;
+                let how = match item.action {
+                    Action::Policy => "its model gets inputs by the new rules from now on",
+                    _ => "it goes on with the versions that it was made for",
+                };
+                writeln!(f, "      reaches package {digest}: {how}")?;
             }
         }
         if !self.counted_twice.is_empty() {
@@ -238,7 +262,7 @@ impl fmt::Display for ChangePlan {
             f,
             "{} to create, {} to change, {} to drop, {} unchanged",
             count(Action::Create),
-            count(Action::Change) + count(Action::Repin),
+            count(Action::Change) + count(Action::Policy) + count(Action::Repin),
             count(Action::Drop),
             self.unchanged
         )

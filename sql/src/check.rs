@@ -10,6 +10,7 @@ mod event_time;
 mod names;
 mod source;
 mod spine;
+mod version;
 mod view;
 mod windowed;
 

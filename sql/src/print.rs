@@ -1,5 +1,6 @@
 //! Statements to canonical text: one layout, one order of clauses, one spelling. Reading it back gives the same
-//! statement, and its hash is a definition's version.
+//! statement. The text of its meaning alone is what a definition's version is the hash of, that of its policy alone its
+//! policy's.
 
 use std::fmt::Write;
 
@@ -11,14 +12,46 @@ use crate::parse::{
     Statement, ViewStatement, WrittenWindow,
 };
 
+/// Which clauses of a statement are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clauses {
+    All,
+    Meaning,
+    Policy,
+}
+
+impl Clauses {
+    fn meaning(self) -> bool {
+        self != Self::Policy
+    }
+
+    fn policy(self) -> bool {
+        self != Self::Meaning
+    }
+}
+
 /// The canonical text of a statement, without the closing semicolon.
 pub fn print(statement: &Statement) -> String {
+    print_clauses(statement, Clauses::All)
+}
+
+/// The text of what data and packages are bound to. That of a statement without clauses of policy is the whole text.
+pub fn print_meaning(statement: &Statement) -> String {
+    print_clauses(statement, Clauses::Meaning)
+}
+
+/// The text of what holds at once; `None` of a statement that has no such clauses.
+pub fn print_policy(statement: &Statement) -> Option<String> {
+    matches!(statement, Statement::View(_) | Statement::Contract(_)).then(|| print_clauses(statement, Clauses::Policy))
+}
+
+fn print_clauses(statement: &Statement, clauses: Clauses) -> String {
     match statement {
         Statement::Table(table) => print_table(&table.create),
         Statement::Source(source) => print_source(source),
         Statement::Entity(entity) => print_entity(entity),
-        Statement::View(view) => print_view(view),
-        Statement::Contract(contract) => print_contract(contract),
+        Statement::View(view) => print_view(view, clauses),
+        Statement::Contract(contract) => print_contract(contract, clauses),
         Statement::Spine(spine) => print_spine(spine),
         Statement::Drop(DropStatement { kind, name }) => {
             let kind = match kind {
@@ -116,7 +149,11 @@ fn print_entity(entity: &EntityStatement) -> String {
     format!("CREATE ENTITY {} KEY ({})", quoted(&entity.name.value), keys.join(", "))
 }
 
-fn print_view(view: &ViewStatement) -> String {
+fn print_view(view: &ViewStatement, clauses: Clauses) -> String {
+    let every = format!("\n  REFRESH EVERY '{}'", view.refresh_every.value);
+    if !clauses.meaning() {
+        return every;
+    }
     let mut text = format!("CREATE FEATURE VIEW {}\n  ENTITY {}", quoted(&view.name.value), quoted(&view.entity.value));
     if let Some(column) = &view.event_time {
         put(&mut text, format_args!("\n  EVENT TIME {}", quoted(&column.value)));
@@ -125,7 +162,9 @@ fn print_view(view: &ViewStatement) -> String {
         let windows: Vec<String> = clause.windows.iter().map(print_window).collect();
         put(&mut text, format_args!("\n  WINDOWS ({}) STEP '{}'", windows.join(", "), clause.step.value));
     }
-    put(&mut text, format_args!("\n  REFRESH EVERY '{}'", view.refresh_every.value));
+    if clauses.policy() {
+        text.push_str(&every);
+    }
     for (clause, span) in [("TTL", &view.ttl), ("LOOKBACK", &view.lookback)] {
         if let Some(span) = span {
             put(&mut text, format_args!("\n  {clause} '{}'", span.value));
@@ -140,27 +179,41 @@ fn print_window(window: &WrittenWindow) -> String {
     format!("'{}'{}", window.length.value, step.unwrap_or_default())
 }
 
-fn print_contract(contract: &ContractStatement) -> String {
-    let mut text = format!("CREATE CONTRACT {}\n  TIER {}", quoted(&contract.name.value), quoted(&contract.tier.value));
-    let request = contract.request.iter().map(|(name, kind, nullable)| {
-        format!("{} {kind}{}", quoted(&name.value), if *nullable { "" } else { " NOT NULL" })
-    });
-    print_list(&mut text, "REQUEST", request);
+/// The views of a contract are of its meaning, their rules of its policy.
+fn print_contract(contract: &ContractStatement, clauses: Clauses) -> String {
+    let mut text = format!("CREATE CONTRACT {}", quoted(&contract.name.value));
+    if clauses.policy() {
+        put(&mut text, format_args!("\n  TIER {}", quoted(&contract.tier.value)));
+    }
+    if clauses.meaning() {
+        let request = contract.request.iter().map(|(name, kind, nullable)| {
+            format!("{} {kind}{}", quoted(&name.value), if *nullable { "" } else { " NOT NULL" })
+        });
+        print_list(&mut text, "REQUEST", request);
+    }
     if !contract.features.is_empty() {
-        print_list(&mut text, "FEATURES", contract.features.iter().map(print_rule));
+        print_list(&mut text, "FEATURES", contract.features.iter().map(|rule| print_rule(rule, clauses)));
     }
-    let inputs =
-        contract.inputs.iter().map(|input| format!("{} AS {}", input.expression.value, quoted(&input.name.value)));
-    print_list(&mut text, "INPUTS", inputs);
-    let output = contract.output.iter().map(|(name, kind)| format!("{} {kind}", quoted(&name.value)));
-    print_list(&mut text, "OUTPUT", output);
-    if let Some(Located { value, .. }) = &contract.latency {
-        put(&mut text, format_args!("\n  LATENCY '{}' AT {}", value.within, value.quantile));
+    if clauses.meaning() {
+        let inputs =
+            contract.inputs.iter().map(|input| format!("{} AS {}", input.expression.value, quoted(&input.name.value)));
+        print_list(&mut text, "INPUTS", inputs);
+        let output = contract.output.iter().map(|(name, kind)| format!("{} {kind}", quoted(&name.value)));
+        print_list(&mut text, "OUTPUT", output);
     }
-    if let Some(Located { value, .. }) = &contract.availability {
-        put(&mut text, format_args!("\n  AVAILABILITY {} OVER '{}'", value.share, value.over));
+    if clauses.policy() {
+        print_objectives(&mut text, contract);
     }
     text
+}
+
+fn print_objectives(text: &mut String, contract: &ContractStatement) {
+    if let Some(Located { value, .. }) = &contract.latency {
+        put(text, format_args!("\n  LATENCY '{}' AT {}", value.within, value.quantile));
+    }
+    if let Some(Located { value, .. }) = &contract.availability {
+        put(text, format_args!("\n  AVAILABILITY {} OVER '{}'", value.share, value.over));
+    }
 }
 
 fn print_spine(spine: &SpineStatement) -> String {
@@ -180,8 +233,12 @@ fn print_list(text: &mut String, clause: &str, items: impl Iterator<Item = Strin
     put(text, format_args!("\n  {clause} (\n    {})", items.join(",\n    ")));
 }
 
-fn print_rule(rule: &RuleStatement) -> String {
-    let mut text = format!("{} FRESH WITHIN '{}'", quoted(&rule.view.value), rule.fresh_within.value);
+fn print_rule(rule: &RuleStatement, clauses: Clauses) -> String {
+    let mut text = quoted(&rule.view.value);
+    if !clauses.policy() {
+        return text;
+    }
+    put(&mut text, format_args!(" FRESH WITHIN '{}'", rule.fresh_within.value));
     if let Some(span) = &rule.max_age {
         put(&mut text, format_args!(" MAX AGE '{}'", span.value));
     }

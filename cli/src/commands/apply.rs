@@ -82,7 +82,8 @@ pub async fn log(project: &Project, json: bool) -> Result<()> {
 fn described(change: &Change) -> String {
     match change {
         Change::Define(definition) => {
-            format!("+ {} {}@{}", definition.kind(), definition.name(), definition.version())
+            let policy = definition.policy().map(|policy| format!(" with policy {policy}")).unwrap_or_default();
+            format!("+ {} {}@{}{policy}", definition.kind(), definition.name(), definition.version())
         }
         Change::Retire { kind, name } => format!("- {kind} {name}"),
         Change::Package(record) => format!("+ package {} for {}", record.digest, record.contract),

@@ -5,9 +5,16 @@ use serde::{Deserialize, Serialize};
 use crate::definition::{Definition, DefinitionKind, Pinned};
 use crate::time::Timestamp;
 
+/// The format of commits that this release writes: 2 tells a definition's policy from its meaning.
+pub const FORMAT: u32 = 2;
+
 /// One atomic change of the catalog.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CatalogCommit {
+    /// The format that it is written in; commits of the first did not say so. One that is newer than [`FORMAT`] is not read: a
+    /// process goes on with what it knows, and says that it must be upgraded.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// When.
     pub at: Timestamp,
     /// Who.
@@ -16,6 +23,17 @@ pub struct CatalogCommit {
     pub why: String,
     /// What.
     pub changes: Vec<Change>,
+}
+
+impl CatalogCommit {
+    /// A commit of these changes.
+    pub fn new(at: Timestamp, who: impl Into<String>, why: impl Into<String>, changes: Vec<Change>) -> Self {
+        Self { format: FORMAT, at, who: who.into(), why: why.into(), changes }
+    }
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 /// Who changed something by hand, when and why: what else than the catalog is corrected says it in its own log.

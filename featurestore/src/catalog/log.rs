@@ -9,10 +9,11 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::commit::FORMAT;
 use crate::definition::hex;
 use crate::object_storage::{NotPut, put_once};
 use crate::{Error, ErrorKind, Result};
@@ -162,7 +163,8 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     /// The record of a number, if there is one.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Damaged`] when it does not match its checksum.
+    /// [`crate::ErrorKind::Damaged`] when it does not match its checksum, [`crate::ErrorKind::Newer`] when a newer release
+    /// wrote it.
     pub async fn read(&self, number: u64) -> Result<Option<T>> {
         let path = self.path(number);
         let bytes = match self.store.get(&path).await {
@@ -171,7 +173,13 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
             Err(error) => return Err(error.into()),
         };
         let record = from_checked(&bytes).map_err(|error| {
-            error.with("path", &path).remedy("restore the object from a backup of the store; nothing after it was read")
+            let error = error.with("path", &path);
+            match error.kind() {
+                ErrorKind::Damaged => {
+                    error.remedy("restore the object from a backup of the store; nothing after it was read")
+                }
+                _ => error,
+            }
         });
         record.map(Some)
     }
@@ -212,7 +220,23 @@ pub(super) fn from_checked<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     if head != checksum_line(body).as_bytes() {
         return Err(damaged("its bytes do not match its checksum"));
     }
-    serde_json::from_slice(body).map_err(|error| damaged("it is not a commit of this format").source(error))
+    // Its bytes are those that were written: what cannot be read in them, another release has put there.
+    let newer = || {
+        Error::newer("a commit was written by a newer release of springhouse")
+            .with("this release", env!("CARGO_PKG_VERSION"))
+            .remedy("upgrade this program; until then it goes on with what it has read before")
+    };
+    if serde_json::from_slice::<Told>(body).is_ok_and(|told| told.format > FORMAT) {
+        return Err(newer());
+    }
+    serde_json::from_slice(body).map_err(|error| newer().source(error))
+}
+
+/// What a record says of itself, whatever else it says; most kinds of record say nothing.
+#[derive(Deserialize)]
+struct Told {
+    #[serde(default)]
+    format: u32,
 }
 
 fn checksum_line(body: &[u8]) -> String {
@@ -255,6 +279,20 @@ mod tests {
         let error = log.read_after(0).await.expect_err("damaged");
         assert_eq!(error.kind(), ErrorKind::Damaged);
         assert!(error.to_string().contains("log/000000000001.json"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_commit_of_a_newer_release_asks_for_an_upgrade_and_is_never_called_damaged() {
+        let (store, log) = log();
+        log.append(1, &"known".to_owned()).await.expect("empty log");
+        let newer =
+            [serde_json::json!({"format": FORMAT + 1}), serde_json::json!({"change": "of a kind of the future"})];
+        for record in newer {
+            store.put(&log.path(2), to_checked(&record).expect("writable").into()).await.expect("writable");
+            let error = log.read_after(0).await.expect_err("not a text");
+            assert_eq!(error.kind(), ErrorKind::Newer);
+            assert!(error.to_string().contains("upgrade") && error.to_string().contains("000000000002"), "{error}");
+        }
     }
 
     #[tokio::test]

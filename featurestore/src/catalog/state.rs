@@ -124,6 +124,12 @@ impl CatalogState {
         self.versions.get(&(kind, pinned.clone()))
     }
 
+    /// All versions that a kind and name ever had.
+    pub fn versions<'a>(&'a self, kind: DefinitionKind, name: &'a str) -> impl Iterator<Item = &'a Definition> {
+        let of_name = self.versions.range((kind, Pinned::new(name, Version::from_text("")))..);
+        of_name.take_while(move |((of, pinned), _)| *of == kind && pinned.name == name).map(|(_, of)| of.as_ref())
+    }
+
     /// The table of this name.
     ///
     /// # Errors

@@ -80,8 +80,12 @@ pub struct Availability {
 pub struct Contract {
     /// Its name; callers use it as the model name.
     pub name: String,
-    /// Its version.
+    /// Its version: of its meaning, which packages are bound to.
     pub version: Version,
+    /// The version of its policy, which holds at once: tier, rules, latency and availability. None where the two were not told
+    /// apart yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Version>,
     /// Canonical text.
     pub text: String,
     /// The class of criticality.

@@ -51,8 +51,11 @@ impl RowTime {
 pub struct FeatureView {
     /// Its name.
     pub name: String,
-    /// Its version.
+    /// Its version: of its meaning, which its data is bound to.
     pub version: Version,
+    /// The version of its policy, which holds at once: how often it is refreshed. None where the two were not told apart yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Version>,
     /// Canonical text.
     pub text: String,
     /// Its entity.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The version of a definition: a hash of its canonical text and of the versions it depends on.
+/// The version of a definition's meaning, a hash of its canonical text and of the versions it depends on; or of its policy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Version(String);
 

@@ -116,7 +116,7 @@ impl Work for Scripted {
         let mut newer = catalog.clone();
         let changes =
             self.views.iter().map(|view| Change::Define(Box::new(Definition::FeatureView(view.clone())))).collect();
-        newer.apply(1, CatalogCommit { at: at(0), who: "test".to_owned(), why: "test".to_owned(), changes });
+        newer.apply(1, CatalogCommit::new(at(0), "test", "test", changes));
         Ok(Some(newer))
     }
 
@@ -171,6 +171,7 @@ fn view(name: &str) -> FeatureView {
     FeatureView {
         name: name.to_owned(),
         version: Version::from_text("1"),
+        policy: None,
         text: String::new(),
         entity: Pinned::new("user_account", Version::from_text("1")),
         keys: vec![Column::required("user_name", ColumnType::Utf8)],

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use springhouse_featurestore::definition::Column;
+use springhouse_featurestore::definition::{Column, Contract};
 use springhouse_featurestore::time::Clock;
 use springhouse_featurestore::{Error, Result};
 use tonic::{Request, Response, Status};
@@ -116,6 +116,7 @@ impl PredictService {
         let fresh = ParameterChoice::Int64Param(i64::try_from(answer.fresh_rows).unwrap_or(i64::MAX));
         let fresh = InferParameter { parameter_choice: Some(fresh) };
         let mut parameters = HashMap::from([
+            ("springhouse_policy_version".to_owned(), text(policy_of(&deployed.contract))),
             ("springhouse_contract_version".to_owned(), text(deployed.contract.version.to_string())),
             ("springhouse_package".to_owned(), text(deployed.digest.clone())),
             ("springhouse_prediction_id".to_owned(), text(format!("{:x}-{}", self.incarnation, answer.prediction))),
@@ -130,6 +131,11 @@ impl PredictService {
             .extend(views.into_iter().map(|(view, said)| (format!("springhouse_view_{view}"), text(said.join("; ")))));
         parameters
     }
+}
+
+/// The version of a contract's policy; empty where it was applied before the two were told apart.
+fn policy_of(contract: &Contract) -> String {
+    contract.policy.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Which of the contract's outputs are asked for; all when none is named.
@@ -228,6 +234,7 @@ impl GrpcInferenceService for PredictService {
         let counters = serde_json::to_value(worker.counters()).unwrap_or_default();
         let mut properties: HashMap<String, String> = HashMap::from([
             ("contract_version".to_owned(), contract.version.to_string()),
+            ("policy_version".to_owned(), policy_of(contract)),
             ("package".to_owned(), worker.deployed().digest.clone()),
             ("tier".to_owned(), contract.tier.clone()),
         ]);

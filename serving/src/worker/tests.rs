@@ -52,6 +52,7 @@ fn deployed() -> DeployedContract {
     let view = FeatureView {
         name: "payments".to_owned(),
         version: Version::from_text("1"),
+        policy: None,
         text: String::new(),
         entity: pinned("user_account"),
         keys: vec![Column::required("user_name", ColumnType::Utf8)],
@@ -76,6 +77,7 @@ fn deployed() -> DeployedContract {
     let contract = Contract {
         name: "fraud".to_owned(),
         version: Version::from_text("1"),
+        policy: None,
         text: String::new(),
         tier: "interactive".to_owned(),
         request: vec![Column::nullable("user_name", ColumnType::Utf8)],

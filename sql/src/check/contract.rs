@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use springhouse_featurestore::definition::{
-    Column, Contract, Definition, FeatureRule, FeatureView, Input, Pinned, RuleAction, Version,
+    Column, Contract, Definition, DefinitionKind, FeatureRule, FeatureView, Input, Pinned, RuleAction,
 };
 
 use super::Checker;
+use super::version::policy_of;
 use crate::diagnostic::SourceFile;
 use crate::inputs::Scope;
 use crate::parse::{ContractStatement, Located, RuleStatement, Statement};
@@ -33,13 +34,13 @@ impl Checker<'_> {
             return;
         }
         let views = views.unwrap_or_default();
-        let text = print(statement);
         let pinned: Vec<Pinned> = views.iter().map(FeatureView::pinned).collect();
         let features = contract.features.iter().zip(&pinned).map(|(rule, view)| feature_rule(rule, view)).collect();
         self.checked.definitions.push(Definition::Contract(Contract {
             name: contract.name.value.clone(),
-            version: Version::of(&text, &pinned),
-            text,
+            version: self.version_of(DefinitionKind::Contract, &contract.name.value, statement, &pinned),
+            policy: policy_of(statement),
+            text: print(statement),
             tier: contract.tier.value.clone(),
             request,
             features,

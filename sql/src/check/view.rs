@@ -5,12 +5,13 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::definition::{
-    Available, Column, ColumnType, Definition, Entity, EventTime, FeatureView, Pinned, RowTime, Source, Version,
+    Available, Column, ColumnType, Definition, DefinitionKind, Entity, EventTime, FeatureView, Pinned, RowTime, Source,
 };
 use springhouse_featurestore::time::Span;
 
 use super::Checker;
 use super::event_time::{Lies, TimedSource, lies};
+use super::version::policy_of;
 use crate::diagnostic::{SourceFile, suggest};
 use crate::inputs::refuse_volatile;
 use crate::parse::{Statement, ViewStatement};
@@ -83,13 +84,14 @@ impl Checker<'_> {
             None => self.features(file, view, &entity, row_time.as_ref(), &columns),
         };
         let Some(row_time) = row_time.filter(|_| self.faults.len() == faults) else { return Ok(()) };
-        let text = print(statement);
         let pinned: Vec<Pinned> = sources.iter().map(Source::pinned).collect();
         let entity_pinned = Pinned::new(&entity.name, entity.version.clone());
+        let depends_on: Vec<Pinned> = std::iter::once(&entity_pinned).chain(&pinned).cloned().collect();
         let checked = FeatureView {
             name: view.name.value.clone(),
-            version: Version::of(&text, std::iter::once(&entity_pinned).chain(&pinned)),
-            text,
+            version: self.version_of(DefinitionKind::FeatureView, &view.name.value, statement, &depends_on),
+            policy: policy_of(statement),
+            text: print(statement),
             entity: entity_pinned,
             keys: entity.keys,
             sources: pinned,

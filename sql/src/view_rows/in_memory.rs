@@ -76,6 +76,7 @@ mod tests {
         FeatureView {
             name: "spent".to_owned(),
             version: Version::from_text("0"),
+            policy: None,
             text: String::new(),
             entity: Pinned::new("account", Version::from_text("0")),
             keys: vec![Column::required("name", ColumnType::Utf8), Column::required("number", ColumnType::Int64)],
