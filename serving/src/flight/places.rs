@@ -16,6 +16,9 @@ const MOST_LOOKUPS: usize = 4096;
 /// The most streams of pushes that are open at once. Each may hold a batch that waits for room.
 const MOST_PUSHES: usize = 1024;
 
+/// Bytes of the dictionaries of all streams that are open.
+const DICTIONARY_BYTES: usize = 256 << 20;
+
 /// A place, for as long as it lives.
 pub(super) type Place = Share<Arc<str>>;
 
@@ -25,6 +28,7 @@ pub(super) struct Places {
     lookups: Arc<Shares<Arc<str>>>,
     pushes: Arc<Shares<Arc<str>>>,
     queries: Arc<Shares<Arc<str>>>,
+    dictionaries: Arc<Shares<Arc<str>>>,
 }
 
 impl Places {
@@ -34,7 +38,13 @@ impl Places {
             lookups: Shares::halves(MOST_LOOKUPS),
             pushes: Shares::halves(MOST_PUSHES),
             queries: Shares::new(usize::MAX, queries.div_ceil(2)),
+            dictionaries: Shares::halves(DICTIONARY_BYTES),
         }
+    }
+
+    /// What a stream's dictionaries are taken from; none are yet.
+    pub(super) fn dictionaries(&self, caller: &Caller) -> Share<Arc<str>> {
+        self.dictionaries.nothing(caller.account())
     }
 
     /// A place for what a command asks, if it needs one.
