@@ -28,8 +28,8 @@ use async_trait::async_trait;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{
-    EventSink, Lacking, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
-    PushHistoryState, PushLog, late_events,
+    EventSink, Lacking, LogReach, NameInUse, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry,
+    PushHeader, PushHistoryState, PushLog, late_events,
 };
 use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer, ViewCommit};
 use springhouse_featurestore::time::{Span, Timestamp};
@@ -82,6 +82,8 @@ struct Waiting {
     /// The events that were sent, those that had been pushed before too.
     sent: usize,
     answer: Answer,
+    /// Its producer's, which it has in use until it is in the log.
+    name: Option<NameInUse>,
     /// Whether they had been is known for as long as this is held.
     asked: Option<Asked>,
 }
@@ -240,24 +242,15 @@ impl EventSink for Pushes {
         header: PushHeader,
     ) -> Result<PendingAck> {
         self.shared.fence.hold()?;
-        let mut claims = None;
-        if let Some(producer) = &header.producer {
-            self.shared.log.admit_producer(source, producer)?;
-            claims = match caller {
-                Some(caller) if !self.shared.log.is_owner(source, producer, caller)? => {
-                    Some((producer.clone(), caller))
-                }
-                _ => None,
-            };
-        }
+        let name = match &header.producer {
+            Some(producer) => Some(self.shared.admit(source, producer, caller).await?),
+            None => None,
+        };
         let catalog = (self.shared.catalog)();
         let accepting = accept::source_of(&catalog, source)?;
         let (events, sent) = (self.accepted(accepting, &events, &header).await?, events.num_rows());
         self.shared.try_events(&catalog, source, &events).await?;
         let (events, asked) = self.shared.not_flushed(accepting, events).await?;
-        if let Some((producer, caller)) = claims {
-            self.shared.claim(source, producer, caller).await?;
-        }
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())
@@ -266,7 +259,8 @@ impl EventSink for Pushes {
         let (answer, told) = oneshot::channel();
         let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
         let at = self.shared.jobs.clock().now();
-        let waiting = Waiting { push: Push { source: source.to_owned(), events, header, at }, sent, answer, asked };
+        let push = Push { source: source.to_owned(), events, header, at };
+        let waiting = Waiting { push, sent, answer, name, asked };
         self.queue.send(waiting).await.map_err(|_| stopped())?;
         Ok(Box::pin(async move { told.await.map_err(|_| stopped())? }))
     }
@@ -334,15 +328,15 @@ impl Shared {
                 rows += next.push.events.num_rows();
                 group.push(next);
             }
-            let (mut pushes, mut sent, mut answers, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut pushes, mut sent, mut answers, mut held) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for of in group {
                 pushes.push(of.push);
                 sent.push(of.sent as u64);
                 answers.push(of.answer);
-                asked.push(of.asked);
+                held.push((of.name, of.asked));
             }
             let appended = self.append(pushes, &sent).await;
-            drop(asked);
+            drop(held);
             match appended {
                 Ok((acks, entries, reach)) => {
                     if next.send(Appended { acks, entries, reach, answers }).await.is_err() {
