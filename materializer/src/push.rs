@@ -39,6 +39,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use self::accept::Now;
 use self::distinct::{Asked, ToldApart};
+use self::due::Early;
 use self::fence::Fence;
 use self::set_aside::SetAsideHere;
 use crate::Jobs;
@@ -71,6 +72,8 @@ pub struct Pushes {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Waiting>,
     clock_tolerance: Span,
+    /// What waits for its time.
+    early: Early,
 }
 
 /// Whom to tell of a push.
@@ -180,7 +183,7 @@ impl Pushes {
         tokio::spawn(Arc::clone(&shared).ingest(waiting));
         tokio::spawn(flush_by_time(Arc::downgrade(&shared), Arc::clone(&shared.full)));
         tokio::spawn(fence::watch(Arc::downgrade(&shared)));
-        Ok(Self { shared, queue, clock_tolerance: CLOCK_TOLERANCE })
+        Ok(Self { shared, queue, clock_tolerance: CLOCK_TOLERANCE, early: Early::default() })
     }
 
     /// The same, with another tolerance of producers' clocks that are ahead of this one.
@@ -196,8 +199,14 @@ impl Pushes {
         self
     }
 
-    /// What is taken of a push: checked, and not before its greatest event time and its watermark.
-    async fn accepted(&self, source: &Source, events: &RecordBatch, header: &PushHeader) -> Result<RecordBatch> {
+    /// What is taken of a caller's push: checked, and not before its greatest event time and its watermark.
+    async fn accepted(
+        &self,
+        caller: Option<&str>,
+        source: &Source,
+        events: &RecordBatch,
+        header: &PushHeader,
+    ) -> Result<RecordBatch> {
         let clock = self.shared.jobs.clock();
         let now = |at| Now { at, tolerance: self.clock_tolerance };
         let mut at = clock.now();
@@ -207,7 +216,10 @@ impl Pushes {
             match greatest.max(header.watermark).filter(|due| *due > at) {
                 None => return Ok(accepted),
                 // Once it is due they are known from that time on.
-                Some(due) => at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?,
+                Some(due) => {
+                    let _place = self.early.place(caller, events.get_array_memory_size(), due.since(at))?;
+                    at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?;
+                }
             }
         }
     }
@@ -248,9 +260,9 @@ impl EventSink for Pushes {
         };
         let catalog = (self.shared.catalog)();
         let accepting = accept::source_of(&catalog, source)?;
-        let (events, sent) = (self.accepted(accepting, &events, &header).await?, events.num_rows());
+        let (events, sent) = (self.accepted(caller, accepting, &events, &header).await?, events.num_rows());
         self.shared.try_events(&catalog, source, &events).await?;
-        let (events, asked) = self.shared.not_flushed(accepting, events).await?;
+        let (events, asked) = self.shared.not_flushed(caller, accepting, events).await?;
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())

@@ -306,7 +306,8 @@ mod tests {
         let length = bytes.len() - 5;
         stream.take(&bytes.split_off(50)).expect_err("no prefix: it declares far too much");
         let mut stream = messages(PUT, &calls, None);
-        let rest = framed(&arrow_flight::FlightData { data_body: vec![7; 100].into(), ..Default::default() }).split_off(50);
+        let rest =
+            framed(&arrow_flight::FlightData { data_body: vec![7; 100].into(), ..Default::default() }).split_off(50);
         stream.take(&bytes).expect("a part");
         assert_eq!(stream.held_bytes(), length);
         stream.take(&[rest, begun(1 << 10)].concat()).expect("the rest of it, and the next");
