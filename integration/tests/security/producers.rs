@@ -1,7 +1,9 @@
 //! Whose the name of a producer is, and who changes that.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use springhouse_featurestore::push::PushHeader;
 use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_serving::flight::RemoteFeatures;
@@ -69,5 +71,62 @@ async fn a_producers_name_belongs_to_who_used_it_and_its_sequences_can_be_given_
     let server = Running::start(&project, Security::open(), None).await;
     let store = RemoteFeatures::new(&format!("http://{}", server.address)).expect("an address");
     assert!(push_as(&store, "till", 5).await.expect("everybody's"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_from_before_callers_were_known_is_nobodys_until_it_is_handed_over() {
+    let (project, _) = deployed().await;
+    let folder = project.folder.path().to_owned();
+    let server = Running::start(&project, Security::open(), None).await;
+    let open = RemoteFeatures::new(&format!("http://{}", server.address)).expect("an address");
+    assert!(push_as(&open, "till", 7).await.expect("nobody is asked"));
+    server.stop().await;
+
+    let [ann, mallory, op] = [("ann", Scope::Push), ("mallory", Scope::Push), ("op", Scope::Operate)]
+        .map(|(caller, scope)| token(&folder, caller, &[scope]));
+    let server = Running::start(&project, with_tokens(&folder), None).await;
+    let as_caller = |token: &PathBuf| {
+        let access = Access { token_file: Some(token.clone()), ..Access::default() };
+        RemoteFeatures::with_access(&format!("http://{}", server.address), access).expect("an address")
+    };
+    // Else all that the till sends from here on would have been sent before.
+    let error = push_as(&as_caller(&mallory), "till", 1_000_000).await.expect_err("the first who comes");
+    assert_eq!(error.kind(), ErrorKind::Forbidden, "{error:?}");
+    assert!(error.chain().contains("--hand-over till --to mallory"), "{error:?}");
+    push_as(&as_caller(&ann), "till", 8).await.expect_err("nor is it another's");
+    let body = r#"{"source": "paid", "change": ["till", {"hand_over": "ann"}], "why": "tokens"}"#;
+    as_caller(&op).act("change_producer", body).await.expect("operates");
+    assert!(push_as(&as_caller(&ann), "till", 8).await.expect("its own now"));
+    assert!(!push_as(&as_caller(&ann), "till", 7).await.expect("sent before"));
+    push_as(&as_caller(&mallory), "till", 9).await.expect_err("another's");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_never_uses_up_the_producers_of_a_source() {
+    let (project, _) = deployed().await;
+    let folder = project.folder.path().to_owned();
+    let [ann, bob] = ["ann", "bob"].map(|caller| token(&folder, caller, &[Scope::Push]));
+    let server = Running::start(&project, with_tokens(&folder), None).await;
+    let as_caller = |token: &PathBuf| {
+        let access = Access { token_file: Some(token.clone()), ..Access::default() };
+        RemoteFeatures::with_access(&format!("http://{}", server.address), access).expect("an address")
+    };
+    let schema = crate::push::batch(&[]).schema();
+    let nothing = RecordBatch::new_empty(Arc::clone(&schema));
+    let mut pusher = as_caller(&ann).pusher("paid", schema).await.expect("opens");
+    for number in 0..2_500_u64 {
+        let producer = Some(format!("till {number}"));
+        let header = PushHeader { producer, sequence: Some(number), watermark: None };
+        pusher.send(&nothing, &header).await.expect("taken");
+    }
+    while pusher.waiting() > 0 {
+        pusher.ack().await.expect("taken");
+    }
+    let error = push_as(&as_caller(&ann), "one more", 1).await.expect_err("a quarter of them");
+    assert!(error.kind() == ErrorKind::Busy && error.chain().contains("caller: ann"), "{error:?}");
+    assert!(push_as(&as_caller(&ann), "till 7", 8).await.expect("it is known"));
+    assert!(push_as(&as_caller(&bob), "till of bob", 1).await.expect("the rest is for others"));
     server.stop().await;
 }

@@ -212,6 +212,7 @@ impl Messages {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use prost::Message;
     use springhouse_featurestore::ErrorKind;
 
@@ -314,5 +315,43 @@ mod tests {
         assert_eq!(stream.held_bytes(), length + (1 << 10));
         stream.read_on();
         assert_eq!(stream.held_bytes(), 1 << 10);
+    }
+
+    /// Bytes of a body: messages of Flight, whole, cut off, or no messages at all.
+    fn bodies() -> impl Strategy<Value = Vec<u8>> {
+        let message = (0..40_usize, 0..3000_usize).prop_map(|(steps, bytes)| {
+            let flight_descriptor = Some(arrow_flight::FlightDescriptor::new_path(vec![String::new(); steps]));
+            let data_body = vec![7; bytes].into();
+            framed(&arrow_flight::FlightData { flight_descriptor, data_body, ..Default::default() })
+        });
+        let noise = prop::collection::vec(any::<u8>(), 0..60);
+        let part = prop_oneof![4 => message, 1 => noise, 1 => (0..=64_u32 << 20).prop_map(begun)];
+        prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_however_it_is_cut_takes_what_it_declares_at_most_and_gives_all_of_it_back(
+            body in bodies(),
+            pieces in prop::collection::vec(1..2000_usize, 1..20),
+        ) {
+            let calls = Calls::default();
+            let mut stream = messages(PUT, &calls, Some("ann"));
+            let (mut left, mut came) = (body.as_slice(), 0);
+            for piece in pieces.into_iter().cycle() {
+                let (part, rest) = left.split_at(piece.min(left.len()));
+                if part.is_empty() || stream.take(part).is_err() {
+                    break;
+                }
+                (left, came) = (rest, came + part.len());
+                // The message that comes, and what came since its reader asked for more.
+                prop_assert!(stream.held_bytes() <= stream.coming() + came);
+                stream.read_on();
+                prop_assert_eq!(stream.held_bytes(), stream.coming());
+            }
+            drop(stream);
+            prop_assert!(calls.waiting.take(Some(&"ann".into()), WAITING_BYTES / 2).is_ok());
+            prop_assert!(calls.waiting.take(Some(&"bob".into()), WAITING_BYTES).is_ok());
+        }
     }
 }

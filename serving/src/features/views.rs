@@ -236,4 +236,33 @@ mod tests {
         views.retain(|_| false);
         assert_eq!(views.unavailable.load(Ordering::Acquire), 0);
     }
+
+    #[test]
+    fn who_may_not_run_queries_is_told_the_kind_of_a_failure_and_no_value() {
+        let failed = Error::invalid("Cannot cast string 'ann@example.com' to value of Int64 type");
+        let trouble = Trouble::new(at(1), &failed);
+        let (request, features, inputs, output) = Default::default();
+        let contract = Contract {
+            name: "fraud".to_owned(),
+            version: Version::from_text("1"),
+            text: String::new(),
+            tier: "interactive".to_owned(),
+            request,
+            features,
+            inputs,
+            output,
+            latency: None,
+            availability: None,
+        };
+        let refused = unavailable(&contract, &view(), &trouble).chain();
+        assert!(
+            refused.contains("spent@1") && refused.contains("its query fails") && !refused.contains("ann@"),
+            "{refused}"
+        );
+        for state in [ViewState::Behind(trouble.clone()), ViewState::Unavailable(trouble.clone())] {
+            assert!(state.trouble().expect("in trouble").told().contains("ann@"));
+            let told = serde_json::to_string(&state.without_reason()).expect("writable");
+            assert!(told.contains("its query fails") && !told.contains("ann@"), "{told}");
+        }
+    }
 }

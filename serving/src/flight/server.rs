@@ -303,3 +303,29 @@ impl FlightService for FlightServer {
         Ok(Response::new(stream::iter(actions).boxed()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use springhouse_featurestore::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn what_a_views_query_said_is_for_those_who_may_run_queries() {
+        let failed = || {
+            let cause = Error::invalid("Cannot cast string 'ann@example.com' to value of Int64 type");
+            Error::invalid("a view's query fails on one pushed event after another")
+                .with("view", "shares")
+                .source(cause)
+        };
+        let operator = Caller::with_scopes("op", &[Scope::Operate, Scope::Read]);
+        let told = without_values(failed(), &operator);
+        let text = told.chain();
+        assert!(told.kind() == ErrorKind::Invalid && text.contains("view: shares") && !text.contains("ann@"), "{text}");
+        let engineer = Caller::with_scopes("eng", &[Scope::Query]);
+        assert!(without_values(failed(), &engineer).chain().contains("ann@"));
+        // What is not about a view is told as it is.
+        let other = without_values(Error::unavailable("no store").with("path", "pushes/log"), &operator);
+        assert!(other.chain().contains("pushes/log"));
+    }
+}
