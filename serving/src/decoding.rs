@@ -19,7 +19,7 @@ mod codec;
 mod whole;
 
 pub(crate) use answers::Unread;
-pub(crate) use calls::Calls;
+pub(crate) use calls::{Calls, MOST_BYTES_OF_NOBODY};
 pub use codec::BoundedCodec;
 #[cfg(test)]
 use codec::Grows;

@@ -7,12 +7,12 @@
 //! Only types that a column of ours can have are taken: scalars, and lists and dictionaries of them, so a schema nests
 //! two deep at most.
 
+mod unpacked;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::DataType;
 use arrow::ipc::{
     self, CompressionType, DateUnit, Endianness, MessageHeader, Precision, TimeUnit, Type, root_as_message,
 };
@@ -21,8 +21,8 @@ use arrow_flight::error::FlightError;
 use futures::{Stream, StreamExt};
 use lz4_flex::frame::FrameDecoder;
 use springhouse_featurestore::{Error, Result};
-use tonic::Status;
 
+pub(super) use self::unpacked::check_unpacked;
 use super::server::MAX_MESSAGE_BYTES;
 use crate::shares::Share;
 use crate::status::to_status;
@@ -111,41 +111,6 @@ pub(super) fn bounded(
         bounds.check(&message).map_err(|error| FlightError::Tonic(Box::new(to_status(error))))?;
         Ok(message)
     })
-}
-
-/// Checks a decoded batch before its columns are cast: what dictionaries and views stand for may be far more than they are.
-/// Gives the bytes of that.
-pub(super) fn check_unpacked(batch: &RecordBatch) -> Result<u64, Status> {
-    let bytes = batch.columns().iter().map(|column| unpacked_bytes(column)).fold(0, u64::saturating_add);
-    if bytes <= MOST_BYTES {
-        return Ok(bytes);
-    }
-    Err(to_status(too_much("bytes of the texts that dictionaries and views stand for", bytes, MOST_BYTES)))
-}
-
-/// Bytes of the texts that a column's dictionaries and views stand for; 0 of other columns, which are what they are.
-fn unpacked_bytes(array: &dyn Array) -> u64 {
-    let of_keys = |length: &dyn Fn(usize) -> u64| match array.as_any_dictionary_opt() {
-        Some(dictionary) if !dictionary.values().is_empty() => {
-            dictionary.normalized_keys().into_iter().map(length).fold(0, u64::saturating_add)
-        }
-        _ => 0,
-    };
-    match array.data_type() {
-        DataType::Utf8View => array.as_string_view().lengths().map(u64::from).sum(),
-        DataType::Dictionary(_, values) => {
-            let held = array.as_any_dictionary().values();
-            match values.as_ref() {
-                DataType::Utf8 => of_keys(&|key| u64::from(held.as_string::<i32>().value_length(key).unsigned_abs())),
-                DataType::LargeUtf8 => of_keys(&|key| held.as_string::<i64>().value_length(key).unsigned_abs()),
-                _ => 0,
-            }
-        }
-        DataType::List(_) => unpacked_bytes(array.as_list::<i32>().values()),
-        DataType::LargeList(_) => unpacked_bytes(array.as_list::<i64>().values()),
-        DataType::FixedSizeList(..) => unpacked_bytes(array.as_fixed_size_list().values()),
-        _ => 0,
-    }
 }
 
 fn too_much(what: &str, given: impl std::fmt::Display, limit: impl std::fmt::Display) -> Error {

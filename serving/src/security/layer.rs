@@ -17,7 +17,7 @@ use super::caller::{Caller, Callers};
 use super::scope::any_of;
 use super::table::{Need, of_path};
 use super::tls::Peer;
-use crate::decoding::{Calls, Unread};
+use crate::decoding::{Calls, MOST_BYTES_OF_NOBODY, Unread};
 use crate::status::to_status;
 
 /// Lets past whom the table lets, with a [`super::Caller`] in the request's extensions, and no more than what calls may send.
@@ -49,16 +49,13 @@ pub(crate) struct Authenticated<S> {
     inner: S,
 }
 
-/// The most bytes of a request that needs no caller: whether a process is alive is asked in a few.
-const MOST_BYTES_OF_NOBODY: usize = 4 << 10;
-
 /// A body that can say no, in its protocol.
 pub(crate) trait Refusal: Sized {
     /// The answer for an error.
     fn refusal(error: Error) -> Response<Self>;
 
     /// The same body, which fails beyond what nobody in particular may send.
-    fn limited(self) -> Self;
+    fn limited(self, calls: &Calls) -> Self;
 
     /// The same body, whose messages are within the bounds of what a path takes.
     fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Self;
@@ -72,8 +69,8 @@ impl Refusal for tonic::body::Body {
         to_status(error).into_http()
     }
 
-    fn limited(self) -> Self {
-        Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
+    fn limited(self, calls: &Calls) -> Self {
+        Self::new(Limited::new(calls.of_nobody(self), MOST_BYTES_OF_NOBODY))
     }
 
     fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Self {
@@ -96,13 +93,13 @@ impl Refusal for axum::body::Body {
         response
     }
 
-    fn limited(self) -> Self {
+    fn limited(self, _: &Calls) -> Self {
         Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
     }
 
     /// Nothing on the HTTP port reads a body.
-    fn bounded(self, _: &Calls, _: &str, _: &Caller) -> Self {
-        self.limited()
+    fn bounded(self, calls: &Calls, _: &str, _: &Caller) -> Self {
+        self.limited(calls)
     }
 
     /// It speaks HTTP/1: a connection has one answer at a time, and the port has few connections.
@@ -142,7 +139,7 @@ impl<S> Authenticated<S> {
         })?;
         request.headers_mut().remove(AUTHORIZATION);
         let (mut parts, body) = request.into_parts();
-        let Some(caller) = caller else { return Ok((Request::from_parts(parts, body.limited()), None)) };
+        let Some(caller) = caller else { return Ok((Request::from_parts(parts, body.limited(&self.calls)), None)) };
         let body = body.bounded(&self.calls, parts.uri.path(), &caller);
         let unread = self.calls.answers().unread(caller.account());
         parts.extensions.insert(caller);
