@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
@@ -217,12 +217,18 @@ impl Pushes {
                 None => return Ok(accepted),
                 // Once it is due they are known from that time on.
                 Some(due) => {
-                    let _place = self.early.place(caller, events.get_array_memory_size(), due.since(at))?;
+                    let _place = self.early.place(caller, bytes_of(events), due.since(at))?;
                     at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?;
                 }
             }
         }
     }
+}
+
+/// The bytes of a batch's values: columns of one message share its memory.
+fn bytes_of(events: &RecordBatch) -> usize {
+    let sizes = events.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+    sizes.map(|size| size.unwrap_or_default()).sum()
 }
 
 /// Flushes until nobody takes pushes any more.

@@ -33,6 +33,7 @@ use super::command::Command;
 use super::malformed;
 use super::places::{Places, held};
 use crate::security::{Caller, Scope};
+use crate::shares::Share;
 use crate::status::to_status;
 
 /// An acknowledgement, or what went wrong.
@@ -41,8 +42,11 @@ type Answer = Result<PutResult, Status>;
 /// Batches of one producer that are under way at once: they share synced writes.
 const PIPELINED: usize = 64;
 
-/// The most acknowledgements of a producer that wait to be read.
+/// The most acknowledgements of a producer that wait to be read; those of all streams of a caller are counted too,
 const MOST_UNREAD: usize = 64 << 10;
+
+/// by so many: fewer than that of a stream are not.
+const COUNTED_ACKS: usize = 1 << 10;
 
 /// Bytes of batches that are under way at once, of all producers together.
 const UNDER_WAY_BYTES: usize = 64 << 20;
@@ -228,34 +232,39 @@ pub(super) async fn put(
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let messages = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
     let bounds = Bounds::new("events", MOST_PUSHED_ROWS).sharing(places.dictionaries(&caller));
+    let unread = places.acks(&caller);
     let (room, taken) = (room.of(&caller), TakenNext::default());
     let messages = FlightDataDecoder::new(in_room(messages, bounds, room.clone(), Arc::clone(&taken)));
     let incoming = Incoming { messages, sink, source: push.source.clone(), schema, room, taken, caller };
     let answers = stream::try_unfold(incoming, Incoming::submit);
     let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
     let (told, acknowledgements) = mpsc::channel(MOST_UNREAD);
-    tokio::spawn(take(held(answers.boxed(), place), told));
+    tokio::spawn(take(held(answers.boxed(), place), told, unread));
     Ok(ReceiverStream::new(acknowledgements).boxed())
 }
 
 /// Takes pushes whether or not their acknowledgements are read: many producers send everything and listen then, and what
-/// is under way has room that others wait for.
-async fn take(mut answers: BoxStream<'static, Answer>, told: mpsc::Sender<Answer>) {
+/// is under way has room that others wait for. What is not read is counted until it is, or until nobody listens.
+async fn take(mut answers: BoxStream<'static, Answer>, told: mpsc::Sender<Answer>, mut counted: Share<Arc<str>>) {
     while let Some(answer) = answers.next().await {
+        let unread = told.max_capacity() - told.capacity();
+        let within_share = counted.resize(unread - unread % COUNTED_ACKS).is_ok();
         match told.try_send(answer) {
-            Ok(()) => {}
+            Ok(()) if within_share => {}
             Err(TrySendError::Closed(_)) => return,
-            Err(TrySendError::Full(_)) => {
+            Ok(()) | Err(TrySendError::Full(_)) => {
                 drop(answers);
                 let error = Error::busy("the acknowledgements of pushes are not read")
-                    .with("unread", MOST_UNREAD)
+                    .with("unread", unread)
                     .remedy("read one for each batch, and send what has none again");
                 // Whoever has gone meanwhile does not hear it.
                 drop(told.send(Err(to_status(error))).await);
-                return;
+                break;
             }
         }
     }
+    // All of it is free when all was read; nobody listens where it never is.
+    drop(told.reserve_many(told.max_capacity()).await);
 }
 
 fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
@@ -282,12 +291,15 @@ fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use arrow::array::{ArrayRef, Int64Array};
     use arrow::ipc::CompressionType;
     use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
     use arrow_flight::SchemaAsIpc;
 
     use super::*;
+    use crate::shares::Shares;
 
     const LARGE: usize = 8 << 20;
 
@@ -347,5 +359,36 @@ mod tests {
         assert!(wider.as_mut().now_or_never().is_none());
         drop(others);
         assert_eq!(wider.now_or_never().expect("room").expect("open").bytes, 2 * LARGE);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_reads_no_acknowledgements_has_half_of_those_that_may_wait() {
+        let shares = Shares::halves(4 * COUNTED_ACKS);
+        let push = |caller: &str, batches: usize| {
+            let answers = stream::iter((0..batches).map(|_| Ok(PutResult::default()))).boxed();
+            let (told, heard) = mpsc::channel(MOST_UNREAD);
+            (tokio::spawn(take(answers, told, shares.nothing(Some(&caller.into())))), heard)
+        };
+        let settle = || tokio::time::sleep(Duration::from_millis(50));
+        let (taking, mut heard) = push("ann", 2 * COUNTED_ACKS + 1);
+        settle().await;
+        assert!(!taking.is_finished(), "they count until they are read");
+        let read = async |heard: &mut mpsc::Receiver<Answer>| {
+            let (mut acks, mut refused) = (0, None);
+            while let Some(answer) = heard.recv().await {
+                answer.map_or_else(|status| refused = Some(status.code()), |_| acks += 1);
+            }
+            (acks, refused)
+        };
+        let (_, mut second) = push("ann", 2 * COUNTED_ACKS);
+        let (_, mut other) = push("bob", 2 * COUNTED_ACKS);
+        settle().await;
+        assert_eq!(read(&mut second).await, (COUNTED_ACKS + 1, Some(tonic::Code::ResourceExhausted)));
+        assert_eq!(read(&mut other).await, (2 * COUNTED_ACKS, None), "the rest is for others");
+        assert_eq!(read(&mut heard).await, (2 * COUNTED_ACKS + 1, None));
+        taking.await.expect("no panic");
+        let (_, mut again) = push("ann", 2 * COUNTED_ACKS);
+        settle().await;
+        assert_eq!(read(&mut again).await, (2 * COUNTED_ACKS, None), "given back");
     }
 }
