@@ -354,7 +354,7 @@ mod tests {
         let taken = next.lock().expect("no panic").take().expect("its room");
         assert!(taken.bytes >= LARGE, "{} bytes", taken.bytes);
         // More than it declared gives its room back before it waits for more.
-        let others = room.of(&ann).take(OWN_BYTES - LARGE).now_or_never().expect("free").expect("open");
+        let others = room.of(&ann).take(OWN_BYTES / 8 * 5).now_or_never().expect("free").expect("open");
         let mut wider = Box::pin(room.of(&ann).widen(taken, 2 * LARGE));
         assert!(wider.as_mut().now_or_never().is_none());
         drop(others);
