@@ -106,6 +106,11 @@ impl Error {
         self.0.kind
     }
 
+    /// What was added last under a name by [`Self::with`].
+    pub fn context(&self, name: &str) -> Option<&str> {
+        self.0.context.iter().rev().find(|(of, _)| *of == name).map(|(_, value)| value.as_str())
+    }
+
     /// The message with its causes, on one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -26,7 +26,7 @@ pub use history::{
     Claim, Flush, KnownProducer, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
     SaidByProducer, Taken, Taker,
 };
-pub use log::{EventPlace, LogReach, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
+pub use log::{EventPlace, LogReach, NameInUse, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
 
 use crate::Result;
 use crate::catalog::Signature;
@@ -70,7 +70,7 @@ pub struct ProducerState {
     /// What a person changed about it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<ProducerCorrection>,
-    /// The caller whose name it is; none where callers were never asked who they are.
+    /// The caller whose name it is; none where callers were not asked who they are, until a person hands it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
@@ -154,7 +154,8 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// Puts a batch in line, behind those that were submitted before. What it gives ends when the batch is durable, and the
     /// next lookup of every view of the source shows it; nobody needs to wait for it.
     ///
-    /// The name of a producer of a source is the caller's who uses it first, where callers are known by name.
+    /// The name of a producer of a source is the caller's who uses it first, where callers are known by name; one that pushed
+    /// before they were is nobody's until a person hands it over.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Invalid`] names the column, row and value that is wrong, [`crate::ErrorKind::Forbidden`] the caller whose

@@ -22,14 +22,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
 use springhouse_featurestore::push::{
-    EventSink, Lacking, LogReach, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry, PushHeader,
-    PushHistoryState, PushLog, late_events,
+    EventSink, Lacking, LogReach, NameInUse, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry,
+    PushHeader, PushHistoryState, PushLog, late_events,
 };
 use springhouse_featurestore::tier::{KeyedRow, Mark, OnlineTier, Packer, ViewCommit};
 use springhouse_featurestore::time::{Span, Timestamp};
@@ -39,6 +39,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use self::accept::Now;
 use self::distinct::{Asked, ToldApart};
+use self::due::Early;
 use self::fence::Fence;
 use self::set_aside::SetAsideHere;
 use crate::Jobs;
@@ -71,6 +72,8 @@ pub struct Pushes {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Waiting>,
     clock_tolerance: Span,
+    /// What waits for its time.
+    early: Early,
 }
 
 /// Whom to tell of a push.
@@ -82,6 +85,8 @@ struct Waiting {
     /// The events that were sent, those that had been pushed before too.
     sent: usize,
     answer: Answer,
+    /// Its producer's, which it has in use until it is in the log.
+    name: Option<NameInUse>,
     /// Whether they had been is known for as long as this is held.
     asked: Option<Asked>,
 }
@@ -178,7 +183,7 @@ impl Pushes {
         tokio::spawn(Arc::clone(&shared).ingest(waiting));
         tokio::spawn(flush_by_time(Arc::downgrade(&shared), Arc::clone(&shared.full)));
         tokio::spawn(fence::watch(Arc::downgrade(&shared)));
-        Ok(Self { shared, queue, clock_tolerance: CLOCK_TOLERANCE })
+        Ok(Self { shared, queue, clock_tolerance: CLOCK_TOLERANCE, early: Early::default() })
     }
 
     /// The same, with another tolerance of producers' clocks that are ahead of this one.
@@ -194,8 +199,14 @@ impl Pushes {
         self
     }
 
-    /// What is taken of a push: checked, and not before its greatest event time and its watermark.
-    async fn accepted(&self, source: &Source, events: &RecordBatch, header: &PushHeader) -> Result<RecordBatch> {
+    /// What is taken of a caller's push: checked, and not before its greatest event time and its watermark.
+    async fn accepted(
+        &self,
+        caller: Option<&str>,
+        source: &Source,
+        events: &RecordBatch,
+        header: &PushHeader,
+    ) -> Result<RecordBatch> {
         let clock = self.shared.jobs.clock();
         let now = |at| Now { at, tolerance: self.clock_tolerance };
         let mut at = clock.now();
@@ -205,10 +216,19 @@ impl Pushes {
             match greatest.max(header.watermark).filter(|due| *due > at) {
                 None => return Ok(accepted),
                 // Once it is due they are known from that time on.
-                Some(due) => at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?,
+                Some(due) => {
+                    let _place = self.early.place(caller, bytes_of(events), due.since(at))?;
+                    at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?;
+                }
             }
         }
     }
+}
+
+/// The bytes of a batch's values: columns of one message share its memory.
+fn bytes_of(events: &RecordBatch) -> usize {
+    let sizes = events.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+    sizes.map(|size| size.unwrap_or_default()).sum()
 }
 
 /// Flushes until nobody takes pushes any more.
@@ -240,24 +260,15 @@ impl EventSink for Pushes {
         header: PushHeader,
     ) -> Result<PendingAck> {
         self.shared.fence.hold()?;
-        let mut claims = None;
-        if let Some(producer) = &header.producer {
-            self.shared.log.admit_producer(source, producer)?;
-            claims = match caller {
-                Some(caller) if !self.shared.log.is_owner(source, producer, caller)? => {
-                    Some((producer.clone(), caller))
-                }
-                _ => None,
-            };
-        }
+        let name = match &header.producer {
+            Some(producer) => Some(self.shared.admit(source, producer, caller).await?),
+            None => None,
+        };
         let catalog = (self.shared.catalog)();
         let accepting = accept::source_of(&catalog, source)?;
-        let (events, sent) = (self.accepted(accepting, &events, &header).await?, events.num_rows());
+        let (events, sent) = (self.accepted(caller, accepting, &events, &header).await?, events.num_rows());
         self.shared.try_events(&catalog, source, &events).await?;
-        let (events, asked) = self.shared.not_flushed(accepting, events).await?;
-        if let Some((producer, caller)) = claims {
-            self.shared.claim(source, producer, caller).await?;
-        }
+        let (events, asked) = self.shared.not_flushed(caller, accepting, events).await?;
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
                 .with("bytes", self.shared.log.bytes())
@@ -266,7 +277,8 @@ impl EventSink for Pushes {
         let (answer, told) = oneshot::channel();
         let stopped = || Error::unavailable("pushes are not taken any more").remedy("send the batch again later");
         let at = self.shared.jobs.clock().now();
-        let waiting = Waiting { push: Push { source: source.to_owned(), events, header, at }, sent, answer, asked };
+        let push = Push { source: source.to_owned(), events, header, at };
+        let waiting = Waiting { push, sent, answer, name, asked };
         self.queue.send(waiting).await.map_err(|_| stopped())?;
         Ok(Box::pin(async move { told.await.map_err(|_| stopped())? }))
     }
@@ -334,15 +346,15 @@ impl Shared {
                 rows += next.push.events.num_rows();
                 group.push(next);
             }
-            let (mut pushes, mut sent, mut answers, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut pushes, mut sent, mut answers, mut held) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for of in group {
                 pushes.push(of.push);
                 sent.push(of.sent as u64);
                 answers.push(of.answer);
-                asked.push(of.asked);
+                held.push((of.name, of.asked));
             }
             let appended = self.append(pushes, &sent).await;
-            drop(asked);
+            drop(held);
             match appended {
                 Ok((acks, entries, reach)) => {
                     if next.send(Appended { acks, entries, reach, answers }).await.is_err() {

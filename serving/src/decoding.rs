@@ -5,19 +5,26 @@
 //! grow, and what they will take beside their own bytes is added up; nothing is decoded of a message that takes too much.
 //!
 //! ```text
-//! body -> calls: whole messages' sizes, what Flight's grow to, how much of a caller's waits to be whole -> service
+//! body -> calls: whole messages' sizes, what Flight's grow to, how much of a caller's is on its way -> service
 //! ModelInfer: -> decompressed -> codec: what it grows to -> decoded
+//! service -> answers: how much of a caller's nobody reads -> body
 //! ```
 //!
-//! The walk takes a message in pieces, as they come. It costs a look at each tag; contents are skipped.
+//! The walk takes a message in pieces, as they come; one that lies there whole is walked in one pass, without keeping anything
+//! ([`walk_whole`]). It costs a look at each tag; contents are skipped.
 
+mod answers;
 mod calls;
 mod codec;
+mod whole;
 
-pub(crate) use calls::Calls;
+pub(crate) use answers::Unread;
+pub(crate) use calls::{Calls, MOST_BYTES_OF_NOBODY};
 pub use codec::BoundedCodec;
 #[cfg(test)]
 use codec::Grows;
+pub(crate) use codec::decode_whole;
+use whole::walk_whole;
 
 use springhouse_featurestore::{Error, Result};
 
@@ -57,6 +64,11 @@ impl Growth {
 pub(crate) const PLAIN: Shape = Shape(&[]);
 
 impl Shape {
+    /// Whether there is nothing to look for.
+    fn is_plain(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn growth(&self, field: u64) -> Option<&'static Growth> {
         self.0.iter().find(|(number, _)| *number == field).map(|(_, growth)| growth)
     }
@@ -182,13 +194,7 @@ impl Walk {
 
     fn grow(&mut self, by: u64) -> Result<()> {
         self.taken = self.taken.saturating_add(by);
-        if self.taken <= self.most {
-            return Ok(());
-        }
-        Err(Error::invalid("a message would take too much memory once it is read")
-            .with("bytes more than it has", format!("over {}", self.most))
-            .with("read up to byte", self.at)
-            .remedy("send fewer rows, values or parameters at once, and numbers as raw contents"))
+        if self.taken <= self.most { Ok(()) } else { Err(too_large(self.most, self.at)) }
     }
 
     /// Leaves the messages that end here.
@@ -204,6 +210,14 @@ impl Walk {
         }
         Ok(())
     }
+}
+
+/// A message takes more than `most` bytes beside its own; that is known at the byte `at`.
+fn too_large(most: u64, at: u64) -> Error {
+    Error::invalid("a message would take too much memory once it is read")
+        .with("bytes more than it has", format!("over {most}"))
+        .with("read up to byte", at)
+        .remedy("send fewer rows, values or parameters at once, and numbers as raw contents")
 }
 
 fn malformed(what: &str) -> Error {

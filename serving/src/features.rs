@@ -20,6 +20,7 @@ use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
 use self::following::{FOLLOWED_AT_ONCE, Followed};
+pub(crate) use self::views::in_words;
 pub use self::views::{Trouble, ViewState};
 use self::views::{Views, unavailable};
 use crate::package::Package;
@@ -100,6 +101,17 @@ pub struct FeatureStatus {
     /// Producers that are left out of their sources' watermarks, `source: producer`: they say nothing any more.
     #[serde(default)]
     pub silent_producers: Vec<String>,
+}
+
+impl FeatureStatus {
+    /// The same for those who may not run queries: without what could quote values of events.
+    #[must_use]
+    pub fn without_reasons(mut self) -> Self {
+        for view in &mut self.views {
+            view.state = std::mem::take(&mut view.state).without_reason();
+        }
+        self
+    }
 }
 
 /// The store opened for online reads by this process.
@@ -229,7 +241,9 @@ impl FeatureServer {
         let given_up = || self.sink.get().and_then(|sink| sink.given_up(view));
         match self.views.state(view) {
             ViewState::Unavailable(trouble) => ViewState::Unavailable(trouble),
-            state => given_up().map_or(state, |(since, reason)| ViewState::Unavailable(Trouble { since, reason })),
+            state => {
+                given_up().map_or(state, |(since, reason)| ViewState::Unavailable(Trouble::of_query(since, reason)))
+            }
         }
     }
 
@@ -238,7 +252,7 @@ impl FeatureServer {
         let Some(sink) = self.sink.get() else { return Ok(()) };
         for rule in &contract.features {
             if let Some((since, reason)) = sink.given_up(&rule.view) {
-                return Err(unavailable(contract, &rule.view, &Trouble { since, reason }));
+                return Err(unavailable(contract, &rule.view, &Trouble::of_query(since, reason)));
             }
         }
         Ok(())

@@ -66,7 +66,9 @@ fn answer(measure: &(dyn Fn() -> Result<Metrics> + Send + Sync), turned_away: &T
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
             tracing::error!(error = %error.chain(), "metrics cannot be measured");
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", error.chain())).into_response()
+            // Whoever reads metrics is not shown paths and values.
+            (StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be measured; the server's log says why\n")
+                .into_response()
         }
     }
 }

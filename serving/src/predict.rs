@@ -19,3 +19,14 @@ pub(crate) use grpc::MOST_REQUEST_BYTES;
 pub use grpc::PredictService;
 pub(crate) use tensor::too_many_rows;
 pub use tensor::{TensorData, columns_to_tensors, datatype, request_columns};
+
+use crate::generated::inference::ModelInferRequest;
+
+/// Decodes a request as a server does that has got it whole.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] for one that would take far more memory than it has bytes, or that is
+/// malformed.
+pub fn decode_request(message: &[u8]) -> springhouse_featurestore::Result<ModelInferRequest> {
+    crate::decoding::decode_whole(message)
+}

@@ -110,6 +110,11 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes nothing yet, for one who may: no lock is taken, nor is anybody else asked.
+    pub(crate) fn nothing(self: &Arc<Self>, who: Option<&K>) -> Share<K> {
+        Share { of: Arc::clone(self), who: who.cloned(), amount: 0 }
+    }
+
     /// Takes so much, and holds it for as long as what is given lives.
     pub(crate) fn take(self: &Arc<Self>, who: Option<&K>, amount: usize) -> Result<Share<K>, Full> {
         if amount > 0 {
@@ -133,15 +138,28 @@ impl<K: Eq + Hash + Clone> Share<K> {
         self.who.as_ref()
     }
 
+    /// How much it is.
+    #[cfg(test)]
+    pub(crate) fn amount(&self) -> usize {
+        self.amount
+    }
+
     /// Makes it larger or smaller; where it cannot be larger it stays as it is.
     pub(crate) fn resize(&mut self, amount: usize) -> Result<(), Full> {
         if amount > self.amount {
             self.of.used().take(self.who.as_ref(), amount - self.amount, (self.of.whole, self.of.share))?;
-        } else if amount < self.amount {
-            self.of.used().give(self.who.as_ref(), self.amount - amount);
+            self.amount = amount;
         }
-        self.amount = amount;
+        self.shrink(amount);
         Ok(())
+    }
+
+    /// Makes it no larger than this.
+    pub(crate) fn shrink(&mut self, amount: usize) {
+        if amount < self.amount {
+            self.of.used().give(self.who.as_ref(), self.amount - amount);
+            self.amount = amount;
+        }
     }
 }
 

@@ -25,10 +25,10 @@ pub struct Producers {
     /// sent again counts again
     #[arg(long, value_name = "NAME=NUMBER", value_parser = parse_sequence, group = "change")]
     sequence: Option<(String, u64)>,
-    /// A producer whose name is another caller's from here on
+    /// A producer whose name is another caller's from here on; several for several
     #[arg(long, value_name = "NAME", requires = "to", group = "change")]
-    hand_over: Option<String>,
-    /// The caller who may push under that name, as `springhouse token list` has them
+    hand_over: Vec<String>,
+    /// The caller who may push under those names, as `springhouse token list` has them
     #[arg(long, value_name = "CALLER", requires = "hand_over")]
     to: Option<String>,
     /// Why, for the record
@@ -50,20 +50,20 @@ fn parse_sequence(text: &str) -> Result<(String, u64), String> {
 }
 
 impl Producers {
-    /// What is to be changed, of which producer.
-    fn change(&self) -> Option<(String, ProducerChange)> {
+    /// What is to be changed, of which producers.
+    fn changes(&self) -> Vec<(String, ProducerChange)> {
         let retired = self.retire.clone().map(|producer| (producer, ProducerChange::Retire));
         let corrected = self.watermark.clone().map(|(producer, at)| (producer, ProducerChange::Watermark(at)));
         let set_back = self.sequence.clone().map(|(producer, last)| (producer, ProducerChange::Sequence(last)));
-        let handed_over = self.hand_over.clone().zip(self.to.clone());
-        let handed_over = handed_over.map(|(producer, caller)| (producer, ProducerChange::HandOver(caller)));
-        retired.or(corrected).or(set_back).or(handed_over)
+        let to = self.to.iter().flat_map(|caller| self.hand_over.iter().map(move |producer| (producer, caller)));
+        let handed_over = to.map(|(producer, caller)| (producer.clone(), ProducerChange::HandOver(caller.clone())));
+        retired.or(corrected).or(set_back).into_iter().chain(handed_over).collect()
     }
 
     /// Runs it.
     pub async fn run(&self, project: &Project, json: bool) -> Result<()> {
         let store = project.remote_store(self.store.as_ref())?;
-        if let Some(change) = self.change() {
+        for change in self.changes() {
             if let (producer, ProducerChange::Sequence(last)) = &change {
                 note(&format!(
                     "batches of {producer} with a sequence above {last} that are sent again count again; what was taken of \

@@ -76,7 +76,7 @@ async fn from_store(project: &Project) -> Result<FeatureStatus> {
         let (ViewLogState { watermark, restated, set_aside, .. }, state) = match jobs.log(view).state().await {
             Ok(log) => (log, ViewState::Following),
             Err(error) => {
-                let trouble = Trouble { since: now, reason: error.chain() };
+                let trouble = Trouble::new(now, &error);
                 (ViewLogState::default(), ViewState::Unavailable(trouble))
             }
         };
@@ -152,8 +152,8 @@ pub fn shown(report: &Report) -> String {
     let mut parts = vec![text, "\n".to_owned(), table(&header, &views)];
     for view in &features.views {
         let what = if view.state.is_unavailable() { "unavailable" } else { "behind" };
-        if let Some(Trouble { since, reason }) = view.state.trouble() {
-            parts.push(format!("\n{} is {what} since {since}: {reason}\n", view.view));
+        if let Some(trouble) = view.state.trouble() {
+            parts.push(format!("\n{} is {what} since {}: {}\n", view.view, trouble.since, trouble.told()));
         }
         if view.set_aside > 0 {
             let name = view.view.split('@').next().unwrap_or(&view.view);

@@ -25,6 +25,7 @@
 mod distinct;
 mod entries;
 mod format;
+mod names;
 mod owners;
 mod producers;
 mod set_aside;
@@ -37,6 +38,7 @@ use rocksdb::{DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOpt
 
 pub use self::entries::{Push, PushEntry, PushOrigin};
 use self::format::{encode, encoded_bytes, entry_key, number, producer_key, source_of};
+pub use self::names::NameInUse;
 pub use self::set_aside::{EventPlace, SetAsidePlaces, WhySetAside};
 pub use self::state::LogReach;
 use self::state::{Held, Producers, State};
@@ -265,7 +267,7 @@ impl PushLog {
         let (mut batch, mut entries) = (WriteBatch::with_capacity_bytes(bytes), Vec::with_capacity(pushes.len()));
         let (mut last, mut held) = (self.last(), Vec::new());
         let (mut sequences, mut watermarks) = (Producers::new(), Producers::new());
-        let (mut heard_of, mut latest) = (Producers::new(), None);
+        let (mut heard_of, mut owners, mut latest) = (Producers::new(), Producers::new(), None);
         let mut seen = distinct::Appending::default();
         for Push { source, events, header, at } in pushes {
             latest = Some(at);
@@ -284,6 +286,10 @@ impl PushLog {
                 }
                 batch.put(producer_key(b'p', &producer.0, &producer.1), sequence.to_be_bytes());
                 sequences.insert(producer.clone(), sequence);
+            }
+            if let Some(caller) = self.state().claimed(&producer) {
+                batch.put(producer_key(b'o', &producer.0, &producer.1), &caller);
+                owners.insert(producer.clone(), caller);
             }
             if let Some(watermark) = header.watermark {
                 let before = watermarks.get(&producer).copied();
@@ -314,6 +320,7 @@ impl PushLog {
         self.write(batch)?;
         let mut state = self.state();
         state.last = last;
+        state.keep_names(owners, &heard_of);
         for (entry, bytes) in held {
             state.hold(entry, bytes);
         }

@@ -7,7 +7,7 @@
 //! loaded anew ([`Shared::brings_again`]).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -18,7 +18,7 @@ use springhouse_featurestore::push::{LogReach, PushEntry, PushHistoryState, Push
 use springhouse_featurestore::tier::{Mark, ViewCommit};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 
 use super::Shared;
 use super::lacking::Piece;
@@ -38,10 +38,50 @@ pub(super) struct ToldApart {
     asking: Arc<RwLock<()>>,
     /// Held from when events are found to be young enough for the index until they are in the log.
     in_line: Arc<RwLock<()>>,
-    /// Held while flushed files are read for old events: one batch after another, however many producers send such.
-    reading: tokio::sync::Mutex<()>,
+    /// Whose turn it is to read flushed files for old events.
+    reading: Turns,
     /// How far views had got by commits that were looked at last.
     got: std::sync::Mutex<HashMap<Pinned, VecDeque<Got>>>,
+}
+
+/// The most batches for whose old events flushed files are read at once: each takes as much memory as its events and theirs.
+const READING_AT_ONCE: usize = 2;
+
+/// Turns at something slow of which few happen at once: a caller has one at a time, however many streams it has, and the others'
+/// wait for each other alone. So one caller never takes all of them.
+#[derive(Debug)]
+struct Turns {
+    all: Arc<Semaphore>,
+    /// Each caller's own, while it has any that waits.
+    own: std::sync::Mutex<HashMap<Option<String>, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(READING_AT_ONCE)), own: std::sync::Mutex::default() }
+    }
+}
+
+/// A turn, until it is dropped.
+type Turn = (OwnedMutexGuard<()>, OwnedSemaphorePermit);
+
+impl Turns {
+    async fn wait(&self, caller: Option<&str>) -> Result<Turn> {
+        let own = {
+            let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            let caller = caller.map(ToOwned::to_owned);
+            all.get(&caller).and_then(Weak::upgrade).unwrap_or_else(|| {
+                all.retain(|_, own| own.strong_count() > 0);
+                let own = Arc::default();
+                all.insert(caller, Arc::downgrade(&own));
+                own
+            })
+        };
+        // In the line of all there is no more than one of a caller.
+        let own = own.lock_owned().await;
+        let turn = Arc::clone(&self.all).acquire_owned().await;
+        Ok((own, turn.map_err(|error| Error::internal("nobody gives turns").source(error))?))
+    }
 }
 
 impl Shared {
@@ -52,6 +92,7 @@ impl Shared {
     /// [`springhouse_featurestore::ErrorKind::Unavailable`] when object storage is asked and does not answer.
     pub(super) async fn not_flushed(
         &self,
+        caller: Option<&str>,
         source: &Source,
         events: RecordBatch,
     ) -> Result<(RecordBatch, Option<Asked>)> {
@@ -78,17 +119,23 @@ impl Shared {
                 .remedy("send the batch again later; nothing of it was taken")
                 .source(error)
             };
-            let copies = self.flushed_copies(source, &events, &old).await.map_err(unavailable)?;
+            let copies = self.flushed_copies(caller, source, &events, &old).await.map_err(unavailable)?;
             return Ok((without(&events, &copies)?, Some(asked)));
         }
     }
 
     /// Which of the old events of a batch have been flushed.
-    async fn flushed_copies(&self, source: &Source, events: &RecordBatch, old: &[bool]) -> Result<Vec<bool>> {
+    async fn flushed_copies(
+        &self,
+        caller: Option<&str>,
+        source: &Source,
+        events: &RecordBatch,
+        old: &[bool],
+    ) -> Result<Vec<bool>> {
         let olds = filter_record_batch(events, &BooleanArray::from(old.to_vec()))?;
         let none = vec![false; events.num_rows()];
         let Some(times) = times_of(source, &olds) else { return Ok(none) };
-        let _alone = self.told_apart.reading.lock().await;
+        let _turn = self.told_apart.reading.wait(caller).await?;
         let (session, flushed) = (self.jobs.session()?, self.history().events());
         let taken = session.taken_of_pushes(source, times, (&flushed, u64::MAX), self.jobs.store()).await?;
         let Some(taken) = taken else { return Ok(none) };
@@ -261,4 +308,28 @@ pub(super) async fn learn(
         }
     }
     log.learn_held(source, from, drop_copies)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_with_many_batches_of_old_events_leaves_a_turn_to_others() {
+        let turns = Turns::default();
+        let first = turns.wait(Some("ann")).now_or_never().expect("free").expect("open");
+        let mut waiting: Vec<_> = (0..50).map(|_| Box::pin(turns.wait(Some("ann")))).collect();
+        assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()), "one at a time");
+        let other = turns.wait(Some("bob")).now_or_never().expect("a turn is left").expect("open");
+        let mut third = Box::pin(turns.wait(None));
+        assert!(third.as_mut().now_or_never().is_none(), "as many as there may be");
+        drop(first);
+        // Whoever waits for a turn is no later than those of the caller that had one.
+        drop(third.now_or_never().expect("its turn").expect("open"));
+        drop((waiting, other));
+        drop(turns.wait(Some("cid")).now_or_never().expect("free").expect("open"));
+        assert_eq!(turns.own.lock().expect("no panic").len(), 1, "who has gone is not kept in mind");
+    }
 }

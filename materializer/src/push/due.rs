@@ -1,6 +1,11 @@
 //! Waiting until the clock has come to what a producer says (rule T10): producers' clocks are a little ahead of ours at
 //! times, and an event counts from its own time on.
+//!
+//! What waits so has room that others wait for. So there is a bound of its own for it, which is a part of that room, and one
+//! caller has half of it; a clock that is hardly ahead is not asked about.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use springhouse_featurestore::time::{Clock, Span, Timestamp};
@@ -11,6 +16,70 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What is waited beyond the tolerance before a clock is said to stand still: it and the timer do not run exactly alike.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Whoever waits no longer than this is not counted.
+const BRIEFLY: Span = Span::from_micros(100_000);
+
+/// Bytes of batches that wait for their time, of all callers together: half of those that a server has under way.
+const EARLY_BYTES: usize = 32 << 20;
+
+/// Those of one caller; one that has none waiting gets a place for what it has. Callers whom nobody asks who they are have all.
+const EARLY_BYTES_OF_ONE: usize = EARLY_BYTES / 2;
+
+/// The batches that wait for their time.
+#[derive(Debug, Default)]
+pub(super) struct Early(Mutex<HashMap<Option<String>, usize>>);
+
+impl Early {
+    /// A place for a batch of so many bytes whose time comes in so long; none where that is soon.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Busy`] when too much waits for its time.
+    pub(super) fn place(&self, caller: Option<&str>, bytes: usize, ahead: Span) -> Result<Option<EarlyPlace<'_>>> {
+        if ahead <= BRIEFLY {
+            return Ok(None);
+        }
+        let bytes = bytes.min(EARLY_BYTES);
+        let mut waiting = self.waiting();
+        let caller = caller.map(ToOwned::to_owned);
+        let (all, its) = (waiting.values().sum::<usize>(), waiting.get(&caller).copied().unwrap_or_default());
+        let share = if caller.is_some() { EARLY_BYTES_OF_ONE } else { EARLY_BYTES };
+        if all + bytes > EARLY_BYTES || its > 0 && its + bytes > share {
+            return Err(Error::busy("too many events that lie ahead of this server's clock wait for their time")
+                .with("bytes that wait", all)
+                .with("those of the caller", its)
+                .with("ahead by", ahead)
+                .remedy("send events when they have happened; check the producer's clock"));
+        }
+        *waiting.entry(caller.clone()).or_default() += bytes;
+        drop(waiting);
+        Ok(Some(EarlyPlace { early: self, caller, bytes }))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Option<String>, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among those that wait for their time.
+#[derive(Debug)]
+pub(super) struct EarlyPlace<'a> {
+    early: &'a Early,
+    caller: Option<String>,
+    bytes: usize,
+}
+
+impl Drop for EarlyPlace<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.early.waiting();
+        if let Some(its) = waiting.get_mut(&self.caller) {
+            *its -= self.bytes;
+            if *its == 0 {
+                waiting.remove(&self.caller);
+            }
+        }
+    }
+}
 
 /// Waits until the clock shows `due`, which lies no further ahead of it than it tolerates. Returns what it shows then.
 ///
@@ -44,6 +113,7 @@ pub(super) async fn wait_until(clock: &dyn Clock, due: Timestamp, tolerance: Spa
 mod tests {
     use std::sync::Arc;
 
+    use springhouse_featurestore::ErrorKind;
     use springhouse_featurestore::time::DrivenClock;
 
     use super::*;
@@ -75,5 +145,26 @@ mod tests {
         assert_eq!(waiting.await.expect("no panic").expect("comes"), at(5_000_000));
         let error = wait_until(&*clock, at(6_000_000), Span::from_micros(1_000)).await.expect_err("stands still");
         assert!(error.to_string().contains("the clock does not come to it"), "{error}");
+    }
+
+    #[test]
+    fn what_waits_for_its_time_leaves_room_for_others() {
+        let (early, second) = (Early::default(), Span::from_secs(1));
+        let place = |caller, bytes| early.place(caller, bytes, second);
+        let half = EARLY_BYTES / 2;
+        // However large: whoever has none waiting gets a place.
+        let all = place(Some("ann"), 1 << 30).expect("nobody else waits").expect("counted");
+        assert!(early.place(Some("ann"), 1 << 30, BRIEFLY).expect("hardly ahead").is_none());
+        place(Some("bob"), 1).expect_err("no room");
+        drop(all);
+        let held = place(Some("ann"), half).expect("its half");
+        let error = place(Some("ann"), 1).expect_err("more than half");
+        assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("clock"), "{error}");
+        let other = place(Some("bob"), half).expect("the rest is for others");
+        drop((held, other));
+        let whole = [place(None, half).expect("free"), place(None, half).expect("who is not asked has all")];
+        place(None, 1).expect_err("no room");
+        drop(whole);
+        assert!(early.waiting().is_empty());
     }
 }

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{EventSink, ProducerChange, ProducerState, PushHeader, PushHistoryState};
+use springhouse_featurestore::push::{
+    EventSink, NameInUse, ProducerChange, ProducerState, PushHeader, PushHistoryState,
+};
 use springhouse_featurestore::tier::{ViewCommit, ViewCommitKind};
-use springhouse_featurestore::{Error, Result};
+use springhouse_featurestore::{Error, ErrorKind, Result};
 
 use super::{Pushes, Shared};
 use crate::jobs::until_first;
@@ -43,12 +45,18 @@ impl Pushes {
 }
 
 impl Shared {
-    /// Takes a producer's name for a caller, for good.
-    pub(super) async fn claim(&self, source: &str, producer: String, caller: &str) -> Result<()> {
-        let (log, source, caller) = (Arc::clone(&self.log), source.to_owned(), caller.to_owned());
-        tokio::task::spawn_blocking(move || log.claim(&source, &producer, &caller))
+    /// Lets a push in under a producer's name, as [`springhouse_featurestore::push::PushLog::admit`] does; where there are as many
+    /// as there may be, those leave that have nothing to say.
+    pub(super) async fn admit(&self, source: &str, producer: &str, caller: Option<&str>) -> Result<NameInUse> {
+        let error = match self.log.admit(source, producer, caller) {
+            Err(error) if error.kind() == ErrorKind::Busy => error,
+            admitted => return admitted,
+        };
+        let (log, of) = (Arc::clone(&self.log), source.to_owned());
+        let gone = tokio::task::spawn_blocking(move || log.let_silent_names_go(&of))
             .await
-            .map_err(|error| Error::internal("the log's writer panicked").source(error))?
+            .map_err(|error| Error::internal("the log's writer panicked").source(error))??;
+        if gone == 0 { Err(error) } else { self.log.admit(source, producer, caller) }
     }
 
     /// Sets the watermarks of a source's views back to what its producers say, where they are further.

@@ -4,11 +4,12 @@ use std::marker::PhantomData;
 
 use bytes::{Buf, Bytes};
 use prost::Message;
+use springhouse_featurestore::Result;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use super::{Growth, PLAIN, Shape, Walk};
+use super::{Growth, PLAIN, Shape, malformed, walk_whole};
 use crate::generated::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use crate::generated::inference::model_infer_response::InferOutputTensor;
 use crate::generated::inference::model_metadata_response::TensorMetadata;
@@ -17,6 +18,7 @@ use crate::generated::inference::{
     ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
+use crate::status::to_status;
 
 /// What a message may take beside its own bytes: a text of each of 500 columns of 4,096 rows just fits. Lists that grow as
 /// they are filled take up to twice that for a moment.
@@ -91,6 +93,19 @@ const CONTENTS: Shape = Shape(&[
     (8, Growth::element(size_of::<Bytes>())),
 ]);
 
+fn decoded<U: Grows>(message: impl Buf) -> Result<U> {
+    U::decode(message).map_err(|error| malformed(&error.to_string()))
+}
+
+/// Decodes a message that lies there whole, as it is when it has come over the wire.
+///
+/// # Errors
+/// [`springhouse_featurestore::ErrorKind::Invalid`] for a message that would take too much memory, or that is malformed.
+pub(crate) fn decode_whole<U: Grows>(message: &[u8]) -> Result<U> {
+    walk_whole(U::SHAPE, message, MOST_GROWTH)?;
+    decoded(message)
+}
+
 /// The codec.
 #[derive(Debug, Clone)]
 pub struct BoundedCodec<T, U>(ProstCodec<T, U>);
@@ -125,16 +140,12 @@ impl<U: Grows> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let bytes = message.chunk();
-        let mut walk = Walk::new(U::SHAPE, bytes.len() as u64, MOST_GROWTH);
         // The buffer is one piece; what else there were would not have been looked at.
-        if bytes.len() < message.remaining() {
+        if message.chunk().len() < message.remaining() {
             return Err(Status::internal("a message lies in several pieces"));
         }
-        walk.take(bytes).map_err(crate::status::to_status)?;
-        U::decode(message)
-            .map(Some)
-            .map_err(|error| Status::invalid_argument(format!("a message is malformed: {error}")))
+        walk_whole(U::SHAPE, message.chunk(), MOST_GROWTH).map_err(to_status)?;
+        decoded(message).map(Some).map_err(to_status)
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -32,8 +32,40 @@ pub enum ViewState {
 pub struct Trouble {
     /// When it was first found.
     pub since: Timestamp,
-    /// What happened when it was tried last.
+    /// What kind of failure it is, in words that quote nothing.
+    #[serde(default)]
+    pub kind: String,
+    /// What happened when it was tried last. It may quote values of events: over the wire it is for those who may run queries,
+    /// and empty for others.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+/// A kind of failure of a view, in words that quote nothing.
+pub(crate) fn in_words(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Invalid => "its query fails on what it reads",
+        ErrorKind::Damaged | ErrorKind::NotFound => "what is stored of it is damaged or gone",
+        ErrorKind::Unavailable | ErrorKind::Busy | ErrorKind::Conflict => "what it needs cannot be read or written now",
+        _ => "a fault of this program",
+    }
+}
+
+impl Trouble {
+    /// What is wrong since a time, by the error of the last try.
+    pub fn new(since: Timestamp, error: &Error) -> Self {
+        Self { since, kind: in_words(error.kind()).to_owned(), reason: error.chain() }
+    }
+
+    /// A view was given up by who takes pushes: its query failed on one after another.
+    pub(super) fn of_query(since: Timestamp, reason: String) -> Self {
+        Self { since, kind: in_words(ErrorKind::Invalid).to_owned(), reason }
+    }
+
+    /// What it is, as far as it is told.
+    pub fn told(&self) -> &str {
+        if self.reason.is_empty() { &self.kind } else { &self.reason }
+    }
 }
 
 impl ViewState {
@@ -45,6 +77,17 @@ impl ViewState {
         }
     }
 
+    /// The same for those who may not run queries: without what could quote values of events.
+    #[must_use]
+    pub fn without_reason(self) -> Self {
+        let without = |trouble| Trouble { reason: String::new(), ..trouble };
+        match self {
+            Self::Following => Self::Following,
+            Self::Behind(trouble) => Self::Behind(without(trouble)),
+            Self::Unavailable(trouble) => Self::Unavailable(without(trouble)),
+        }
+    }
+
     /// Whether lookups are refused.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
@@ -53,7 +96,7 @@ impl ViewState {
     /// After a failure at `now`; `loaded` is whether anything of the view can be looked up.
     fn after(before: Option<&Self>, error: &Error, loaded: bool, now: Timestamp) -> Self {
         let since = before.and_then(Self::trouble).map_or(now, |trouble| trouble.since);
-        let trouble = Trouble { since, reason: error.chain() };
+        let trouble = Trouble::new(since, error);
         // Storage that does not answer says nothing about what was read before.
         if loaded && error.kind() == ErrorKind::Unavailable {
             Self::Behind(trouble)
@@ -130,7 +173,7 @@ impl Views {
     /// Refuses the lookup of a contract that needs an unavailable view.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] names the view, since when, and why.
+    /// [`ErrorKind::Unavailable`] names the view, since when, and what kind of failure it is.
     pub(super) fn check(&self, contract: &Contract) -> Result<()> {
         if self.unavailable.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -145,14 +188,18 @@ impl Views {
     }
 }
 
-/// The refusal of a lookup: the view, since when, and why.
+/// The refusal of a lookup: the view, since when, and what kind of failure it is. What the view's query said may quote values of
+/// others' events, and who reads or asks for predictions may not see those.
 pub(super) fn unavailable(contract: &Contract, view: &Pinned, trouble: &Trouble) -> Error {
     Error::unavailable("a view of the contract is unavailable")
         .with("contract", contract.pinned())
         .with("view", view)
         .with("since", trouble.since)
-        .with("reason", &trouble.reason)
-        .remedy("mend what the reason names; the view is tried again every second")
+        .with("failure", &trouble.kind)
+        .remedy(
+            "`springhouse status` by a caller with the scope query, or the server's log, has the reason; the view is tried again \
+             every second",
+        )
 }
 
 #[cfg(test)]
@@ -183,10 +230,39 @@ mod tests {
         let views = Views::default();
         views.failed(&view(), &Error::unavailable("no store"), false, at(1));
         views.failed(&view(), &Error::damaged("a commit is damaged"), true, at(2));
-        let trouble = Trouble { since: at(1), reason: "a commit is damaged".to_owned() };
+        let trouble = Trouble::new(at(1), &Error::damaged("a commit is damaged"));
         assert_eq!(views.state(&view()), ViewState::Unavailable(trouble));
         assert_eq!(views.unavailable.load(Ordering::Acquire), 1);
         views.retain(|_| false);
         assert_eq!(views.unavailable.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn who_may_not_run_queries_is_told_the_kind_of_a_failure_and_no_value() {
+        let failed = Error::invalid("Cannot cast string 'ann@example.com' to value of Int64 type");
+        let trouble = Trouble::new(at(1), &failed);
+        let (request, features, inputs, output) = Default::default();
+        let contract = Contract {
+            name: "fraud".to_owned(),
+            version: Version::from_text("1"),
+            text: String::new(),
+            tier: "interactive".to_owned(),
+            request,
+            features,
+            inputs,
+            output,
+            latency: None,
+            availability: None,
+        };
+        let refused = unavailable(&contract, &view(), &trouble).chain();
+        assert!(
+            refused.contains("spent@1") && refused.contains("its query fails") && !refused.contains("ann@"),
+            "{refused}"
+        );
+        for state in [ViewState::Behind(trouble.clone()), ViewState::Unavailable(trouble.clone())] {
+            assert!(state.trouble().expect("in trouble").told().contains("ann@"));
+            let told = serde_json::to_string(&state.without_reason()).expect("writable");
+            assert!(told.contains("its query fails") && !told.contains("ann@"), "{told}");
+        }
     }
 }

@@ -7,11 +7,12 @@
 //! Only types that a column of ours can have are taken: scalars, and lists and dictionaries of them, so a schema nests
 //! two deep at most.
 
+mod unpacked;
+
 use std::collections::HashMap;
 use std::io::Read;
+use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::DataType;
 use arrow::ipc::{
     self, CompressionType, DateUnit, Endianness, MessageHeader, Precision, TimeUnit, Type, root_as_message,
 };
@@ -20,9 +21,10 @@ use arrow_flight::error::FlightError;
 use futures::{Stream, StreamExt};
 use lz4_flex::frame::FrameDecoder;
 use springhouse_featurestore::{Error, Result};
-use tonic::Status;
 
+pub(super) use self::unpacked::check_unpacked;
 use super::server::MAX_MESSAGE_BYTES;
+use crate::shares::Share;
 use crate::status::to_status;
 
 /// The most rows of a pushed batch, and of one of a spine: who has more at once loses nothing by several batches.
@@ -40,7 +42,10 @@ const MOST_BYTES: u64 = MAX_MESSAGE_BYTES as u64;
 
 /// The most values of all columns of a batch: as many 8-byte numbers as a message has room for. A column of nulls has no
 /// bytes, but each of its values becomes some.
-const MOST_VALUES: u64 = MOST_BYTES / 8;
+const MOST_VALUES: u64 = MOST_BYTES / NULL_BYTES;
+
+/// What a null of a column that has no type becomes, at most.
+const NULL_BYTES: u64 = 8;
 
 /// How a column lies in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +92,14 @@ pub(super) struct Bounds {
     most_rows: usize,
     columns: Vec<Layout>,
     dictionaries: HashMap<i64, Dictionary>,
+    /// What its caller has a share of, for the dictionaries: a stream keeps them for as long as it is open.
+    held: Option<Share<Arc<str>>>,
+    /// What the batch that was checked last takes once it is decoded.
+    decoded_bytes: u64,
 }
+
+/// What callers have shares of, for dictionaries.
+pub(super) const DICTIONARIES: &str = "bytes of dictionaries of open streams";
 
 /// The stream, until a message is refused.
 pub(super) fn bounded(
@@ -99,40 +111,6 @@ pub(super) fn bounded(
         bounds.check(&message).map_err(|error| FlightError::Tonic(Box::new(to_status(error))))?;
         Ok(message)
     })
-}
-
-/// Checks a decoded batch before its columns are cast: what dictionaries and views stand for may be far more than they are.
-pub(super) fn check_unpacked(batch: &RecordBatch) -> Result<(), Status> {
-    let bytes = batch.columns().iter().map(|column| unpacked_bytes(column)).fold(0, u64::saturating_add);
-    if bytes <= MOST_BYTES {
-        return Ok(());
-    }
-    Err(to_status(too_much("bytes of the texts that dictionaries and views stand for", bytes, MOST_BYTES)))
-}
-
-/// Bytes of the texts that a column's dictionaries and views stand for; 0 of other columns, which are what they are.
-fn unpacked_bytes(array: &dyn Array) -> u64 {
-    let of_keys = |length: &dyn Fn(usize) -> u64| match array.as_any_dictionary_opt() {
-        Some(dictionary) if !dictionary.values().is_empty() => {
-            dictionary.normalized_keys().into_iter().map(length).fold(0, u64::saturating_add)
-        }
-        _ => 0,
-    };
-    match array.data_type() {
-        DataType::Utf8View => array.as_string_view().lengths().map(u64::from).sum(),
-        DataType::Dictionary(_, values) => {
-            let held = array.as_any_dictionary().values();
-            match values.as_ref() {
-                DataType::Utf8 => of_keys(&|key| u64::from(held.as_string::<i32>().value_length(key).unsigned_abs())),
-                DataType::LargeUtf8 => of_keys(&|key| held.as_string::<i64>().value_length(key).unsigned_abs()),
-                _ => 0,
-            }
-        }
-        DataType::List(_) => unpacked_bytes(array.as_list::<i32>().values()),
-        DataType::LargeList(_) => unpacked_bytes(array.as_list::<i64>().values()),
-        DataType::FixedSizeList(..) => unpacked_bytes(array.as_fixed_size_list().values()),
-        _ => 0,
-    }
 }
 
 fn too_much(what: &str, given: impl std::fmt::Display, limit: impl std::fmt::Display) -> Error {
@@ -151,7 +129,18 @@ fn malformed(what: &str) -> Error {
 impl Bounds {
     /// Bounds of a stream of batches.
     pub(super) fn new(what: &'static str, most_rows: usize) -> Self {
-        Self { what, most_rows, columns: Vec::new(), dictionaries: HashMap::new() }
+        let (columns, dictionaries) = Default::default();
+        Self { what, most_rows, columns, dictionaries, held: None, decoded_bytes: 0 }
+    }
+
+    /// The same, whose dictionaries are within a caller's share of those of all streams.
+    pub(super) fn sharing(self, held: Share<Arc<str>>) -> Self {
+        Self { held: Some(held), ..self }
+    }
+
+    /// What the message that was checked last takes once it is decoded, if it is a batch; else nothing.
+    pub(super) fn decoded_bytes(&self) -> u64 {
+        self.decoded_bytes
     }
 
     /// Checks the next message of the stream.
@@ -159,6 +148,7 @@ impl Bounds {
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names what is declared, and the limit.
     pub(super) fn check(&mut self, message: &FlightData) -> Result<()> {
+        self.decoded_bytes = 0;
         if message.data_header.len() > MOST_HEADER_BYTES {
             return Err(too_much("bytes of a header", message.data_header.len(), MOST_HEADER_BYTES));
         }
@@ -192,6 +182,9 @@ impl Bounds {
         }
         self.columns.clear();
         self.dictionaries.clear();
+        if let Some(held) = &mut self.held {
+            held.shrink(0);
+        }
         for field in fields {
             let column = self.layout(&field, true)?;
             self.columns.push(column);
@@ -255,7 +248,7 @@ impl Bounds {
         layout.ok_or_else(|| unknown_type(field))
     }
 
-    fn check_batch(&self, batch: &ipc::RecordBatch<'_>, body: &[u8]) -> Result<()> {
+    fn check_batch(&mut self, batch: &ipc::RecordBatch<'_>, body: &[u8]) -> Result<()> {
         if usize::try_from(batch.length()).is_err() {
             return Err(malformed("its number of rows is negative"));
         }
@@ -266,6 +259,7 @@ impl Bounds {
         for column in &self.columns {
             walk.column(column)?;
         }
+        self.decoded_bytes = walk.bytes.saturating_add(walk.nulls.saturating_mul(NULL_BYTES));
         walk.end()
     }
 
@@ -278,7 +272,13 @@ impl Bounds {
         dictionary.bytes = if batch.isDelta() { dictionary.bytes.saturating_add(walk.bytes) } else { walk.bytes };
         walk.end()?;
         let all = self.dictionaries.values().map(|dictionary| dictionary.bytes).fold(0, u64::saturating_add);
-        if all > MOST_BYTES { Err(too_much("bytes of dictionaries", all, MOST_BYTES)) } else { Ok(()) }
+        if all > MOST_BYTES {
+            return Err(too_much("bytes of dictionaries", all, MOST_BYTES));
+        }
+        let Some(held) = &mut self.held else { return Ok(()) };
+        // It is no more than a message may have.
+        let taken = held.resize(usize::try_from(all).unwrap_or(usize::MAX));
+        taken.map_err(|full| full.error(DICTIONARIES, held.who().map(AsRef::as_ref)))
     }
 }
 
@@ -306,6 +306,8 @@ struct Walk<'a> {
     bytes: u64,
     /// Values of all arrays so far.
     values: u64,
+    /// Those of columns that are nothing but nulls.
+    nulls: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -340,7 +342,8 @@ impl<'a> Walk<'a> {
         }
         let nodes = batch.nodes().into_iter().flatten().map(|node| (node.length(), node.null_count()));
         let further = batch.variadicBufferCounts().into_iter().flatten();
-        Ok(Self { nodes: Box::new(nodes), buffers: sizes.into_iter(), further: Box::new(further), bytes, values: 0 })
+        let (nodes, buffers, further) = (Box::new(nodes), sizes.into_iter(), Box::new(further));
+        Ok(Self { nodes, buffers, further, bytes, values: 0, nulls: 0 })
     }
 
     /// The next buffer, which must hold so many bytes.
@@ -363,6 +366,7 @@ impl<'a> Walk<'a> {
             return Err(too_much("values", self.values, MOST_VALUES));
         }
         if *layout == Layout::Null {
+            self.nulls = self.nulls.saturating_add(rows);
             return Ok(rows);
         }
         self.buffer(if nulls == 0 { 0 } else { rows.div_ceil(8) })?;

@@ -6,9 +6,11 @@ use arrow_flight::FlightData;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 use springhouse_featurestore::Error;
+use springhouse_featurestore::lookup::MOST_ROWS;
 use springhouse_featurestore::training_set::TrainingSets;
 use tonic::{Status, Streaming};
 
+use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded};
 use super::command::Command;
 use super::places::{Places, held};
 use super::{lookup, training_set};
@@ -32,10 +34,15 @@ pub(super) async fn exchange(
     table::check_command(&caller, &command).map_err(to_status)?;
     // It is held while the spine comes, and until the last answer.
     let place = places.take(&caller, &command).map_err(to_status)?;
+    let dictionaries = places.dictionaries(&caller);
     let answers = match command {
-        Command::Lookup(lookup) => lookup::exchange(features, caller, &lookup, messages(first, incoming)),
+        Command::Lookup(lookup) => {
+            let bounds = Bounds::new("keys", MOST_ROWS).sharing(dictionaries);
+            lookup::exchange(features, caller, &lookup, bounded(messages(first, incoming), bounds))
+        }
         Command::TrainingSet(set) => {
-            training_set::exchange(training_sets, caller, set, messages(first, incoming)).await
+            let bounds = Bounds::new(training_set::ROWS, MOST_PUSHED_ROWS).sharing(dictionaries);
+            training_set::exchange(training_sets, caller, set, bounded(messages(first, incoming), bounds)).await
         }
         Command::Package(_) => Err(to_status(
             Error::invalid("an exchange is of lookups, or of a spine for a training set").remedy("call DoGet"),

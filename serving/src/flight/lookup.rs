@@ -8,10 +8,9 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, I
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::{FlightData, SchemaAsIpc};
 use futures::{Stream, StreamExt, stream};
-use springhouse_featurestore::lookup::MOST_ROWS;
 use tonic::Status;
 
-use super::bounds::{Bounds, bounded, check_unpacked};
+use super::bounds::check_unpacked;
 use super::command::LookupCommand;
 use super::exchange::Answers;
 use super::malformed;
@@ -47,7 +46,7 @@ impl Writer {
     }
 }
 
-/// The answers to an exchange of lookups.
+/// The answers to an exchange of lookups, of messages with keys that are within their bounds.
 pub(super) fn exchange(
     server: Arc<FeatureServer>,
     caller: Caller,
@@ -55,7 +54,6 @@ pub(super) fn exchange(
     keys: impl Stream<Item = arrow_flight::error::Result<FlightData>> + Send + 'static,
 ) -> Result<Answers, Status> {
     let plan = server.plan(&command.contract).map_err(to_status)?;
-    let keys = bounded(keys, Bounds::new("keys", MOST_ROWS));
     let mut writer = Writer::default();
     let schema = FlightData::from(SchemaAsIpc::new(plan.schema(), &writer.options));
     let answers = FlightRecordBatchStream::new_from_flight_data(keys).map(move |batch| {

@@ -16,6 +16,12 @@ const MOST_LOOKUPS: usize = 4096;
 /// The most streams of pushes that are open at once. Each may hold a batch that waits for room.
 const MOST_PUSHES: usize = 1024;
 
+/// Bytes of the dictionaries of all streams that are open.
+const DICTIONARY_BYTES: usize = 256 << 20;
+
+/// Acknowledgements of pushes that are not read, of all streams: some hundred megabytes.
+const MOST_UNREAD_ACKS: usize = 1 << 20;
+
 /// A place, for as long as it lives.
 pub(super) type Place = Share<Arc<str>>;
 
@@ -25,6 +31,8 @@ pub(super) struct Places {
     lookups: Arc<Shares<Arc<str>>>,
     pushes: Arc<Shares<Arc<str>>>,
     queries: Arc<Shares<Arc<str>>>,
+    dictionaries: Arc<Shares<Arc<str>>>,
+    acks: Arc<Shares<Arc<str>>>,
 }
 
 impl Places {
@@ -34,7 +42,19 @@ impl Places {
             lookups: Shares::halves(MOST_LOOKUPS),
             pushes: Shares::halves(MOST_PUSHES),
             queries: Shares::new(usize::MAX, queries.div_ceil(2)),
+            dictionaries: Shares::halves(DICTIONARY_BYTES),
+            acks: Shares::halves(MOST_UNREAD_ACKS),
         }
+    }
+
+    /// What a stream's acknowledgements that are not read are taken from; none are yet.
+    pub(super) fn acks(&self, caller: &Caller) -> Share<Arc<str>> {
+        self.acks.nothing(caller.account())
+    }
+
+    /// What a stream's dictionaries are taken from; none are yet.
+    pub(super) fn dictionaries(&self, caller: &Caller) -> Share<Arc<str>> {
+        self.dictionaries.nothing(caller.account())
     }
 
     /// A place for what a command asks, if it needs one.

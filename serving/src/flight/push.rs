@@ -6,19 +6,21 @@
 //!
 //! Producers that are faster than the disk wait: all of them together have room for so many bytes, and a stream whose next
 //! batch does not fit is not read from, which HTTP/2's flow control tells its producer. One caller has at most half of the
-//! room: its streams wait for each other while those of others go on.
+//! room: its streams wait for each other while those of others go on. A batch has its room before it is decoded: its header says
+//! what it takes then, and that was checked; until then its bytes as they were sent are part of what its caller may have on its
+//! way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, PutResult};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use springhouse_featurestore::Error;
 use springhouse_featurestore::push::{EventSink, PushHeader};
 use tokio::sync::mpsc::error::TrySendError;
@@ -26,11 +28,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded, check_unpacked};
+use super::bounds::{Bounds, MOST_PUSHED_ROWS, check_unpacked};
 use super::command::Command;
 use super::malformed;
 use super::places::{Places, held};
 use crate::security::{Caller, Scope};
+use crate::shares::Share;
 use crate::status::to_status;
 
 /// An acknowledgement, or what went wrong.
@@ -39,8 +42,11 @@ type Answer = Result<PutResult, Status>;
 /// Batches of one producer that are under way at once: they share synced writes.
 const PIPELINED: usize = 64;
 
-/// The most acknowledgements of a producer that wait to be read.
+/// The most acknowledgements of a producer that wait to be read; those of all streams of a caller are counted too,
 const MOST_UNREAD: usize = 64 << 10;
+
+/// by so many: fewer than that of a stream are not.
+const COUNTED_ACKS: usize = 1 << 10;
 
 /// Bytes of batches that are under way at once, of all producers together.
 const UNDER_WAY_BYTES: usize = 64 << 20;
@@ -94,7 +100,7 @@ struct RoomOfOne {
 impl RoomOfOne {
     /// Waits for room for so many bytes; a batch larger than all of it has it alone. Its own is waited for first: in the line of
     /// all, no more of one caller stands than may be under way.
-    async fn take(self, bytes: usize) -> Result<(Option<OwnedSemaphorePermit>, OwnedSemaphorePermit), Status> {
+    async fn take(self, bytes: usize) -> Result<Taken, Status> {
         let places = |most: usize| u32::try_from(bytes.min(most) / PLACE_BYTES);
         let wrong = |error: &dyn std::fmt::Display| Status::internal(error.to_string());
         let own = match self.own {
@@ -107,17 +113,53 @@ impl RoomOfOne {
         // A batch that is larger than its caller's share has no more of all than that.
         let most = if own.is_some() { OWN_BYTES } else { UNDER_WAY_BYTES };
         let places = places(most).map_err(|error| wrong(&error))?;
-        Ok((own, self.whole.acquire_many_owned(places).await.map_err(|error| wrong(&error))?))
+        let whole = self.whole.acquire_many_owned(places).await.map_err(|error| wrong(&error))?;
+        Ok(Taken { bytes, _own: own, _whole: whole })
+    }
+
+    /// Makes room for so many bytes of what has some. That is given back first: two that kept theirs and waited for more would wait
+    /// for each other.
+    async fn widen(self, taken: Taken, bytes: usize) -> Result<Taken, Status> {
+        if bytes <= taken.bytes {
+            return Ok(taken);
+        }
+        drop(taken);
+        self.take(bytes).await
     }
 }
 
-/// The bytes of a batch's values; of a compressed one they are more than were sent.
-fn bytes_of(events: &RecordBatch) -> usize {
-    let sizes = events.columns().iter().map(|column| column.to_data().get_slice_memory_size());
-    // The size of a layout that Arrow cannot tell is that of its buffers.
-    let sizes =
-        sizes.zip(events.columns()).map(|(size, column)| size.unwrap_or_else(|_| column.get_buffer_memory_size()));
-    sizes.sum()
+/// Room that is taken, until it is dropped.
+#[derive(Debug)]
+struct Taken {
+    bytes: usize,
+    _own: Option<OwnedSemaphorePermit>,
+    _whole: OwnedSemaphorePermit,
+}
+
+/// Where a batch's room lies while it is decoded.
+type TakenNext = Arc<Mutex<Option<Taken>>>;
+
+/// A stream's messages, each batch once there is room for what it is decoded to.
+fn in_room(
+    messages: impl Stream<Item = Result<FlightData, FlightError>> + Send + 'static,
+    bounds: Bounds,
+    room: RoomOfOne,
+    next: TakenNext,
+) -> impl Stream<Item = Result<FlightData, FlightError>> + Send + 'static {
+    let refused = |status: Status| FlightError::Tonic(Box::new(status));
+    stream::try_unfold((messages.boxed(), bounds), move |(mut messages, mut bounds)| {
+        let (room, next) = (room.clone(), Arc::clone(&next));
+        async move {
+            let Some(message) = messages.try_next().await? else { return Ok(None) };
+            bounds.check(&message).map_err(|error| refused(to_status(error)))?;
+            let decoded = usize::try_from(bounds.decoded_bytes()).unwrap_or(usize::MAX);
+            if decoded > 0 {
+                let taken = room.take(decoded.max(message.data_body.len())).await.map_err(refused)?;
+                *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+            }
+            Ok(Some((message, (messages, bounds))))
+        }
+    })
 }
 
 /// What a producer sends.
@@ -127,6 +169,8 @@ struct Incoming {
     source: String,
     schema: SchemaRef,
     room: RoomOfOne,
+    /// The room of the batch that was decoded last.
+    taken: TakenNext,
     caller: Caller,
 }
 
@@ -145,13 +189,18 @@ impl Incoming {
             };
             // A stream may stay open for longer than its caller is known.
             self.caller.require(Scope::Push).map_err(to_status)?;
-            check_unpacked(&events)?;
-            let permit = self.room.clone().take(message.inner.data_body.len().max(bytes_of(&events))).await?;
+            // What dictionaries stand for is beside what they and their keys are.
+            let unpacked = usize::try_from(check_unpacked(&events)?).unwrap_or(usize::MAX);
+            let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let taken = match taken {
+                None => None,
+                Some(taken) => Some(self.room.clone().widen(taken, unpacked).await?),
+            };
             let (caller, header) = (self.caller.account().map(AsRef::as_ref), header(&metadata)?);
             let ack = self.sink.submit_by(caller, &self.source, events, header).await.map_err(to_status)?;
             let answer = async move {
                 let ack = ack.await.map_err(to_status)?;
-                drop(permit);
+                drop(taken);
                 let body = serde_json::to_vec(&ack).map_err(|error| Status::internal(error.to_string()))?;
                 Ok(PutResult { app_metadata: body.into() })
             };
@@ -182,34 +231,40 @@ pub(super) async fn put(
     // Some clients send the descriptor alone, others with the schema.
     let opening = (!first.data_header.is_empty()).then_some(Ok(first));
     let messages = stream::iter(opening).chain(incoming.map_err(|status| FlightError::Tonic(Box::new(status))));
-    let messages = FlightDataDecoder::new(bounded(messages, Bounds::new("events", MOST_PUSHED_ROWS)));
-    let room = room.of(&caller);
-    let incoming = Incoming { messages, sink, source: push.source.clone(), schema, room, caller };
+    let bounds = Bounds::new("events", MOST_PUSHED_ROWS).sharing(places.dictionaries(&caller));
+    let unread = places.acks(&caller);
+    let (room, taken) = (room.of(&caller), TakenNext::default());
+    let messages = FlightDataDecoder::new(in_room(messages, bounds, room.clone(), Arc::clone(&taken)));
+    let incoming = Incoming { messages, sink, source: push.source.clone(), schema, room, taken, caller };
     let answers = stream::try_unfold(incoming, Incoming::submit);
     let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
     let (told, acknowledgements) = mpsc::channel(MOST_UNREAD);
-    tokio::spawn(take(held(answers.boxed(), place), told));
+    tokio::spawn(take(held(answers.boxed(), place), told, unread));
     Ok(ReceiverStream::new(acknowledgements).boxed())
 }
 
 /// Takes pushes whether or not their acknowledgements are read: many producers send everything and listen then, and what
-/// is under way has room that others wait for.
-async fn take(mut answers: BoxStream<'static, Answer>, told: mpsc::Sender<Answer>) {
+/// is under way has room that others wait for. What is not read is counted until it is, or until nobody listens.
+async fn take(mut answers: BoxStream<'static, Answer>, told: mpsc::Sender<Answer>, mut counted: Share<Arc<str>>) {
     while let Some(answer) = answers.next().await {
+        let unread = told.max_capacity() - told.capacity();
+        let within_share = counted.resize(unread - unread % COUNTED_ACKS).is_ok();
         match told.try_send(answer) {
-            Ok(()) => {}
+            Ok(()) if within_share => {}
             Err(TrySendError::Closed(_)) => return,
-            Err(TrySendError::Full(_)) => {
+            Ok(()) | Err(TrySendError::Full(_)) => {
                 drop(answers);
                 let error = Error::busy("the acknowledgements of pushes are not read")
-                    .with("unread", MOST_UNREAD)
+                    .with("unread", unread)
                     .remedy("read one for each batch, and send what has none again");
                 // Whoever has gone meanwhile does not hear it.
                 drop(told.send(Err(to_status(error))).await);
-                return;
+                break;
             }
         }
     }
+    // All of it is free when all was read; nobody listens where it never is.
+    drop(told.reserve_many(told.max_capacity()).await);
 }
 
 fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
@@ -236,7 +291,15 @@ fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use arrow::ipc::CompressionType;
+    use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
+    use arrow_flight::SchemaAsIpc;
+
     use super::*;
+    use crate::shares::Shares;
 
     const LARGE: usize = 8 << 20;
 
@@ -260,5 +323,72 @@ mod tests {
             drop(room.of(caller).take(bytes).now_or_never().expect("all of it is free").expect("open"));
         }
         assert_eq!(room.own.lock().expect("no panic").len(), 1, "who has gone is not kept in mind");
+    }
+
+    /// A schema, and a batch of few bytes that becomes many.
+    fn compressed(rows: usize) -> [FlightData; 2] {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![7; rows]));
+        let batch = RecordBatch::try_from_iter([("number", numbers)]).expect("one column");
+        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::ZSTD)).expect("supported");
+        let (generator, mut tracker) = (IpcDataGenerator::default(), DictionaryTracker::new(false));
+        let encoded = generator.encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default());
+        [SchemaAsIpc::new(batch.schema_ref(), &options).into(), encoded.expect("encodes").1.into()]
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_waits_for_room_is_not_decoded_yet() {
+        let room = Room::default();
+        let ann = Caller::named("ann");
+        let messages = compressed(LARGE / 8);
+        assert!(messages[1].data_body.len() < LARGE / 100, "it is small as it comes");
+        let next = TakenNext::default();
+        let sent = stream::iter(messages.into_iter().map(Ok));
+        let within = in_room(sent, Bounds::new("events", MOST_PUSHED_ROWS), room.of(&ann), Arc::clone(&next));
+        let mut within = Box::pin(within);
+        let first = within.next().now_or_never().expect("a schema needs none").expect("one").expect("right");
+        assert!(first.data_body.is_empty() && next.lock().expect("no panic").is_none());
+        let all = room.of(&ann).take(OWN_BYTES).now_or_never().expect("free").expect("open");
+        assert!(within.next().now_or_never().is_none(), "the batch takes more than it has bytes");
+        drop(all);
+        within.next().now_or_never().expect("room").expect("one").expect("right");
+        let taken = next.lock().expect("no panic").take().expect("its room");
+        assert!(taken.bytes >= LARGE, "{} bytes", taken.bytes);
+        // More than it declared gives its room back before it waits for more.
+        let others = room.of(&ann).take(OWN_BYTES / 8 * 5).now_or_never().expect("free").expect("open");
+        let mut wider = Box::pin(room.of(&ann).widen(taken, 2 * LARGE));
+        assert!(wider.as_mut().now_or_never().is_none());
+        drop(others);
+        assert_eq!(wider.now_or_never().expect("room").expect("open").bytes, 2 * LARGE);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_reads_no_acknowledgements_has_half_of_those_that_may_wait() {
+        let shares = Shares::halves(4 * COUNTED_ACKS);
+        let push = |caller: &str, batches: usize| {
+            let answers = stream::iter((0..batches).map(|_| Ok(PutResult::default()))).boxed();
+            let (told, heard) = mpsc::channel(MOST_UNREAD);
+            (tokio::spawn(take(answers, told, shares.nothing(Some(&caller.into())))), heard)
+        };
+        let settle = || tokio::time::sleep(Duration::from_millis(50));
+        let (taking, mut heard) = push("ann", 2 * COUNTED_ACKS + 1);
+        settle().await;
+        assert!(!taking.is_finished(), "they count until they are read");
+        let read = async |heard: &mut mpsc::Receiver<Answer>| {
+            let (mut acks, mut refused) = (0, None);
+            while let Some(answer) = heard.recv().await {
+                answer.map_or_else(|status| refused = Some(status.code()), |_| acks += 1);
+            }
+            (acks, refused)
+        };
+        let (_, mut second) = push("ann", 2 * COUNTED_ACKS);
+        let (_, mut other) = push("bob", 2 * COUNTED_ACKS);
+        settle().await;
+        assert_eq!(read(&mut second).await, (COUNTED_ACKS + 1, Some(tonic::Code::ResourceExhausted)));
+        assert_eq!(read(&mut other).await, (2 * COUNTED_ACKS, None), "the rest is for others");
+        assert_eq!(read(&mut heard).await, (2 * COUNTED_ACKS + 1, None));
+        taking.await.expect("no panic");
+        let (_, mut again) = push("ann", 2 * COUNTED_ACKS);
+        settle().await;
+        assert_eq!(read(&mut again).await, (2 * COUNTED_ACKS, None), "given back");
     }
 }

@@ -23,8 +23,8 @@ use super::exchange::exchange;
 use super::places::{Place, Places, held};
 use super::push::{Room, put};
 use super::training_set::encode;
-use crate::features::{FeatureServer, FeatureSource};
-use crate::security::{Caller, table};
+use crate::features::{FeatureServer, FeatureSource, FeatureStatus, in_words};
+use crate::security::{Caller, Scope, table};
 use crate::status::to_status;
 
 /// The service.
@@ -86,14 +86,14 @@ impl FlightServer {
     async fn act(&self, action: &Action, caller: &Caller) -> Result<Vec<u8>> {
         match action.r#type.as_str() {
             "contracts" => json(&self.features.deployments().await?),
-            "status" => json(&self.features.status()?),
+            "status" => json(&self.status_for(caller)?),
             "follow" => {
-                self.features.follow(&()).await?;
-                json(&self.features.status()?)
+                self.features.follow(&()).await.map_err(|error| without_values(error, caller))?;
+                json(&self.status_for(caller)?)
             }
             "flush" => {
-                let until = self.sink()?.flush().await?;
-                self.features.follow(&()).await?;
+                let until = self.sink()?.flush().await.map_err(|error| without_values(error, caller))?;
+                self.features.follow(&()).await.map_err(|error| without_values(error, caller))?;
                 json(&until)
             }
             "producers" => json(&self.sink()?.producers(&producers(action)?.source).await?),
@@ -101,8 +101,9 @@ impl FlightServer {
                 let ProducersCommand { source, change, who, why } = producers(action)?;
                 let (producer, change) = change.ok_or_else(|| Error::invalid("no change to a producer is named"))?;
                 let by = Signature { at: self.features.clock().now(), who: caller.signs(&who), why };
-                let changed = self.sink()?.change_producer(&source, &producer, change, by).await?;
-                self.features.follow(&()).await?;
+                let changed = self.sink()?.change_producer(&source, &producer, change, by).await;
+                let changed = changed.map_err(|error| without_values(error, caller))?;
+                self.features.follow(&()).await.map_err(|error| without_values(error, caller))?;
                 json(&changed)
             }
             "clock" => {
@@ -117,6 +118,12 @@ impl FlightServer {
                 .with("action", other)
                 .remedy(format!("there are: {}", ACTIONS.map(|(name, _)| name).join(", ")))),
         }
+    }
+
+    /// How the store stands, as far as a caller may know: what a view's query said may quote values of events.
+    fn status_for(&self, caller: &Caller) -> Result<FeatureStatus> {
+        let status = self.features.status()?;
+        Ok(if caller.require(Scope::Query).is_ok() { status } else { status.without_reasons() })
     }
 
     /// A place for a training set, also where only its schema is asked for: that is planned like all of it.
@@ -181,6 +188,19 @@ fn allowed<T>(request: &Request<T>, command: &[u8]) -> Result<(Caller, Command),
     let (caller, command) = (caller(request)?, Command::parse(command).map_err(to_status)?);
     table::check_command(&caller, &command).map_err(to_status)?;
     Ok((caller, command))
+}
+
+/// An error of a view for a caller: its kind and the view, unless the caller may run queries. What the view's query said may quote
+/// values of events.
+fn without_values(error: Error, caller: &Caller) -> Error {
+    match error.context("view") {
+        Some(view) if caller.require(Scope::Query).is_err() => {
+            Error::new(error.kind(), format!("a view failed: {}", in_words(error.kind())))
+                .with("view", view)
+                .remedy("the server's log, or the same by a caller with the scope query, has the reason")
+        }
+        _ => error,
+    }
 }
 
 /// The largest message taken: a batch of keys, or of a request's tensors.
@@ -281,5 +301,31 @@ impl FlightService for FlightServer {
         let actions = ACTIONS
             .map(|(name, description)| Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() }));
         Ok(Response::new(stream::iter(actions).boxed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use springhouse_featurestore::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn what_a_views_query_said_is_for_those_who_may_run_queries() {
+        let failed = || {
+            let cause = Error::invalid("Cannot cast string 'ann@example.com' to value of Int64 type");
+            Error::invalid("a view's query fails on one pushed event after another")
+                .with("view", "shares")
+                .source(cause)
+        };
+        let operator = Caller::with_scopes("op", &[Scope::Operate, Scope::Read]);
+        let told = without_values(failed(), &operator);
+        let text = told.chain();
+        assert!(told.kind() == ErrorKind::Invalid && text.contains("view: shares") && !text.contains("ann@"), "{text}");
+        let engineer = Caller::with_scopes("eng", &[Scope::Query]);
+        assert!(without_values(failed(), &engineer).chain().contains("ann@"));
+        // What is not about a view is told as it is.
+        let other = without_values(Error::unavailable("no store").with("path", "pushes/log"), &operator);
+        assert!(other.chain().contains("pushes/log"));
     }
 }

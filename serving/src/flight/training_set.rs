@@ -12,13 +12,16 @@ use springhouse_featurestore::Error;
 use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
 use tonic::Status;
 
-use super::bounds::{Bounds, MOST_PUSHED_ROWS, bounded, check_unpacked};
+use super::bounds::check_unpacked;
 use super::exchange::Answers;
 use super::malformed;
 use crate::security::{Caller, Scope};
 use crate::status::{from_status, to_status};
 
-/// The training set for a spine that comes as batches.
+/// What the batches of a spine are, for messages.
+pub(super) const ROWS: &str = "rows of the spine";
+
+/// The training set for a spine that comes as batches, in messages that are within their bounds.
 pub(super) async fn exchange(
     training_sets: Arc<dyn TrainingSets>,
     caller: Caller,
@@ -43,17 +46,16 @@ async fn spine(
     caller: Caller,
     messages: impl Stream<Item = arrow_flight::error::Result<FlightData>> + Send + 'static,
 ) -> Result<Batches, Status> {
-    let messages = bounded(messages, Bounds::new("rows of the spine", MOST_PUSHED_ROWS));
     let mut batches = FlightRecordBatchStream::new_from_flight_data(messages);
-    let first = batches.try_next().await.map_err(|error| malformed("rows of the spine", &error))?;
-    first.as_ref().map_or(Ok(()), check_unpacked)?;
+    let first = batches.try_next().await.map_err(|error| malformed(ROWS, &error))?;
+    first.as_ref().map_or(Ok(0), check_unpacked)?;
     let schema = batches.schema().cloned().ok_or_else(|| {
         let error = Error::invalid("the spine did not come");
         to_status(error.remedy("send its schema and its batches in the exchange, and end them (done_writing)"))
     })?;
     let rest = batches.map(move |batch| {
         caller.require(Scope::Read)?;
-        let batch = batch.map_err(|error| from_status(&malformed("rows of the spine", &error)))?;
+        let batch = batch.map_err(|error| from_status(&malformed(ROWS, &error)))?;
         check_unpacked(&batch).map_err(|status| from_status(&status))?;
         Ok(batch)
     });

@@ -53,7 +53,7 @@ impl PredictService {
 
     async fn infer(
         &self,
-        request: &ModelInferRequest,
+        mut request: ModelInferRequest,
         deadline: Option<Instant>,
         caller: Option<Arc<str>>,
     ) -> Result<ModelInferResponse> {
@@ -65,27 +65,29 @@ impl PredictService {
         }
         let worker = self.contracts.worker(&request.model_name, &request.model_version)?;
         let contract = worker.contract();
-        let outputs = wanted_outputs(&contract.output, request)?;
-        let (columns, rows) = request_columns(&contract.request, request, worker.most_rows())
+        let outputs = wanted_outputs(&contract.output, &request)?;
+        let (columns, rows) = request_columns(&contract.request, &request, worker.most_rows())
             .map_err(|error| error.with("contract", contract.pinned()))?;
+        let (id, raw) = (std::mem::take(&mut request.id), !request.raw_input_contents.is_empty());
+        // While it waits in the queue it has no more than its columns.
+        drop(request);
         let answer = worker.ask(Question { columns, rows, deadline, caller }).await?;
-        self.response(request, &answer, &outputs, rows)
+        self.response((id, raw), &answer, &outputs, rows)
     }
 
     fn response(
         &self,
-        request: &ModelInferRequest,
+        (id, raw): (String, bool),
         answer: &Answer,
         wanted: &[usize],
         rows: usize,
     ) -> Result<ModelInferResponse> {
         let contract = answer.worker.contract();
-        let raw = !request.raw_input_contents.is_empty();
         let columns: Vec<_> = wanted.iter().map(|&index| Arc::clone(&answer.columns[index])).collect();
         let mut response = ModelInferResponse {
             model_name: contract.name.clone(),
             model_version: contract.version.to_string(),
-            id: request.id.clone(),
+            id,
             parameters: self.parameters(answer),
             outputs: Vec::new(),
             raw_output_contents: Vec::new(),
@@ -254,7 +256,7 @@ impl GrpcInferenceService for PredictService {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let deadline = deadline(&request);
         let caller = request.extensions().get::<Caller>().and_then(Caller::account).cloned();
-        self.infer(request.get_ref(), deadline, caller).await.map(Response::new).map_err(to_status)
+        self.infer(request.into_inner(), deadline, caller).await.map(Response::new).map_err(to_status)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Tensors to columns and back, in both of the protocol's forms.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Date32Array, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array,
     Int64Array, StringBuilder, TimestampMicrosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     new_null_array,
 };
+use arrow::buffer::BooleanBuffer;
 use arrow::compute::{cast, nullif};
 use arrow::datatypes::{
     DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
@@ -61,12 +61,11 @@ pub fn request_columns(
     most_rows: usize,
 ) -> Result<(Vec<ArrayRef>, usize)> {
     let rows = row_count(request, most_rows)?;
-    let tensors = tensors_by_name(columns, request)?;
+    let tensors = tensors_of(columns, request)?;
     let mut arrays = Vec::with_capacity(columns.len());
-    for column in columns {
-        let nulls = tensors.get(null_tensor(&column.name).as_str());
-        let array = match tensors.get(column.name.as_str()) {
-            Some((tensor, data)) => read(column, tensor, data, rows)?,
+    for (column, OfColumn { values, nulls }) in columns.iter().zip(tensors) {
+        let array = match values {
+            Some(tensor) => read(column, tensor, rows)?,
             None if column.nullable => new_null_array(&column.column_type.to_arrow(), rows),
             None => {
                 return Err(Error::invalid("a request column is missing").with("column", column).remedy(format!(
@@ -76,30 +75,66 @@ pub fn request_columns(
                 )));
             }
         };
-        arrays.push(match nulls {
+        let array = match nulls {
             None => array,
-            Some((tensor, data)) => {
-                let flags = Column::required(&tensor.name, ColumnType::Boolean);
-                nullif(&array, read(&flags, tensor, data, rows)?.as_boolean())?
+            Some(tensor) => {
+                let flags = Column::required(&tensor.of.name, ColumnType::Boolean);
+                nullif(&array, read(&flags, tensor, rows)?.as_boolean())?
             }
-        });
-        let last = arrays.last().map_or(0, Array::null_count);
-        if last > 0 && !column.nullable {
+        };
+        if array.null_count() > 0 && !column.nullable {
             return Err(Error::invalid("a request column is null where the contract says NOT NULL")
                 .with("column", column)
-                .with("null rows", last));
+                .with("null rows", array.null_count()));
         }
+        arrays.push(array);
     }
     Ok((arrays, rows))
 }
 
-fn null_tensor(column: &str) -> String {
-    format!("{column}@null")
+/// Behind a column's name: the tensor that says which of its rows are null.
+const NULLS: &str = "@null";
+
+/// A tensor of a request, where it lies.
+#[derive(Debug, Clone, Copy)]
+struct Tensor<'a> {
+    of: &'a InferInputTensor,
+    data: Values<'a>,
 }
 
-type Tensors<'a> = BTreeMap<&'a str, (&'a InferInputTensor, TensorData)>;
+/// Its values, in one of the protocol's forms.
+#[derive(Debug, Clone, Copy)]
+enum Values<'a> {
+    Raw(&'a [u8]),
+    Typed(&'a InferTensorContents),
+}
 
-fn tensors_by_name<'a>(columns: &[Column], request: &'a ModelInferRequest) -> Result<Tensors<'a>> {
+/// The tensors of a column.
+#[derive(Debug, Clone, Copy, Default)]
+struct OfColumn<'a> {
+    values: Option<Tensor<'a>>,
+    /// Which of them are null.
+    nulls: Option<Tensor<'a>>,
+}
+
+/// The contents of a tensor that has none.
+static NOTHING: LazyLock<InferTensorContents> = LazyLock::new(InferTensorContents::default);
+
+/// The column of a tensor's name, and whether it says which of the column's rows are null. Clients send their tensors in the
+/// order of the columns, most of them: so it is looked for at the tensor's own place first.
+fn column_of(columns: &[Column], name: &str, place: usize) -> Option<(usize, bool)> {
+    let index_of = |name: &str| {
+        let is_it = |column: &Column| column.name == name;
+        if columns.get(place).is_some_and(is_it) { Some(place) } else { columns.iter().position(is_it) }
+    };
+    match index_of(name) {
+        Some(index) => Some((index, false)),
+        None => name.strip_suffix(NULLS).and_then(index_of).map(|index| (index, true)),
+    }
+}
+
+/// The tensors of a request, by column.
+fn tensors_of<'a>(columns: &[Column], request: &'a ModelInferRequest) -> Result<Vec<OfColumn<'a>>> {
     let raw = !request.raw_input_contents.is_empty();
     if raw && request.raw_input_contents.len() != request.inputs.len() {
         return Err(Error::invalid("raw contents do not match the inputs")
@@ -107,25 +142,25 @@ fn tensors_by_name<'a>(columns: &[Column], request: &'a ModelInferRequest) -> Re
             .with("raw contents", request.raw_input_contents.len())
             .remedy("send one raw entry for each input, in their order, or typed contents for all"));
     }
-    let mut tensors = Tensors::new();
-    for (index, tensor) in request.inputs.iter().enumerate() {
-        let of_column =
-            columns.iter().any(|column| column.name == tensor.name || null_tensor(&column.name) == tensor.name);
-        if !of_column {
+    let mut tensors = vec![OfColumn::default(); columns.len()];
+    for (place, of) in request.inputs.iter().enumerate() {
+        let Some((index, says_nulls)) = column_of(columns, &of.name, place) else {
             let names: Vec<String> = columns.iter().map(Column::to_string).collect();
             return Err(Error::invalid("the contract has no such request column")
-                .with("tensor", &tensor.name)
+                .with("tensor", &of.name)
                 .remedy(format!("the columns are: {}", names.join(", "))));
-        }
-        let data = match (&tensor.contents, raw) {
-            (Some(_), true) => {
-                return Err(Error::invalid("a tensor has typed contents beside raw ones").with("tensor", &tensor.name));
-            }
-            (_, true) => TensorData::Raw(request.raw_input_contents[index].clone()),
-            (contents, false) => TensorData::Typed(contents.clone().unwrap_or_default()),
         };
-        if tensors.insert(&tensor.name, (tensor, data)).is_some() {
-            return Err(Error::invalid("a tensor is given twice").with("tensor", &tensor.name));
+        let data = match (&of.contents, raw) {
+            (Some(_), true) => {
+                return Err(Error::invalid("a tensor has typed contents beside raw ones").with("tensor", &of.name));
+            }
+            (None, true) => Values::Raw(&request.raw_input_contents[place]),
+            (contents, false) => Values::Typed(contents.as_ref().unwrap_or(&NOTHING)),
+        };
+        let slot = &mut tensors[index];
+        let slot = if says_nulls { &mut slot.nulls } else { &mut slot.values };
+        if slot.replace(Tensor { of, data }).is_some() {
+            return Err(Error::invalid("a tensor is given twice").with("tensor", &of.name));
         }
     }
     Ok(tensors)
@@ -166,7 +201,7 @@ pub(crate) fn too_many_rows(rows: usize, most_rows: usize) -> Error {
         .remedy("send several requests")
 }
 
-fn read(column: &Column, tensor: &InferInputTensor, data: &TensorData, rows: usize) -> Result<ArrayRef> {
+fn read(column: &Column, Tensor { of: tensor, data }: Tensor<'_>, rows: usize) -> Result<ArrayRef> {
     let expected = datatype(column.column_type);
     let text_time = column.column_type == ColumnType::Timestamp && tensor.datatype == "BYTES";
     if tensor.datatype != expected && !text_time {
@@ -176,8 +211,8 @@ fn read(column: &Column, tensor: &InferInputTensor, data: &TensorData, rows: usi
             .with("expected", expected));
     }
     let array = match data {
-        TensorData::Raw(bytes) => read_raw(column.column_type, text_time, tensor, bytes, rows)?,
-        TensorData::Typed(contents) => read_typed(column.column_type, text_time, tensor, contents)?,
+        Values::Raw(bytes) => read_raw(column.column_type, text_time, tensor, bytes, rows)?,
+        Values::Typed(contents) => read_typed(column.column_type, text_time, tensor, contents)?,
     };
     if array.len() != rows {
         return Err(Error::invalid("a tensor's contents do not fit its shape")
@@ -277,13 +312,17 @@ fn split_raw<'a>(tensor: &InferInputTensor, bytes: &'a [u8], rows: usize) -> Res
     Ok(elements)
 }
 
+/// The bytes of a text for which there is room at first.
+const SHORT_TEXT: usize = 16;
+
 fn texts<'a>(tensor: &InferInputTensor, values: impl Iterator<Item = &'a [u8]>, as_times: bool) -> Result<ArrayRef> {
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>, row: usize| {
         Error::invalid("a text value cannot be read").with("tensor", &tensor.name).with("row", row).source(error)
     };
     let texts =
         values.enumerate().map(|(row, bytes)| std::str::from_utf8(bytes).map_err(|error| wrong(error.into(), row)));
-    let mut builder = StringBuilder::new();
+    let rows = texts.size_hint().0;
+    let mut builder = StringBuilder::with_capacity(rows, rows * SHORT_TEXT);
     for text in texts {
         builder.append_value(text?);
     }
@@ -299,7 +338,9 @@ fn read_typed(
 ) -> Result<ArrayRef> {
     let narrowed = |array: ArrayRef| strict_cast(&Column::nullable(&tensor.name, column_type), &array);
     match column_type {
-        ColumnType::Boolean => Ok(Arc::new(BooleanArray::from(contents.bool_contents.clone()))),
+        ColumnType::Boolean => {
+            Ok(Arc::new(BooleanArray::new(BooleanBuffer::from(contents.bool_contents.as_slice()), None)))
+        }
         ColumnType::Int8 | ColumnType::Int16 | ColumnType::Int32 => {
             narrowed(Arc::new(Int32Array::from(contents.int_contents.clone())))
         }

@@ -59,7 +59,13 @@ impl Caller {
     /// One of those who are known, with every scope.
     #[cfg(test)]
     pub(crate) fn named(name: &str) -> Self {
-        Self::known(name, &Scope::ALL, None)
+        Self::with_scopes(name, &Scope::ALL)
+    }
+
+    /// One of those who are known, with some scopes.
+    #[cfg(test)]
+    pub(crate) fn with_scopes(name: &str, scopes: &[Scope]) -> Self {
+        Self::known(name, scopes, None)
     }
 
     /// Its name.

@@ -1,13 +1,15 @@
 //! The layer before every service, gRPC's and HTTP's alike: it knows the caller, or answers itself.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::extract::ConnectInfo;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Request, Response, StatusCode};
 use futures::future::{Either, Ready, ready};
 use http_body_util::Limited;
+use pin_project_lite::pin_project;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use tower::{Layer, Service};
 
@@ -15,7 +17,7 @@ use super::caller::{Caller, Callers};
 use super::scope::any_of;
 use super::table::{Need, of_path};
 use super::tls::Peer;
-use crate::decoding::Calls;
+use crate::decoding::{Calls, MOST_BYTES_OF_NOBODY, Unread};
 use crate::status::to_status;
 
 /// Lets past whom the table lets, with a [`super::Caller`] in the request's extensions, and no more than what calls may send.
@@ -47,22 +49,19 @@ pub(crate) struct Authenticated<S> {
     inner: S,
 }
 
-/// The most bytes of a request that needs no caller: whether a process is alive is asked in a few.
-const MOST_BYTES_OF_NOBODY: usize = 4 << 10;
-
 /// A body that can say no, in its protocol.
 pub(crate) trait Refusal: Sized {
     /// The answer for an error.
     fn refusal(error: Error) -> Response<Self>;
 
     /// The same body, which fails beyond what nobody in particular may send.
-    fn limited(self) -> Self;
+    fn limited(self, calls: &Calls) -> Self;
 
     /// The same body, whose messages are within the bounds of what a path takes.
-    ///
-    /// # Errors
-    /// As [`Calls::bounded`].
-    fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Result<Self>;
+    fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Self;
+
+    /// The same answer, of which a caller leaves no more unread than it may.
+    fn answered(self, unread: Unread) -> Self;
 }
 
 impl Refusal for tonic::body::Body {
@@ -70,12 +69,16 @@ impl Refusal for tonic::body::Body {
         to_status(error).into_http()
     }
 
-    fn limited(self) -> Self {
-        Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
+    fn limited(self, calls: &Calls) -> Self {
+        Self::new(Limited::new(calls.of_nobody(self), MOST_BYTES_OF_NOBODY))
     }
 
-    fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Result<Self> {
+    fn bounded(self, calls: &Calls, path: &str, caller: &Caller) -> Self {
         calls.bounded(path, caller.account(), self)
+    }
+
+    fn answered(self, unread: Unread) -> Self {
+        unread.bounded(self)
     }
 }
 
@@ -90,13 +93,18 @@ impl Refusal for axum::body::Body {
         response
     }
 
-    fn limited(self) -> Self {
+    fn limited(self, _: &Calls) -> Self {
         Self::new(Limited::new(self, MOST_BYTES_OF_NOBODY))
     }
 
     /// Nothing on the HTTP port reads a body.
-    fn bounded(self, _: &Calls, _: &str, _: &Caller) -> Result<Self> {
-        Ok(self.limited())
+    fn bounded(self, calls: &Calls, _: &str, _: &Caller) -> Self {
+        self.limited(calls)
+    }
+
+    /// It speaks HTTP/1: a connection has one answer at a time, and the port has few connections.
+    fn answered(self, _: Unread) -> Self {
+        self
     }
 }
 
@@ -108,7 +116,7 @@ where
 {
     type Response = Response<R>;
     type Error = S::Error;
-    type Future = Either<Ready<Result<Response<R>, S::Error>>, S::Future>;
+    type Future = Either<Ready<Result<Response<R>, S::Error>>, Answering<S::Future>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -116,29 +124,49 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.admit(request) {
-            Ok(request) => Either::Right(self.inner.call(request)),
+            Ok((request, unread)) => Either::Right(Answering { answer: self.inner.call(request), unread }),
             Err(error) => Either::Left(ready(Ok(R::refusal(error)))),
         }
     }
 }
 
 impl<S> Authenticated<S> {
-    /// The request with its caller and within its bounds, for those behind the layer; nobody of them sees the token.
-    fn admit<B: Refusal>(&self, mut request: Request<B>) -> Result<Request<B>> {
+    /// The request with its caller and within its bounds, for those behind the layer, and the bounds of its answer; nobody of
+    /// them sees the token.
+    fn admit<B: Refusal>(&self, mut request: Request<B>) -> Result<(Request<B>, Option<Unread>)> {
         let caller = known(&self.callers, &request).inspect_err(|error| {
             tracing::debug!(path = request.uri().path(), error = %error, "refused");
         })?;
         request.headers_mut().remove(AUTHORIZATION);
         let (mut parts, body) = request.into_parts();
-        let body = match caller {
-            None => body.limited(),
-            Some(caller) => {
-                let body = body.bounded(&self.calls, parts.uri.path(), &caller)?;
-                parts.extensions.insert(caller);
-                body
-            }
-        };
-        Ok(Request::from_parts(parts, body))
+        let Some(caller) = caller else { return Ok((Request::from_parts(parts, body.limited(&self.calls)), None)) };
+        let body = body.bounded(&self.calls, parts.uri.path(), &caller);
+        let unread = self.calls.answers().unread(caller.account());
+        parts.extensions.insert(caller);
+        Ok((Request::from_parts(parts, body), Some(unread)))
+    }
+}
+
+pin_project! {
+    /// The answer of the service behind the layer, within its bounds once it comes.
+    pub(crate) struct Answering<F> {
+        #[pin]
+        answer: F,
+        unread: Option<Unread>,
+    }
+}
+
+impl<F: Future<Output = Result<Response<R>, E>>, R: Refusal, E> Future for Answering<F> {
+    type Output = Result<Response<R>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(context));
+        let unread = this.unread.take();
+        Poll::Ready(answer.map(|answer| match unread {
+            Some(unread) => answer.map(|body| body.answered(unread)),
+            None => answer,
+        }))
     }
 }
 

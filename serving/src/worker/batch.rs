@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::concat;
 use arrow::datatypes::SchemaRef;
 use springhouse_featurestore::definition::{Column, Contract, FeatureView};
@@ -112,12 +112,13 @@ impl ContractWorker {
         if rows > self.most_rows {
             return Err(too_many_rows(rows, self.most_rows));
         }
+        let texts = self.load.admit_texts(text_bytes(&question.columns), question.caller.as_ref())?;
         let share = self.load.admit(rows, question.caller.as_ref())?;
         let (reply, answer) = oneshot::channel();
         let deadline = question.deadline;
         let gone = || Error::unavailable("the worker has stopped");
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        let _place = Place { worker: self, number, rows, _share: share };
+        let mut place = Place { worker: self, number, rows, waits: true, _shares: (share, texts) };
         self.waiting.add(number, Pending { question, reply });
         let answered = match deadline {
             None => self.answered(number, answer).await,
@@ -129,6 +130,8 @@ impl ContractWorker {
                 }
             },
         };
+        // Whatever was answered had been taken out of the line.
+        place.waits = answered.is_err();
         answered.map_err(|_| gone())?
     }
 
@@ -202,14 +205,25 @@ struct Place<'a> {
     worker: &'a ContractWorker,
     number: u64,
     rows: usize,
-    _share: Option<Share<Arc<str>>>,
+    /// Whether it may stand in the line still.
+    waits: bool,
+    /// Those of its rows and of their texts.
+    _shares: (Option<Share<Arc<str>>>, Option<Share<Arc<str>>>),
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.worker.waiting.remove(self.number);
+        if self.waits {
+            self.worker.waiting.remove(self.number);
+        }
         self.worker.load.leave(self.rows);
     }
+}
+
+/// The bytes of columns' texts: of other types they follow from the rows.
+fn text_bytes(columns: &[ArrayRef]) -> usize {
+    let texts = columns.iter().filter_map(|column| column.as_string_opt::<i32>());
+    texts.map(|texts| texts.value_data().len()).sum()
 }
 
 fn key_schema(keys: &[Column]) -> SchemaRef {

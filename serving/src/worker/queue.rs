@@ -53,6 +53,12 @@ impl LiveCounters {
     }
 }
 
+/// Bytes of the texts of a contract's rows that wait.
+const TEXT_BYTES: usize = 256 << 20;
+
+/// A request with fewer is not counted.
+const SHORT_TEXT_BYTES: usize = 16 << 10;
+
 /// What both ends of a queue see.
 #[derive(Debug)]
 pub(crate) struct Load {
@@ -61,6 +67,8 @@ pub(crate) struct Load {
     limit: usize,
     /// Rows of callers who are known by name.
     shares: Arc<Shares<Arc<str>>>,
+    /// Bytes of the texts of rows that wait.
+    texts: Arc<Shares<Arc<str>>>,
     /// Recent microseconds per row of the worker, for the delay that a refusal names.
     row_micros: AtomicU64,
     pub(crate) counters: LiveCounters,
@@ -73,6 +81,7 @@ impl Load {
             limit,
             // That there are no more than the limit is counted without a lock, for all.
             shares: Shares::new(usize::MAX, limit.div_ceil(2)),
+            texts: Shares::halves(TEXT_BYTES),
             row_micros: AtomicU64::new(0),
             counters: LiveCounters::default(),
         }
@@ -95,6 +104,17 @@ impl Load {
         }
         self.leave(rows);
         Err(self.shed("the contract's queue is full", before, self.limit))
+    }
+
+    /// Takes place for the texts of a request: its rows may be few and its texts long. Short ones are not counted.
+    pub(crate) fn admit_texts(&self, bytes: usize, caller: Option<&Arc<str>>) -> Result<Option<Share<Arc<str>>>> {
+        if bytes <= SHORT_TEXT_BYTES {
+            return Ok(None);
+        }
+        self.texts.take(caller, bytes).map(Some).map_err(|full| {
+            self.counters.shed.fetch_add(1, Ordering::Relaxed);
+            full.error("bytes of texts that wait for the contract", caller.map(AsRef::as_ref))
+        })
     }
 
     /// Counts a request that is turned away.
@@ -177,5 +197,19 @@ mod tests {
         admit(Some(&ann)).expect("given back");
         admit(None).expect("who is not known by name");
         drop(others);
+    }
+
+    #[test]
+    fn a_few_rows_of_long_texts_fill_no_queue_that_others_wait_for() {
+        let load = Load::new(100);
+        let (ann, bob): (Arc<str>, Arc<str>) = ("ann".into(), "bob".into());
+        let long = TEXT_BYTES / 8;
+        let held: Vec<_> = (0..4).map(|_| load.admit_texts(long, Some(&ann)).expect("less than half")).collect();
+        let error = load.admit_texts(long, Some(&ann)).expect_err("more than half");
+        assert!(error.to_string().contains("caller: ann") && load.counters.read().shed == 1, "{error}");
+        assert!(load.admit_texts(SHORT_TEXT_BYTES, Some(&ann)).expect("short").is_none());
+        load.admit_texts(4 * long, Some(&bob)).expect("the rest is for others");
+        drop(held);
+        load.admit_texts(long, Some(&ann)).expect("given back");
     }
 }

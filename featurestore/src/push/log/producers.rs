@@ -12,12 +12,6 @@ use crate::push::{ProducerChange, ProducerCorrection, ProducerState, SaidByProdu
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
 
-/// The most producers of a source: each is remembered for ever.
-const MOST_PRODUCERS: usize = 10_000;
-
-/// The most bytes of a producer's name.
-const MOST_PRODUCER_BYTES: usize = 256;
-
 fn json(correction: &ProducerCorrection) -> Result<Vec<u8>> {
     serde_json::to_vec(correction)
         .map_err(|error| Error::internal("a correction cannot be written as JSON").source(error))
@@ -70,6 +64,7 @@ impl PushLog {
         if !batch.is_empty() {
             self.write(batch)?;
             let mut state = self.state();
+            state.counted.clear();
             state.owners.extend(owners);
             state.set_back.extend(set_backs);
             state.corrected.extend(corrections);
@@ -94,33 +89,6 @@ impl PushLog {
             (of, SaidByProducer { watermark, corrected, owner, ..SaidByProducer::default() })
         });
         said.collect()
-    }
-
-    /// Whether a producer of a source may push: one that is known, or one of not too many.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Invalid`] for a name that is too long, [`crate::ErrorKind::Busy`] with too many producers.
-    pub fn admit_producer(&self, source: &str, producer: &str) -> Result<()> {
-        if producer.len() > MOST_PRODUCER_BYTES {
-            return Err(Error::invalid("a producer's name is too long")
-                .with("bytes", producer.len())
-                .with("limit", MOST_PRODUCER_BYTES)
-                .remedy("give each producer a short name, and keep it"));
-        }
-        let state = self.state();
-        let of = (source.to_owned(), producer.to_owned());
-        if state.sequences.contains_key(&of) || state.watermarks.contains_key(&of) || state.heard.contains_key(&of) {
-            return Ok(());
-        }
-        let known =
-            state.heard.range((source.to_owned(), String::new())..).take_while(|((of, _), _)| of == source).count();
-        if known >= MOST_PRODUCERS {
-            return Err(Error::busy("the source has as many producers as there may be")
-                .with("source", source)
-                .with("producers", known)
-                .remedy("let each sender keep its name: a producer is remembered for ever"));
-        }
-        Ok(())
     }
 
     /// Leaves those producers out of their sources' watermarks that say nothing for longer than this while others do.
@@ -189,6 +157,7 @@ impl PushLog {
         batch.put(producer_key(b'c', source, producer), json(&correction)?);
         self.write(batch)?;
         let mut state = self.state();
+        state.counted.remove(source);
         state.corrected.insert(of.clone(), correction);
         match change {
             ProducerChange::Retire => {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::PushEntry;
+use super::names::{Counted, InUse};
 use crate::push::{ProducerCorrection, ProducerState};
 use crate::time::{Span, Timestamp};
 
@@ -48,6 +49,12 @@ pub(super) struct State {
     pub(super) set_back: Producers<Timestamp>,
     /// What a person changed about each last.
     pub(super) corrected: Producers<ProducerCorrection>,
+    /// Those under which pushes are under way.
+    pub(super) in_use: Producers<InUse>,
+    /// How many there are of a source, once somebody has asked.
+    pub(super) counted: BTreeMap<String, Counted>,
+    /// When a source was last looked through for names that may leave.
+    pub(super) looked: BTreeMap<String, Timestamp>,
     /// When anybody was last heard of.
     pub(super) latest: Option<Timestamp>,
     /// How long a producer may be silent while others speak and still count; `None` for ever.

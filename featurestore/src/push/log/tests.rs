@@ -130,24 +130,26 @@ fn a_producer_is_retired_and_a_watermark_corrected_and_both_last() {
 #[test]
 fn a_producers_name_is_the_callers_who_uses_it_first_until_it_is_handed_over() {
     let folder = tempfile::tempdir().expect("a folder");
-    let log = PushLog::open(folder.path()).expect("new");
+    let log = Arc::new(PushLog::open(folder.path()).expect("new"));
     let by = |second| Signature { at: Timestamp::from_micros(second), who: "op".to_owned(), why: "moved".to_owned() };
-    assert!(!log.is_owner("paid", "till", "ann").expect("nobody's yet"));
-    log.claim("paid", "till", "ann").expect("nobody's yet");
-    log.claim("paid", "till", "ann").expect("its own");
-    log.claim("seen", "till", "bob").expect("of another source");
-    let error = log.claim("paid", "till", "bob").expect_err("another's");
+    let first = log.admit("paid", "till", Some("ann")).expect("nobody's yet");
+    log.append(vec![push("till", 1, &[10], None)]).expect("writable");
+    drop(first);
+    log.admit("paid", "till", Some("ann")).expect("its own");
+    log.admit("seen", "till", Some("bob")).expect("of another source");
+    let error = log.admit("paid", "till", Some("bob")).expect_err("another's");
     assert_eq!(error.kind(), crate::ErrorKind::Forbidden);
     let said = error.to_string();
     assert!(said.contains("belongs to: ann") && said.contains("paid --hand-over till --to bob"), "{said}");
     drop(log);
-    let log = PushLog::open(folder.path()).expect("reopened");
-    assert!(log.is_owner("paid", "till", "bob").is_err());
+    let log = Arc::new(PushLog::open(folder.path()).expect("reopened"));
+    assert!(log.admit("paid", "till", Some("bob")).is_err());
     let changed = log.change("paid", "till", ProducerChange::HandOver("bob".to_owned()), by(5)).expect("known");
     assert_eq!(changed.owner.as_deref(), Some("bob"));
     drop(log);
-    let log = PushLog::open(folder.path()).expect("reopened");
-    assert!(log.is_owner("paid", "till", "bob").expect("its own") && log.is_owner("paid", "till", "ann").is_err());
+    let log = Arc::new(PushLog::open(folder.path()).expect("reopened"));
+    log.admit("paid", "till", Some("bob")).expect("its own");
+    assert!(log.admit("paid", "till", Some("ann")).is_err());
 }
 
 #[test]
@@ -179,7 +181,7 @@ fn a_sequence_that_was_used_up_is_set_back_and_another_log_learns_it() {
         other.learn([("paid", "till", said())].into_iter()).expect("writable");
     }
     assert!(other.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_some());
-    assert!(other.is_owner("paid", "till", "ann").expect("learned too"));
+    assert_eq!(other.producers(Some("paid"))[0].owner.as_deref(), Some("ann"), "learned too");
 }
 
 #[test]

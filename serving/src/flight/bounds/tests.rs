@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BooleanArray, DictionaryArray, FixedSizeListArray, Float64Array, Int32Array, Int64Array, ListArray,
-    NullArray, StringArray, StringViewArray, StructArray,
+    NullArray, RecordBatch, StringArray, StringViewArray, StructArray,
 };
-use arrow::datatypes::{Field, Float64Type, Int8Type, Int32Type, Schema};
+use arrow::datatypes::{DataType, Field, Float64Type, Int8Type, Int32Type, Schema};
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::SchemaAsIpc;
 
