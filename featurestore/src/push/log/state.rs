@@ -48,7 +48,7 @@ pub(super) struct State {
     pub(super) set_back: Producers<Timestamp>,
     /// What a person changed about each last.
     pub(super) corrected: Producers<ProducerCorrection>,
-    /// When anybody was last heard of.
+    /// When anybody was last heard of since the log was opened.
     pub(super) latest: Option<Timestamp>,
     /// How long a producer may be silent while others speak and still count; `None` for ever.
     pub(super) silence: Option<Span>,
