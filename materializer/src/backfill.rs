@@ -448,10 +448,13 @@ impl Jobs {
             (Some(watermark), None) => (watermark, state.read_until),
             (before, reset) => {
                 let pushed = if reset.is_some() { self.pushed().state().await? } else { PushHistoryState::default() };
+                // How far it had got without these nobody knows: its watermark was ahead.
+                let lacking = self.lacking_from(catalog, view, &pushed, state.pushed).await?;
                 // Of what is pushed, and nobody says how far, no more is known than before.
                 let known = plan.known;
-                let since = before.map(|before| before.min(known)).filter(|_| is_only_pushed(catalog, view, &pushed));
-                (crate::refresh::watermark_of(catalog, view, &pushed, since, known)?.0, Some(known))
+                let had = lacking.values().copied().fold(known, Timestamp::min);
+                let since = before.map(|before| before.min(had)).filter(|_| is_only_pushed(catalog, view, &pushed));
+                (crate::refresh::watermark_of(catalog, view, (&pushed, &lacking), since, known)?.0, Some(known))
             }
         };
         let commit = ViewCommit::new(self.clock().now(), ViewCommitKind::Backfill, watermark);

@@ -34,6 +34,7 @@ pub mod schedule;
 mod separate;
 pub mod set_aside;
 pub mod training_set;
+mod uncommitted;
 pub mod wire_queries;
 
 pub use jobs::Jobs;
