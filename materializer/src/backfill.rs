@@ -170,6 +170,7 @@ impl Jobs {
             && begun.plan.base >= state.replaced.max(state.set_aside.counted_by)
             && (begun.plan.base > 0 || state.number == 0)
             && !self.was_flushed_too(catalog, view, &begun.plan, &state).await?
+            && !self.was_read_further(view, &begun.plan).await?
         {
             return Ok(begun);
         }
@@ -389,6 +390,12 @@ impl Jobs {
             .with("commit", state.number)
             .remedy("run the backfill again: it counts each of them once"));
         }
+        if self.was_read_further(view, plan).await? {
+            return Err(Error::invalid("the view was refreshed while it was being set back")
+                .with("view", &view.name)
+                .with("commit", state.number)
+                .remedy("run the backfill again: it computes what that refresh read"));
+        }
         let mut files = Vec::new();
         let mut kept = kept.lock().await;
         for (number, file) in &state.files {
@@ -434,6 +441,16 @@ impl Jobs {
         let began = Got::default().after(&commits);
         let read = Got { until: Some(plan.known), files: Arc::new(plan.history.clone()), ..began.clone() };
         self.flushed_meanwhile(catalog, view, (&began, &read), state.pushed).await
+    }
+
+    /// Whether a refresh has been committed since a reset began. It read history until the time that the reset takes back, and its
+    /// rows would stay: the refreshes after the reset would read them again.
+    async fn was_read_further(&self, view: &FeatureView, plan: &BackfillPlan) -> Result<bool> {
+        if plan.reset.is_none() {
+            return Ok(false);
+        }
+        let commits = self.log(view).commits_after(plan.base).await?;
+        Ok(commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Refresh))
     }
 
     async fn backfill_commit(
