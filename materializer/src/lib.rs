@@ -28,6 +28,7 @@ pub mod garbage;
 mod history;
 mod jobs;
 mod on_top;
+mod panics;
 pub mod push;
 pub mod refresh;
 pub mod schedule;
