@@ -42,6 +42,7 @@ use self::distinct::{Asked, ToldApart};
 use self::fence::Fence;
 use self::set_aside::SetAsideHere;
 use crate::Jobs;
+use crate::panics::caught;
 
 /// Pushes that wait at once; a producer beyond them waits for a place.
 const QUEUE_PUSHES: usize = 256;
@@ -219,7 +220,7 @@ async fn flush_by_time(shared: Weak<Shared>, full: Arc<Notify>) {
         if shared.fence.is_lost() {
             break;
         }
-        if let Err(error) = shared.flush().await {
+        if let Err(error) = caught("a flush", shared.flush()).await {
             tracing::error!(error = %error.chain(), "what was pushed cannot be moved to object storage; it stays in the log");
         }
     }
@@ -253,7 +254,7 @@ impl EventSink for Pushes {
         let catalog = (self.shared.catalog)();
         let accepting = accept::source_of(&catalog, source)?;
         let (events, sent) = (self.accepted(accepting, &events, &header).await?, events.num_rows());
-        self.shared.try_events(&catalog, source, &events).await?;
+        caught("a view's query", self.shared.try_events(&catalog, source, &events)).await?;
         let (events, asked) = self.shared.not_flushed(accepting, events).await?;
         if let Some((producer, caller)) = claims {
             self.shared.claim(source, producer, caller).await?;
@@ -272,7 +273,7 @@ impl EventSink for Pushes {
     }
 
     async fn flush(&self) -> Result<u64> {
-        self.shared.flush().await
+        caught("a flush", self.shared.flush()).await
     }
 
     async fn producers(&self, source: &str) -> Result<Vec<ProducerState>> {
