@@ -13,8 +13,8 @@ use springhouse_featurestore::tier::{
     Expiry, Mark, OnlineTier, Progress, Pushing, Retired, ViewLog, brings_unseen, catch_up_with, load_again,
 };
 
-use super::FeatureServer;
 use super::watched::Watched;
+use super::{FeatureServer, SaidByLog};
 
 /// Views that are followed at once: a load holds some hundred megabytes.
 pub(super) const FOLLOWED_AT_ONCE: usize = 4;
@@ -176,11 +176,12 @@ impl FeatureServer {
 
     /// Keeps what a view's log says of its history and of events that are set aside; a log is read when it has a new commit.
     async fn note_restated(&self, log: &ViewLog, mark: Mark) -> Result<()> {
-        let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.0);
+        let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.commit);
         if mark.commit > 0 && known != Some(mark.commit) {
             let state = log.clone().remembering(&self.noted).state().await?;
             let mut all = self.restated.write().unwrap_or_else(PoisonError::into_inner);
-            all.insert(log.view().clone(), (mark.commit, state.restated, state.set_aside.events));
+            let said = SaidByLog { commit: mark.commit, restated: state.restated, set_aside: state.set_aside.events };
+            all.insert(log.view().clone(), said);
         }
         Ok(())
     }
