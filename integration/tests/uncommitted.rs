@@ -38,7 +38,8 @@ CREATE CONTRACT summing TIER interactive REQUEST (user_name VARCHAR)
 fn seen(user: &str, second: i64) -> RecordBatch {
     let users: ArrayRef = Arc::new(StringArray::from(vec![user]));
     let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![second * 1_000_000]).with_timezone("UTC"));
-    RecordBatch::try_from_iter_with_nullable([("user_name", users, true), ("seen_at", times, true)]).expect("two columns")
+    RecordBatch::try_from_iter_with_nullable([("user_name", users, true), ("seen_at", times, true)])
+        .expect("two columns")
 }
 
 /// What a store does with the calls of a kind whose paths hold these words, while it is on.

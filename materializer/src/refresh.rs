@@ -141,11 +141,8 @@ impl Jobs {
             done.watermark = since.unwrap_or(now);
             return Ok(done);
         }
-        let lacking = if takes_pushes {
-            Lacking::new()
-        } else {
-            self.lacking(view, &history, state.pushed, since).await?
-        };
+        let lacking =
+            if takes_pushes { Lacking::new() } else { self.lacking(view, &history, state.pushed, since).await? };
         let (watermark, held_back) = watermark_of(catalog, view, (&history, &lacking), since, now)?;
         done.held_back = held_back;
         let past = self.past(catalog, (view, log), &state, &read, &history).await?;
