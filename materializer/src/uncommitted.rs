@@ -17,7 +17,7 @@ pub(crate) type Lacking = BTreeMap<String, Timestamp>;
 
 impl Jobs {
     /// The sources of a view that has pushes up to a position and lacks some after it. Whatever they are, it stays where it has
-    /// got: `since`.
+    /// got: `since`. A source whose producers have said no more than that is not asked.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Damaged`] when a file of pushed events cannot be read.
@@ -29,7 +29,8 @@ impl Jobs {
         since: Option<Timestamp>,
     ) -> Result<Lacking> {
         let mut lacking = Lacking::new();
-        for source in &view.sources {
+        let says_more = |source: &str| history.watermarks.get(source).is_some_and(|said| Some(*said) > since);
+        for source in view.sources.iter().filter(|source| says_more(&source.name)) {
             // Positions of a file are those of its flush, which may have had events of others behind the last of these.
             if may_have(history, &source.name, after) {
                 let of = BTreeSet::from([source.name.as_str()]);
