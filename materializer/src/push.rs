@@ -304,11 +304,11 @@ impl EventSink for Pushes {
     }
 
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {
-        self.shared.rows_after(view, mark).await
+        caught("what brings pushes to the view", self.shared.rows_after(view, mark)).await
     }
 
     async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>> {
-        self.shared.rows_at_hand(view, mark).await
+        caught("what brings pushes to the view", self.shared.rows_at_hand(view, mark)).await
     }
 
     async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool> {
