@@ -196,7 +196,7 @@ struct SpineArgs {
     /// project's tables and sources
     #[arg(long)]
     spine: String,
-    /// The time column of a file or a query; as_of where it is not given
+    /// The time column of a file or a query; `as_of` where it is not given
     #[arg(long)]
     time: Option<String>,
 }

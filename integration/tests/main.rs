@@ -36,6 +36,7 @@ mod simulation;
 mod slow_disk;
 mod spines;
 mod time_rules;
+mod uncommitted;
 mod windows;
 mod wire;
 mod zones;

@@ -7,11 +7,12 @@ use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, Ti
 use arrow::datatypes::{Float64Type, Int64Type};
 use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::catalog::Signature;
+use springhouse_featurestore::object_storage::api::ObjectStoreExt;
 use springhouse_featurestore::push::{EventSink, PushHeader};
 use springhouse_featurestore::tier::{ObjectStore, reasons_of};
 
 use crate::faulty_store::FaultyStore;
-use crate::project::{TestProject, at};
+use crate::project::{Event, TestProject, at, write_events};
 use crate::push::{Server, batch, refresh_all};
 use crate::windows::definitions;
 
@@ -138,6 +139,28 @@ async fn pushes_are_acknowledged_while_object_storage_stands_still_or_is_away() 
     server.pushes.flush().await.expect("flushes");
     server.features.follow(&()).await.expect("follows");
     assert!((total_of(&server, "ann") - 11.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn a_catalog_record_that_cannot_be_read_keeps_no_view_from_being_followed() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(4.0))]);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    let server = Server::start_on(&project, &project.store, 0).await;
+    let record = project.jobs().catalog().log().path(state.number() + 1);
+    project.store.put(&record, "damaged".into()).await.expect("writable");
+    for (second, total, heads) in [(2_000, 6.0, false), (3_000, 8.0, true)] {
+        let events = [(10, 4.0), (1_500, 2.0), (2_500, 2.0)].map(|(at, amount)| ("ann", at, at, Some(amount)));
+        let events: Vec<Event> = events.into_iter().filter(|event| event.1 < second).collect();
+        write_events(&project.folder.path().join("payments.parquet"), &events);
+        project.clock.set(at(second));
+        refresh_all(&project, &state).await;
+        let followed = if heads { server.features.follow_heads(&()).await } else { server.features.follow(&()).await };
+        let error = followed.expect_err("the catalog cannot be read");
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{}", error.chain());
+        assert!((total_of(&server, "ann") - total).abs() < 1e-9, "what was refreshed by {second} is answered");
+    }
 }
 
 #[tokio::test]

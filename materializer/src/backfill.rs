@@ -170,6 +170,7 @@ impl Jobs {
             && begun.plan.base >= state.replaced.max(state.set_aside.counted_by)
             && (begun.plan.base > 0 || state.number == 0)
             && !self.was_flushed_too(catalog, view, &begun.plan, &state).await?
+            && !self.was_read_further(view, &begun.plan).await?
         {
             return Ok(begun);
         }
@@ -389,6 +390,12 @@ impl Jobs {
             .with("commit", state.number)
             .remedy("run the backfill again: it counts each of them once"));
         }
+        if self.was_read_further(view, plan).await? {
+            return Err(Error::invalid("the view was refreshed while it was being set back")
+                .with("view", &view.name)
+                .with("commit", state.number)
+                .remedy("run the backfill again: it computes what that refresh read"));
+        }
         let mut files = Vec::new();
         let mut kept = kept.lock().await;
         for (number, file) in &state.files {
@@ -436,6 +443,16 @@ impl Jobs {
         self.flushed_meanwhile(catalog, view, (&began, &read), state.pushed).await
     }
 
+    /// Whether a refresh has been committed since a reset began. It read history until the time that the reset takes back, and its
+    /// rows would stay: the refreshes after the reset would read them again.
+    async fn was_read_further(&self, view: &FeatureView, plan: &BackfillPlan) -> Result<bool> {
+        if plan.reset.is_none() {
+            return Ok(false);
+        }
+        let commits = self.log(view).commits_after(plan.base).await?;
+        Ok(commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Refresh))
+    }
+
     async fn backfill_commit(
         &self,
         catalog: &CatalogState,
@@ -448,10 +465,13 @@ impl Jobs {
             (Some(watermark), None) => (watermark, state.read_until),
             (before, reset) => {
                 let pushed = if reset.is_some() { self.pushed().state().await? } else { PushHistoryState::default() };
+                // How far it had got without these nobody knows: its watermark was ahead.
+                let lacking = self.lacking_from(catalog, view, &pushed, state.pushed).await?;
                 // Of what is pushed, and nobody says how far, no more is known than before.
                 let known = plan.known;
-                let since = before.map(|before| before.min(known)).filter(|_| is_only_pushed(catalog, view, &pushed));
-                (crate::refresh::watermark_of(catalog, view, &pushed, since, known)?.0, Some(known))
+                let had = lacking.values().copied().fold(known, Timestamp::min);
+                let since = before.map(|before| before.min(had)).filter(|_| is_only_pushed(catalog, view, &pushed));
+                (crate::refresh::watermark_of(catalog, view, (&pushed, &lacking), since, known)?.0, Some(known))
             }
         };
         let commit = ViewCommit::new(self.clock().now(), ViewCommitKind::Backfill, watermark);

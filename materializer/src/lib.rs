@@ -28,12 +28,14 @@ pub mod garbage;
 mod history;
 mod jobs;
 mod on_top;
+mod panics;
 pub mod push;
 pub mod refresh;
 pub mod schedule;
 mod separate;
 pub mod set_aside;
 pub mod training_set;
+mod uncommitted;
 pub mod wire_queries;
 
 pub use jobs::Jobs;

@@ -43,6 +43,7 @@ use self::due::Early;
 use self::fence::Fence;
 use self::set_aside::SetAsideHere;
 use crate::Jobs;
+use crate::panics::caught;
 
 /// Pushes that wait at once; a producer beyond them waits for a place.
 const QUEUE_PUSHES: usize = 256;
@@ -239,7 +240,7 @@ async fn flush_by_time(shared: Weak<Shared>, full: Arc<Notify>) {
         if shared.fence.is_lost() {
             break;
         }
-        if let Err(error) = shared.flush().await {
+        if let Err(error) = caught("a flush", shared.flush()).await {
             tracing::error!(error = %error.chain(), "what was pushed cannot be moved to object storage; it stays in the log");
         }
     }
@@ -267,7 +268,7 @@ impl EventSink for Pushes {
         let catalog = (self.shared.catalog)();
         let accepting = accept::source_of(&catalog, source)?;
         let (events, sent) = (self.accepted(caller, accepting, &events, &header).await?, events.num_rows());
-        self.shared.try_events(&catalog, source, &events).await?;
+        caught("a view's query", self.shared.try_events(&catalog, source, &events)).await?;
         let (events, asked) = self.shared.not_flushed(caller, accepting, events).await?;
         if self.shared.log.bytes() > FULL_BYTES {
             return Err(Error::busy("the push log is full: it cannot be flushed to object storage fast enough")
@@ -284,7 +285,7 @@ impl EventSink for Pushes {
     }
 
     async fn flush(&self) -> Result<u64> {
-        self.shared.flush().await
+        caught("a flush", self.shared.flush()).await
     }
 
     async fn producers(&self, source: &str) -> Result<Vec<ProducerState>> {
@@ -315,11 +316,11 @@ impl EventSink for Pushes {
     }
 
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {
-        self.shared.rows_after(view, mark).await
+        caught("what brings pushes to the view", self.shared.rows_after(view, mark)).await
     }
 
     async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>> {
-        self.shared.rows_at_hand(view, mark).await
+        caught("what brings pushes to the view", self.shared.rows_at_hand(view, mark)).await
     }
 
     async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool> {

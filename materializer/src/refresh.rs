@@ -27,6 +27,7 @@ use springhouse_sql::view_rows::{RowStream, Sources, oldest_event, rows_between,
 use crate::Jobs;
 use crate::distinct::NewIn;
 use crate::jobs::{until_first, write_file};
+use crate::uncommitted::Lacking;
 
 /// What a refresh did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -72,6 +73,9 @@ pub struct HeldBack {
     /// The producer that is furthest behind; absent where none has said how far it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub producer: Option<String>,
+    /// Whether the view waits for its pushes: some are flushed and have not come to it yet.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_pushes: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands over")]
@@ -137,7 +141,9 @@ impl Jobs {
             done.watermark = since.unwrap_or(now);
             return Ok(done);
         }
-        let (watermark, held_back) = watermark_of(catalog, view, &history, since, now)?;
+        let lacking =
+            if takes_pushes { Lacking::new() } else { self.lacking(view, &history, state.pushed, since).await? };
+        let (watermark, held_back) = watermark_of(catalog, view, (&history, &lacking), since, now)?;
         done.held_back = held_back;
         let past = self.past(catalog, (view, log), &state, &read, &history).await?;
         done.late = past.late + self.count_late(catalog, view, &state, (&history, &read), now).await?;
@@ -279,28 +285,30 @@ impl Jobs {
 
 /// How far a view can have got, and whose word that is: until now with history, which a refresh has read, and until what
 /// producers say where they have said it; never back (rule T6). Pushes of which nobody says how far they are make no
-/// promise, and hold nothing back where there is a history.
+/// promise, and hold nothing back where there is a history. What producers say of pushes that the view lacks does not hold.
 pub(crate) fn watermark_of(
     catalog: &CatalogState,
     view: &FeatureView,
-    pushed: &PushHistoryState,
+    (pushed, lacking): (&PushHistoryState, &Lacking),
     since: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<(Timestamp, Option<HeldBack>)> {
     let (mut reached, mut held_back) = (now, None);
     for pinned in &view.sources {
         let source = catalog.source(pinned)?;
-        let told = match pushed.watermarks.get(&source.name) {
-            Some(told) => *told,
+        let said = match pushed.watermarks.get(&source.name) {
+            Some(said) => *said,
             None if source.query.is_some() => continue,
             None => since.unwrap_or(Timestamp::MIN),
         };
+        let told = lacking.get(&source.name).map_or(said, |had| said.min(*had));
         if told < reached {
             let producers = pushed.producers.get(&source.name).into_iter().flatten();
             let behind =
                 producers.filter(|(_, producer)| producer.watermark == Some(told)).map(|(name, _)| name.clone());
+            let (producer, lacks_pushes) = (behind.min(), told < said);
             reached = told;
-            held_back = Some(HeldBack { source: source.name.clone(), producer: behind.min() });
+            held_back = Some(HeldBack { source: source.name.clone(), producer, lacks_pushes });
         }
     }
     Ok((since.map_or(reached, |since| since.max(reached)), held_back))

@@ -7,6 +7,8 @@
 //! random by a tenth, so that views with one interval, and schedulers that were started together, do not all come at the
 //! same moment. What only keeps the store small, and fails or panics, is told in the log, and is done the next time.
 //!
+//! The clock may be set back. What was planned by one that was ahead lies further ahead than its interval: it is due at once.
+//!
 //! What has not ended after very long is given up, as a failure with a name: it hangs, and its place is another's. That is real
 //! time, whatever the clock says: a past week that is replayed in an hour waits for storage as long as any.
 
@@ -29,9 +31,10 @@ use springhouse_featurestore::{Error, Result};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::turn::Turn;
+use self::turn::{Turn, is_due};
 use crate::Jobs;
 use crate::garbage::GRACE;
+use crate::panics::said;
 use crate::refresh::Refreshed;
 
 /// Views that are refreshed at once: each has the memory of a query of its own.
@@ -181,7 +184,7 @@ enum Done {
 enum Attempt {
     /// It had been refreshed before this schedule began, and is not due before then.
     NotBefore(Timestamp),
-    Refreshed(Refreshed),
+    Refreshed(Box<Refreshed>),
 }
 
 struct Schedule<W> {
@@ -269,7 +272,7 @@ impl<W: Work> Schedule<W> {
     /// Begins to read the catalog, unless that is under way or waits after a failure.
     fn look_at_catalog(&mut self) {
         let under_way = self.tasks.values().any(|begun| matches!(begun.task, Task::Catalog));
-        if under_way || self.catalog_turn.at > self.work.now() {
+        if under_way || !self.catalog_turn.is_due(self.work.now(), CATALOG_RETRY) {
             return;
         }
         let (work, catalog) = (self.work.clone(), Arc::clone(&self.catalog));
@@ -287,7 +290,7 @@ impl<W: Work> Schedule<W> {
             .into_iter()
             .filter(|view| !busy.contains(&view.pinned()))
             .map(|view| (self.turns.get(&view.pinned()).copied().unwrap_or_else(Turn::unknown), view))
-            .filter(|(turn, _)| turn.at <= now)
+            .filter(|(turn, view)| turn.is_due(now, view.refresh_every))
             .map(|(turn, view)| (turn, view.clone()))
             .collect();
         due.sort_by_key(|(turn, _)| turn.at);
@@ -309,7 +312,7 @@ impl<W: Work> Schedule<W> {
     /// Begins to merge what flushes have written of pushed events, when that is due.
     fn start_pushes(&mut self) {
         let now = self.work.now();
-        let is_due = self.pushes_merged.is_none_or(|last| now.since(last) >= PUSHES_EVERY);
+        let is_due = self.pushes_merged.is_none_or(|last| is_due(last + PUSHES_EVERY, now, PUSHES_EVERY));
         let under_way = self.tasks.values().any(|begun| matches!(begun.task, Task::Pushes));
         if !is_due || under_way || self.catalog.number() == 0 {
             return;
@@ -322,7 +325,7 @@ impl<W: Work> Schedule<W> {
     /// Begins to remove garbage, when that is due.
     fn start_garbage(&mut self) {
         let now = self.work.now();
-        let is_due = self.collected.is_none_or(|last| now.since(last) >= GARBAGE_EVERY);
+        let is_due = self.collected.is_none_or(|last| is_due(last + GARBAGE_EVERY, now, GARBAGE_EVERY));
         let under_way = self.tasks.values().any(|begun| matches!(begun.task, Task::Garbage));
         if !is_due || under_way || self.catalog.number() == 0 {
             return;
@@ -411,7 +414,7 @@ impl<W: Work> Schedule<W> {
                 return false;
             }
             // What came while it ran waits for the next.
-            Ok(Attempt::Refreshed(refreshed)) => (Turn::after_success(began, view.refresh_every, share), Ok(refreshed)),
+            Ok(Attempt::Refreshed(done)) => (Turn::after_success(began, view.refresh_every, share), Ok(*done)),
             Err(error) => (before.after_failure(now, view.refresh_every, share), Err(error)),
         };
         self.turns.insert(pinned.clone(), turn);
@@ -454,24 +457,21 @@ async fn attempt<W: Work>(
 ) -> Result<Attempt> {
     if !turn.planned {
         let read_until = work.read_until(view).await?;
-        if let Some(due) = read_until.map(|read| read + view.refresh_every).filter(|due| *due > now) {
+        let due = read_until.map(|read| read + view.refresh_every);
+        if let Some(due) = due.filter(|due| !is_due(*due, now, view.refresh_every)) {
             return Ok(Attempt::NotBefore(due));
         }
     }
-    work.refresh(catalog, view).await.map(Attempt::Refreshed)
+    work.refresh(catalog, view).await.map(|done| Attempt::Refreshed(Box::new(done)))
 }
 
 /// What a task's panic said, as an error.
 fn panicked(error: JoinError) -> Error {
-    let said = match error.try_into_panic() {
-        Ok(panic) => panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "nothing that can be shown".to_owned()),
+    let text = match error.try_into_panic() {
+        Ok(panic) => said(panic.as_ref()),
         Err(error) => error.to_string(),
     };
     Error::internal("a job of the schedule panicked")
-        .with("it said", said)
+        .with("it said", text)
         .remedy("please report it; the job is tried again, and the others go on")
 }

@@ -114,6 +114,16 @@ impl FeatureStatus {
     }
 }
 
+/// What a view's log says as of a commit.
+#[derive(Debug)]
+struct SaidByLog {
+    commit: u64,
+    /// What of history is not what was committed.
+    restated: Option<Restated>,
+    /// How many events are set aside.
+    set_aside: u64,
+}
+
 /// The store opened for online reads by this process.
 #[derive(Debug)]
 pub struct FeatureServer {
@@ -124,8 +134,8 @@ pub struct FeatureServer {
     state: RwLock<Arc<CatalogState>>,
     plans: RwLock<HashMap<Pinned, Arc<LookupPlan>>>,
     views: Views,
-    /// What was found about each view's history, how many events are set aside, and the commit as of which.
-    restated: RwLock<HashMap<Pinned, (u64, Option<Restated>, u64)>>,
+    /// What each view's log says of its history and of events that are set aside.
+    restated: RwLock<HashMap<Pinned, SaidByLog>>,
     /// The states of views in which that was found: only what was committed since is read.
     noted: RememberedStates,
     /// Held by whoever changes the tiers, and not while storage is read.
@@ -275,8 +285,8 @@ impl FeatureServer {
                 watermark,
                 lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),
                 refresh_every: view.refresh_every.to_string(),
-                restated: restated.get(&view.pinned()).and_then(|of| of.1.clone()),
-                set_aside: restated.get(&view.pinned()).map_or(0, |of| of.2),
+                restated: restated.get(&view.pinned()).and_then(|of| of.restated.clone()),
+                set_aside: restated.get(&view.pinned()).map_or(0, |of| of.set_aside),
             });
         }
         drop(restated);

@@ -84,7 +84,14 @@ pub async fn load_tiers(project: &Project) -> Result<()> {
 }
 
 /// Whom a view's watermark waits for, and what to do.
-fn waits(refreshed: &Refreshed, HeldBack { source, producer }: &HeldBack) -> String {
+fn waits(refreshed: &Refreshed, HeldBack { source, producer, lacks_pushes }: &HeldBack) -> String {
+    if *lacks_pushes {
+        return format!(
+            "{}: what was pushed to {source} has been flushed and has not all come to the view, which stays at {}: the next \
+             flush of springhouse serve brings it, or says why it cannot",
+            refreshed.view, refreshed.watermark
+        );
+    }
     let who = match producer {
         Some(producer) if producer.is_empty() => format!("a producer without a name has pushed to {source}"),
         Some(producer) => format!("the producer {producer} of {source} has pushed"),

@@ -15,7 +15,7 @@ use crate::project::{Project, who};
 use crate::render::{show, table};
 
 /// Show the pushed events that views do without, and why; try those of a view again, or let them go. As tables for SQL:
-/// springhouse query 'SELECT "@reason", count(*) FROM set_aside.VIEW GROUP BY 1'.
+/// `springhouse query 'SELECT "@reason", count(*) FROM set_aside.VIEW GROUP BY 1'`.
 #[derive(Debug, Args)]
 pub struct SetAsideCommand {
     /// The view's name; all views when it is not given

@@ -141,7 +141,7 @@ impl PushLog {
                     let at = Timestamp::from_micros(number(&value).ok_or_else(wrong)?.cast_signed());
                     let of = producer().ok_or_else(wrong)?;
                     if *kind == b'h' {
-                        state.latest = state.latest.max(Some(at));
+                        // Who was heard of last by a clock that was ahead makes nobody else silent: the next push says how late it is.
                         state.heard.insert(of, at);
                     } else if *kind == b'r' {
                         state.retired.insert(of, at);

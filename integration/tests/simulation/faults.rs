@@ -19,6 +19,8 @@ pub enum Fault {
     Compact,
     /// The process is killed, and sometimes loses its disk tier.
     Crash,
+    /// A process ends between the events of a flush and the commits of its views, and these are refreshed before it is back.
+    CutOff,
     /// Object storage dies in the middle of a flush or of a refresh.
     Dying,
     /// Views are defined after events were pushed, and refreshed first while there are pushes and flushes.
@@ -53,7 +55,7 @@ pub enum Fault {
     Wrong,
 }
 
-const NAMES: [(&str, Fault); 23] = [
+const NAMES: [(&str, Fault); 24] = [
     ("ambiguous", Fault::Ambiguous),
     ("backfill", Fault::Backfill),
     ("clock", Fault::Clock),
@@ -61,6 +63,7 @@ const NAMES: [(&str, Fault); 23] = [
     ("compact", Fault::Compact),
     ("copied_log", Fault::CopiedLog),
     ("crash", Fault::Crash),
+    ("cut_off", Fault::CutOff),
     ("dying", Fault::Dying),
     ("first_refresh", Fault::FirstRefresh),
     ("hours", Fault::Hours),

@@ -86,6 +86,7 @@ impl World {
                 let end = if self.chance(3) { End::WithoutDiskTier } else { End::Killed };
                 self.crash(end).await;
             }
+            Fault::CutOff => Box::pin(self.cut_off()).await,
             Fault::Dying => self.dying().await,
             Fault::FirstRefresh => Box::pin(self.first_refresh()).await,
             Fault::LateFile => self.late_file().await,
@@ -223,6 +224,28 @@ impl World {
             self.say(format!("object storage died after {calls} calls of a flush, which succeeded: {flushed}"));
             self.settle().await;
         }
+        self.follow().await;
+    }
+
+    /// A process is killed in the middle of a flush, and views are refreshed before it is back: each promises no more than it has.
+    async fn cut_off(&mut self) {
+        self.push().await;
+        let within = self.random.pick(&[CALLS, 4 * CALLS]);
+        let call = self.random.below(within);
+        let (store, pushes) = (Arc::clone(&self.takers[self.owner].store), Arc::clone(&self.server().pushes));
+        store.stops_at(call);
+        let ended = tokio::select! {
+            biased;
+            () = store.stopped() => false,
+            flushed = pushes.flush() => flushed.is_ok(),
+        };
+        store.is_whole();
+        drop(pushes);
+        self.say(format!("the process is killed at call {call} of a flush, which had ended: {ended}"));
+        self.settle().await;
+        self.moves_on(1);
+        self.refresh_all().await;
+        self.crash(End::Killed).await;
         self.follow().await;
     }
 

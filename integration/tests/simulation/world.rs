@@ -10,7 +10,7 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{EventSink, PushHeader};
 use springhouse_featurestore::tier::{BackfillAsked, ObjectStore};
-use springhouse_featurestore::time::{DrivenClock, Span};
+use springhouse_featurestore::time::{DrivenClock, Span, Timestamp};
 use springhouse_featurestore::{ErrorKind, Result};
 
 use super::faults::{Fault, Faults, Step};
@@ -233,13 +233,32 @@ impl World {
         let all = BackfillAsked { from, until, every: Span::from_secs(100_000) };
         let jobs = self.project.jobs();
         for view in self.views() {
+            let before = jobs.log(&view).state().await.expect("readable").watermark;
             let done = jobs.refresh(&self.state, &view).await.expect("refreshes");
+            self.check_promise(&view, before).await;
             if done.restated.is_some() {
                 self.say(format!("{} says that history is another, and is backfilled", view.name));
                 jobs.backfill(&self.state, &view, all, &()).await.expect("backfills");
             }
         }
         self.was_read();
+    }
+
+    /// A refresh has left a view where it was that lacks flushed pushes of producers who say how far they are (rule T6).
+    async fn check_promise(&self, view: &FeatureView, before: Option<Timestamp>) {
+        let jobs = self.project.jobs();
+        let state = jobs.log(view).state().await.expect("readable");
+        let history = jobs.pushed().state().await.expect("readable");
+        let sources = view.sources.iter().map(|source| source.name.as_str());
+        let sources = sources.filter(|source| history.watermarks.contains_key(*source)).collect();
+        let lacked = jobs.pushed().entries(&history, &sources, (state.pushed, history.until)).await.expect("readable");
+        assert!(
+            lacked.is_empty() || state.watermark == before,
+            "{} went from {before:?} to {:?} without {} flushed pushes",
+            view.name,
+            state.watermark,
+            lacked.len()
+        );
     }
 
     /// All views that there are.

@@ -170,11 +170,14 @@ mod tests {
         (most, written / all)
     }
 
+    /// The rows of each flush.
+    type RowsOf = Box<dyn Fn(usize) -> u64>;
+
     /// Three weeks of a flush a minute, without the files.
     #[test]
     fn of_many_flushes_few_files_are_left_and_a_row_is_written_again_a_few_times() {
         let mixed = |flush: usize| (flush as u64).wrapping_mul(2_654_435_761) >> 7;
-        let sizes: [(&str, Box<dyn Fn(usize) -> u64>); 4] = [
+        let sizes: [(&str, RowsOf); 4] = [
             ("one event each", Box::new(|_| 1)),
             ("a few", Box::new(move |flush| 1 + mixed(flush) % 20)),
             ("few and many by turns", Box::new(|flush| if flush.is_multiple_of(2) { 1 } else { 5_000 })),

@@ -20,6 +20,7 @@ use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows, sorted_in_memo
 use super::lacking::Piece;
 use super::set_aside::Seen;
 use super::{Prepared, Shared};
+use crate::panics::caught;
 
 /// The most events of a flush that are sorted in memory: several times what is usually flushed.
 const SORTED_IN_MEMORY: usize = 8 << 20;
@@ -37,6 +38,7 @@ impl Shared {
                 continue;
             }
             let applied = self.apply_to(catalog, (view, &sources), (entries, reach));
+            let applied = caught("what brings pushes to the view", applied);
             let applied = tokio::time::timeout(VISIBLE_WITHIN, applied).await.unwrap_or_else(|_| {
                 Err(Error::unavailable("what the view's rows rest on cannot be read fast enough")
                     .with("seconds", VISIBLE_WITHIN.as_secs()))

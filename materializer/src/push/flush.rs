@@ -12,12 +12,13 @@ use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::push::{Flush, LogReach, PushEntry, PushHistoryState, late_events};
 use springhouse_featurestore::tier::{DataFile, PushedRange, ViewCommit, ViewCommitKind, ViewLog, ViewLogState};
-use springhouse_featurestore::{ErrorKind, Result};
+use springhouse_featurestore::{Error, ErrorKind, Result};
 
 use super::Shared;
 use super::lacking::Piece;
 use crate::distinct::Got;
 use crate::jobs::until_first;
+use crate::panics::caught;
 
 /// How often a flush looks again at a history that it does not know.
 const ATTEMPTS: usize = 3;
@@ -26,7 +27,18 @@ const ATTEMPTS: usize = 3;
 const PIECES_AT_ONCE: usize = 16;
 
 impl Shared {
+    /// Moves what has been applied to object storage, and its rows to the commits of their views.
+    ///
+    /// # Errors
+    /// As [`Self::flush_whole`], and that of a view which cannot have its rows committed: the events are flushed all the same.
     pub(super) async fn flush(&self) -> Result<u64> {
+        let (until, failed) = self.flush_whole().await?;
+        failed.map_or(Ok(until), Err)
+    }
+
+    /// The same; gives the position up to which events are flushed, and beside it why a view cannot have its rows committed, which
+    /// is told in the log too: whoever waits for the events alone goes on.
+    pub(super) async fn flush_whole(&self) -> Result<(u64, Option<Error>)> {
         let _one = self.flushing.lock().await;
         self.fence.hold()?;
         let reach = self.flushable().await;
@@ -35,7 +47,8 @@ impl Shared {
         let catalog = (self.catalog)();
         let mut failed = None;
         for (view, sources) in self.pushed_views(&catalog) {
-            if let Err(error) = self.commit_pieces(&catalog, view, &sources, &history).await {
+            let committed = self.commit_pieces(&catalog, view, &sources, &history);
+            if let Err(error) = caught("what commits pushes to the view", committed).await {
                 tracing::error!(view = %view.name, error = %error.chain(), "a view's pushes cannot be committed; others go on");
                 failed.get_or_insert(error.with("view", &view.name));
             }
@@ -49,7 +62,7 @@ impl Shared {
         // With nothing to flush nobody was asked for the fence.
         self.look_at_fence().await?;
         self.fence.hold()?;
-        failed.map_or(Ok(history.until), Err)
+        Ok((history.until, failed))
     }
 
     /// Moves events up to a position to object storage. Of a flush before, of which nobody knows what came, it is found out
@@ -184,7 +197,8 @@ impl Shared {
         entries: Vec<PushEntry>,
     ) -> Result<(Vec<DataFile>, Vec<PushEntry>)> {
         self.set_aside.commit(view, entries.last().map_or(state.pushed, |last| last.position));
-        let written = self.try_write_good_rows_of(catalog, view, (log, state), entries).await;
+        let written = self.try_write_good_rows_of(catalog, view, (log, state), entries);
+        let written = caught("what commits pushes to the view", written).await;
         if written.is_err() {
             self.set_aside.commit(view, state.pushed);
         }

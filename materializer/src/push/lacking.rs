@@ -12,6 +12,7 @@ use springhouse_featurestore::tier::{KeyedRow, Mark};
 use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
+use crate::panics::caught;
 
 /// Views that are brought up at once, when they lack pushes.
 const BEHIND_AT_ONCE: usize = 4;
@@ -194,7 +195,8 @@ impl Shared {
 
     /// Applies what a view lacks, or notes why that cannot be.
     async fn bring_up(&self, catalog: &CatalogState, view: &FeatureView, sources: BTreeSet<&str>) {
-        if let Err(error) = self.apply_missing_to(catalog, view, &sources).await {
+        let applied = self.apply_missing_to(catalog, view, &sources);
+        if let Err(error) = caught("what brings pushes to the view", applied).await {
             self.note(view, Err(error));
         }
     }

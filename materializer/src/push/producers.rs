@@ -29,14 +29,15 @@ impl Pushes {
     ) -> Result<ProducerState> {
         let shared = &self.shared;
         if matches!(change, ProducerChange::Sequence(_)) {
-            // What was sent above it is on the store's record before that is set back.
-            shared.flush().await?;
+            // What was sent above it is on the store's record before that is set back. Whether each view can have its rows does
+            // not matter for that, here and below.
+            shared.flush_whole().await?;
         }
         let changed = shared.log.change(source, producer, change.clone(), by.clone())?;
         tracing::warn!(source, producer, ?change, who = %by.who, why = %by.why, "a producer was changed");
         let nothing = RecordBatch::new_empty(self.schema(source).await?);
         self.push(source, nothing, PushHeader::default()).await?;
-        shared.flush().await?;
+        shared.flush_whole().await?;
         if matches!(change, ProducerChange::Watermark(_)) {
             shared.set_back(source, &by).await?;
         }

@@ -68,6 +68,17 @@ impl Scripted {
         if fails { Err(Error::unavailable("no store")) } else { Ok(()) }
     }
 
+    /// Waits until this has been tidied so many times.
+    async fn until_tidied(&self, wanted: &str, times: usize) {
+        for _ in 0..5_000 {
+            if self.script().tidied.iter().filter(|tidied| *tidied == wanted).count() >= times {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("{times} times {wanted} of {:?}", self.script().tidied);
+    }
+
     /// Waits until it has been told of all these.
     async fn until_told(&self, wanted: &[&str]) {
         for _ in 0..5_000 {
@@ -277,6 +288,40 @@ async fn a_view_that_was_refreshed_before_waits_for_its_interval() {
     assert_eq!(work.script().told, Vec::<String>::new());
     work.clock.set(at(30));
     work.until_told(&["good refreshed at 30"]).await;
+    schedule.abort();
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_nothing_waiting_for_the_time_that_it_was_ahead() {
+    let work = Scripted::new(&["good", "strange"]);
+    work.clock.set(at(86_400));
+    work.script().panics.insert("strange".to_owned());
+    let schedule = work.start();
+    work.until_told(&["good refreshed at 86400", "strange failed 1: Internal"]).await;
+    work.script().catalog_fails = true;
+    work.until_told(&["catalog failed 1: Unavailable"]).await;
+    work.script().catalog_fails = false;
+    work.script().panics.clear();
+    work.clock.set(at(0));
+    work.until_told(&["good refreshed at 0", "strange refreshed at 0", "catalog read"]).await;
+    for tidied in ["garbage", "pushes"] {
+        work.until_tidied(tidied, 2).await;
+    }
+    // From then on its interval counts.
+    work.script().told.clear();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(work.script().told, Vec::<String>::new());
+    work.clock.set(at(60));
+    work.until_told(&["good refreshed at 60", "strange refreshed at 60"]).await;
+    schedule.abort();
+}
+
+#[tokio::test]
+async fn a_view_that_was_refreshed_by_a_clock_ahead_does_not_wait_for_that_time() {
+    let work = Scripted::new(&["good"]);
+    work.script().read_until = Some(at(86_400));
+    let schedule = work.start();
+    work.until_told(&["good refreshed at 0"]).await;
     schedule.abort();
 }
 

@@ -25,6 +25,11 @@ impl Turn {
         Self { at, failures: 0, planned: true }
     }
 
+    /// Whether its time has come: or it was planned by a clock that was ahead, and lies further ahead than anything is planned.
+    pub(super) fn is_due(self, now: Timestamp, longest: Span) -> bool {
+        is_due(self.at, now, longest)
+    }
+
     /// After a success that began at `now`; `share` is from 0 to 1.
     pub(super) fn after_success(now: Timestamp, every: Span, share: f64) -> Self {
         // Early rather than late: a view is to be no older than it says.
@@ -39,6 +44,12 @@ impl Turn {
     }
 }
 
+/// Whether the time has come for what is planned at `at`, no more than `longest` ahead: what lies further ahead was planned by a
+/// clock that has been set back since.
+pub(super) fn is_due(at: Timestamp, now: Timestamp, longest: Span) -> bool {
+    at <= now || at > now + longest
+}
+
 /// Between `least` and the whole of a span.
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a wait needs no precision")]
 fn varied(span: Span, least: f64, share: f64) -> Span {
@@ -48,6 +59,14 @@ fn varied(span: Span, least: f64, share: f64) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_planned_further_ahead_than_its_interval_is_due() {
+        let (second, every) = (Timestamp::from_micros(1), Span::from_micros(60));
+        let due = |at| Turn::planned(Timestamp::from_micros(at)).is_due(second, every);
+        assert_eq!([0, 1, 2, 61, 62, i64::MAX].map(due), [true, true, false, false, true, true]);
+        assert!(Turn::unknown().is_due(second, every));
+    }
 
     #[test]
     fn waits_double_up_to_the_interval_and_vary_by_a_tenth() {

@@ -13,8 +13,8 @@ use springhouse_featurestore::tier::{
     Expiry, Mark, OnlineTier, Progress, Pushing, Retired, ViewLog, brings_unseen, catch_up_with, load_again,
 };
 
-use super::FeatureServer;
 use super::watched::Watched;
+use super::{FeatureServer, SaidByLog};
 
 /// Views that are followed at once: a load holds some hundred megabytes.
 pub(super) const FOLLOWED_AT_ONCE: usize = 4;
@@ -30,19 +30,20 @@ pub(super) struct Followed {
 
 impl FeatureServer {
     /// Reads what is new in the catalog and loads what is new in the views: all of them are looked at, several at once. A view
-    /// that cannot be followed is told of in [`Self::status`], and the others are followed all the same.
+    /// that cannot be followed is told of in [`Self::status`], and the others are followed all the same; where the catalog cannot
+    /// be read those of the one that was read last are.
     ///
     /// # Errors
     /// Those of reading the catalog, and of applying pushes; what was reached before stays.
     pub async fn follow(&self, progress: &dyn Progress) -> Result<()> {
-        {
+        let catalog = {
             let _followed = self.following.lock().await;
-            self.follow_catalog().await?;
-        }
+            self.follow_catalog().await
+        };
         let state = self.state();
         let views = state.live_views().into_iter().map(|view| self.follow_in_turn(view, progress));
         all_of(views.collect()).await;
-        self.end_look().await
+        both(catalog, self.end_look().await)
     }
 
     /// The same for those whose heads have changed, for those that could not be followed, and for one more in its turn: what a
@@ -52,28 +53,32 @@ impl FeatureServer {
     /// # Errors
     /// As [`Self::follow`].
     pub async fn follow_heads(&self, progress: &dyn Progress) -> Result<()> {
-        let (look, due) = self.look_at_heads().await?;
+        let (look, due, catalog) = self.look_at_heads().await?;
         let state = self.state();
         let due = state.live_views().into_iter().filter(|view| due.contains(&view.pinned()));
         let views = due.map(|view| self.follow_if_free(view, &look, progress));
         all_of(views.collect()).await;
-        self.end_look().await
+        both(catalog, self.end_look().await)
     }
 
-    /// Looks which logs have changed; gives the look and the views that are to be followed.
-    async fn look_at_heads(&self) -> Result<(Look, Vec<Pinned>)> {
+    /// Looks which logs have changed; gives the look, the views that are to be followed, and whether the catalog could be read
+    /// where it has changed.
+    async fn look_at_heads(&self) -> Result<(Look, Vec<Pinned>, Result<()>)> {
         let mut followed = self.following.lock().await;
         let heads = Heads::now(&self.store).await?;
         let views: Vec<Pinned> = self.state().live_views().into_iter().map(FeatureView::pinned).collect();
         let look = followed.heads.look(heads, &views);
+        let mut catalog = Ok(());
         if followed.heads.catalog_is_due(&look) {
-            self.follow_catalog().await?;
-            followed.heads.catalog_was_read(&look);
+            catalog = self.follow_catalog().await;
+            if catalog.is_ok() {
+                followed.heads.catalog_was_read(&look);
+            }
         }
         let views = self.state().live_views().into_iter().map(FeatureView::pinned).collect::<Vec<_>>().into_iter();
         let in_trouble = |view: &Pinned| self.views.state(view).trouble().is_some();
         let due = views.filter(|view| in_trouble(view) || followed.heads.view_is_due(&look, view)).collect();
-        Ok((look, due))
+        Ok((look, due, catalog))
     }
 
     /// Follows a view, after whoever is following it.
@@ -171,14 +176,23 @@ impl FeatureServer {
 
     /// Keeps what a view's log says of its history and of events that are set aside; a log is read when it has a new commit.
     async fn note_restated(&self, log: &ViewLog, mark: Mark) -> Result<()> {
-        let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.0);
+        let known = self.restated.read().unwrap_or_else(PoisonError::into_inner).get(log.view()).map(|of| of.commit);
         if mark.commit > 0 && known != Some(mark.commit) {
             let state = log.clone().remembering(&self.noted).state().await?;
             let mut all = self.restated.write().unwrap_or_else(PoisonError::into_inner);
-            all.insert(log.view().clone(), (mark.commit, state.restated, state.set_aside.events));
+            let said = SaidByLog { commit: mark.commit, restated: state.restated, set_aside: state.set_aside.events };
+            all.insert(log.view().clone(), said);
         }
         Ok(())
     }
+}
+
+/// The first error of what was done in a look; a second one is told in the log.
+fn both(catalog: Result<()>, ended: Result<()>) -> Result<()> {
+    if let (Err(_), Err(error)) = (&catalog, &ended) {
+        tracing::error!(error = %error.chain(), "what is done after each look at the store failed too");
+    }
+    catalog.and(ended)
 }
 
 /// Ends when all views have been followed, several at once.

@@ -37,8 +37,8 @@ impl Checker<'_> {
             }
         };
         let time = spine.time.as_ref().map_or(Spine::TIME, |time| time.value.as_str()).to_owned();
-        let (named, local) = (self.check_names(file, spine, &frame), self.check_time(file, spine, &frame, &time));
-        let Some(is_local) = local.filter(|_| named) else { return Ok(()) };
+        let (fits, local) = (self.check_names(file, spine, &frame), self.check_time(file, spine, &frame, &time));
+        let Some(is_local) = local.filter(|_| fits) else { return Ok(()) };
         let query = match spine.zone.as_ref().filter(|_| is_local) {
             None => written,
             Some(zone) => in_utc(&frame, &time, &zone.value, &written),

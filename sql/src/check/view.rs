@@ -3,6 +3,7 @@
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::DataFrame;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::definition::{
     Available, Column, ColumnType, Definition, DefinitionKind, Entity, EventTime, FeatureView, Pinned, RowTime, Source,
@@ -35,31 +36,7 @@ impl Checker<'_> {
         }
         let (Some(sources), Some(entity)) = (sources, entity) else { return Ok(()) };
         let sources: Vec<Source> = sources.iter().filter_map(|name| self.sources.get(name).cloned()).collect();
-        let query = match &view.windows {
-            Some(_) => udaf::plannable(&view.query.value).to_string(),
-            None => view.query.value.to_string(),
-        };
-        let planned = self.session.plan(&query).await.and_then(|frame| {
-            refuse_volatile_plan(frame.logical_plan())?;
-            if view.windows.is_none() {
-                udaf::refuse(frame.logical_plan())?;
-            }
-            Ok(frame)
-        });
-        let frame = match planned {
-            Ok(frame) => frame,
-            Err(error) => {
-                self.query_fault(file, view.query.at, &error);
-                return Ok(());
-            }
-        };
-        let columns = match columns_of(&frame) {
-            Ok(columns) => columns,
-            Err(error) => {
-                self.error_fault(file, view.query.at, &error);
-                return Ok(());
-            }
-        };
+        let Some((query, frame, columns)) = self.planned(file, view).await else { return Ok(()) };
         let faults = self.faults.len();
         self.check_keys(file, view, &entity, &columns);
         let plan = frame.logical_plan();
@@ -112,6 +89,35 @@ impl Checker<'_> {
         self.views.insert(checked.name.clone(), checked.clone());
         self.checked.definitions.push(Definition::FeatureView(checked));
         Ok(())
+    }
+
+    /// A view's query as text, planned, and its columns; none where it cannot be planned, which is noted.
+    async fn planned(&mut self, file: &SourceFile, view: &ViewStatement) -> Option<(String, DataFrame, Vec<Column>)> {
+        let query = match &view.windows {
+            Some(_) => udaf::plannable(&view.query.value).to_string(),
+            None => view.query.value.to_string(),
+        };
+        let planned = self.session.plan(&query).await.and_then(|frame| {
+            refuse_volatile_plan(frame.logical_plan())?;
+            if view.windows.is_none() {
+                udaf::refuse(frame.logical_plan())?;
+            }
+            Ok(frame)
+        });
+        let frame = match planned {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.query_fault(file, view.query.at, &error);
+                return None;
+            }
+        };
+        match columns_of(&frame) {
+            Ok(columns) => Some((query, frame, columns)),
+            Err(error) => {
+                self.error_fault(file, view.query.at, &error);
+                None
+            }
+        }
     }
 
     /// Whether rows' event time may lie after the events that they are made of; one that may lie before them is refused (T3).

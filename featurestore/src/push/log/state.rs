@@ -55,7 +55,7 @@ pub(super) struct State {
     pub(super) counted: BTreeMap<String, Counted>,
     /// When a source was last looked through for names that may leave.
     pub(super) looked: BTreeMap<String, Timestamp>,
-    /// When anybody was last heard of.
+    /// When anybody was last heard of since the log was opened.
     pub(super) latest: Option<Timestamp>,
     /// How long a producer may be silent while others speak and still count; `None` for ever.
     pub(super) silence: Option<Span>,

@@ -185,6 +185,22 @@ fn a_sequence_that_was_used_up_is_set_back_and_another_log_learns_it() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_makes_no_producer_silent_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    log.leave_out_after(Some(Span::from_micros(10)));
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(3))]).expect("writable");
+    // The clock is a day ahead, and set right again.
+    log.append(vec![push("a", 1_000_000, &[10], Some(9))]).expect("writable");
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    log.leave_out_after(Some(Span::from_micros(10)));
+    assert_eq!((mark(&log), log.producers(None).iter().any(|producer| producer.silent)), (Some(3), false));
+    log.append(vec![push("b", 4, &[20], Some(4))]).expect("writable");
+    assert_eq!((mark(&log), log.producers(None).iter().any(|producer| producer.silent)), (Some(4), false));
+}
+
+#[test]
 fn a_silent_producer_is_left_out_while_others_speak() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = PushLog::open(folder.path()).expect("new");
