@@ -154,13 +154,14 @@ impl Pushes {
         changing: Arc<Mutex<()>>,
         catalog: Box<FollowedCatalog>,
     ) -> Result<Self> {
+        let log = Arc::new(log);
         // Before it is forgotten in the place of whoever took pushes meanwhile.
         SetAsideHere::of(&log)?.distrust(tier.as_ref())?;
         let history = fence::take_over(&jobs, &log, tier.as_ref(), catalog.as_ref()).await?;
         let set_aside = SetAsideHere::of(&log)?;
         let shared = Arc::new(Shared {
             jobs,
-            log: Arc::new(log),
+            log,
             fence: Fence::new(history.taker),
             tier,
             catalog,
@@ -310,8 +311,26 @@ impl EventSink for Pushes {
         self.shared.rows_at_hand(view, mark).await
     }
 
-    async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool> {
-        self.shared.brings_again(view, mark, commits).await
+    async fn brings_again(
+        &self,
+        view: &FeatureView,
+        pushes: (u64, Mark),
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<bool> {
+        self.shared.brings_again(view, pushes, commits).await
+    }
+
+    fn may_bring_again(
+        &self,
+        view: &FeatureView,
+        pushes: (u64, Mark),
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<bool> {
+        self.shared.may_bring_again(view, pushes, commits)
+    }
+
+    fn hold_back(&self, view: &FeatureView) {
+        self.shared.note(view, Err(Error::busy("pushes come to the view faster than it can be loaded")));
     }
 
     async fn replay(&self) -> Result<()> {

@@ -16,6 +16,7 @@ use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows, sorted_in_memory};
+use tokio::time::Instant;
 
 use super::lacking::Piece;
 use super::set_aside::Seen;
@@ -24,27 +25,34 @@ use super::{Prepared, Shared};
 /// The most events of a flush that are sorted in memory: several times what is usually flushed.
 const SORTED_IN_MEMORY: usize = 8 << 20;
 
-/// A push does not wait longer than this for one view: it is durable, and the view has it later. Only views whose rows rest
-/// on stored events wait for storage at all.
+/// A push does not wait longer than this for all of its views: it is durable, and those that it came too early for have it
+/// later. Only views whose rows rest on stored events wait for storage at all.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
+/// Views to which pushes are applied at once: more than one at a time waits for storage.
+const APPLIED_AT_ONCE: usize = 16;
+
 impl Shared {
-    /// Applies entries that follow those that the tiers have. A view that cannot have them soon is behind from then on.
+    /// Applies entries that follow those that the tiers have, to several views at once and within one time for all: the views
+    /// that read nothing else first. A view that cannot have them by then is behind from then on.
     pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry], reach: &LogReach) -> Result<()> {
         let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
-        for (view, sources) in self.pushed_views(catalog) {
-            if sources.is_disjoint(&touched) {
-                continue;
-            }
-            let applied = self.apply_to(catalog, (view, &sources), (entries, reach));
-            let applied = tokio::time::timeout(VISIBLE_WITHIN, applied).await.unwrap_or_else(|_| {
+        let mut views = self.pushed_views(catalog);
+        views.retain(|(_, sources)| !sources.is_disjoint(&touched));
+        views.sort_by_key(|(view, _)| view.reaches_back());
+        let by = Instant::now() + VISIBLE_WITHIN;
+        let each = views.iter().map(|(view, sources)| async move {
+            let applied = self.apply_to(catalog, (view, sources), (entries, reach));
+            let applied = tokio::time::timeout_at(by, applied).await.unwrap_or_else(|_| {
                 Err(Error::unavailable("what the view's rows rest on cannot be read fast enough")
                     .with("seconds", VISIBLE_WITHIN.as_secs()))
             });
             if let Err(error) = applied {
                 self.note(view, Err(error));
             }
-        }
+        });
+        let each: Vec<_> = each.collect();
+        stream::iter(each).buffer_unordered(APPLIED_AT_ONCE).for_each(std::future::ready).await;
         Ok(())
     }
 

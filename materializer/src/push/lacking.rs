@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState};
+use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState, PushLog};
 use springhouse_featurestore::tier::{KeyedRow, Mark};
 use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
+use super::distinct::on_log;
 
 /// Views that are brought up at once, when they lack pushes.
 const BEHIND_AT_ONCE: usize = 4;
@@ -119,10 +120,10 @@ impl Shared {
         Ok(by_itself && !self.asks_history(catalog, view, mark.commit, entries)?)
     }
 
-    /// The entries of some sources that the log holds after a position, and whether those are all that there are.
+    /// The entries of some sources that the log has in memory after a position, and whether those are all that there are.
     fn lacking(&self, sources: &BTreeSet<&str>, after: u64) -> Result<(Vec<PushEntry>, bool)> {
-        // In this order: what leaves the log between the two is in the history.
-        let mut entries = self.log.entries_after(after)?;
+        // In this order: what leaves the log between the two is in the history. What is on the disk alone is not at hand.
+        let Some(mut entries) = self.log.recent_entries_after(after) else { return Ok((Vec::new(), false)) };
         entries.retain(|entry| sources.contains(entry.source.as_str()) && entry.events.num_rows() > 0);
         let first_held = entries.first().map_or(u64::MAX, |entry| entry.position);
         let history = self.history();
@@ -157,10 +158,11 @@ impl Shared {
     async fn piece_of(&self, sources: &BTreeSet<&str>, (after, until): (u64, u64)) -> Result<Piece> {
         let most = self.jobs.piece_bytes();
         // In this order: what leaves the log between the two is in the history.
-        let held = self.log.entries_after(after)?;
+        let names: BTreeSet<String> = sources.iter().map(|source| (*source).to_owned()).collect();
+        let held = move |log: &PushLog| log.first_entries(|source| names.contains(source), (after, until), most);
+        let held = on_log(&self.log, held).await?;
         let history = self.history();
-        let first_held = held.first().map_or(u64::MAX, |entry| entry.position);
-        let flushed = until.min(history.until).min(first_held - 1);
+        let flushed = until.min(history.until).min(held.first.map_or(u64::MAX, |first| first - 1));
         let mut entries = Vec::new();
         if after < flushed {
             let reached;
@@ -169,9 +171,8 @@ impl Shared {
                 return Ok(Piece { entries, until: reached, last: false });
             }
         }
-        let held = held.into_iter().take_while(|entry| entry.position <= until);
-        entries.extend(held.filter(|entry| sources.contains(entry.source.as_str())));
-        let mut piece = Piece { entries, until, last: true };
+        entries.extend(held.entries);
+        let mut piece = Piece { entries, until: held.until, last: !held.more };
         piece.cut(most);
         Ok(piece)
     }
