@@ -134,28 +134,31 @@ impl Shared {
         if entries.is_empty() || view.reaches_back() || told_apart(catalog, view)?.is_empty() {
             return Ok(entries);
         }
-        let got = self.got_by(view, commit).await?;
+        let got = match self.got_by(view, commit).await? {
+            Some(got) => got,
+            // The tier has soon what the newest commit says that it has.
+            None => Got::of(&self.jobs.log(view).state().await?),
+        };
         self.jobs.not_from_history(catalog, view, &got, entries).await
     }
 
-    /// How far a view had got by a commit.
-    async fn got_by(&self, view: &FeatureView, commit: u64) -> Result<Got> {
+    /// How far a view had got by a commit; `None` where that takes too long to tell.
+    async fn got_by(&self, view: &FeatureView, commit: u64) -> Result<Option<Got>> {
         let known = self.got_of(&view.pinned());
         if let Some(known) = known.iter().find(|known| known.commit == commit) {
-            return Ok(known.clone());
+            return Ok(Some(known.clone()));
         }
-        let log = self.jobs.log(view);
-        let newest = Got::of(&log.state().await?);
-        let got = if newest.commit == commit {
-            newest
-        } else {
-            let earlier = known.into_iter().filter(|known| known.commit < commit).max_by_key(|known| known.commit);
-            let earlier = earlier.unwrap_or_default();
-            let mut commits = log.commits_after(earlier.commit).await?;
-            commits.retain(|(number, _)| *number <= commit);
-            earlier.after(&commits)
+        let got = match known.into_iter().filter(|known| known.commit < commit).max_by_key(|known| known.commit) {
+            Some(earlier) => {
+                let mut commits = self.jobs.log(view).commits_after(earlier.commit).await?;
+                commits.retain(|(number, _)| *number <= commit);
+                Some(earlier.after(&commits))
+            }
+            None => self.jobs.got_at(view, commit).await?,
         };
-        self.keep(&view.pinned(), &got);
+        if let Some(got) = &got {
+            self.keep(&view.pinned(), got);
+        }
         Ok(got)
     }
 
@@ -209,7 +212,7 @@ impl Shared {
         if sources.is_empty() || view.reaches_back() || mark.commit == 0 {
             return Ok(false);
         }
-        let before_them = self.got_by(view, mark.commit).await?;
+        let Some(before_them) = self.got_by(view, mark.commit).await? else { return Ok(true) };
         let after_them = before_them.clone().after(commits);
         self.keep(&view.pinned(), &after_them);
         if after_them.is_of_the_same_history(&before_them) {
