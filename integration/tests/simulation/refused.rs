@@ -79,7 +79,7 @@ impl World {
         self.say(format!("pushes it corrected: {events:?}"));
         let ack = self.server().pushes.push("seen", seen_batch(events), self.header()).await.expect("taken");
         assert!(!ack.duplicate, "nothing of it was taken before");
-        self.pushed.extend(Pushed { paid: Vec::new(), seen: events.to_vec() });
+        self.pushed.extend(Pushed { seen: events.to_vec(), ..Pushed::default() });
         self.last = None;
     }
 }
