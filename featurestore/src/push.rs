@@ -253,12 +253,7 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// As [`Self::schema`].
-    fn may_bring_again(
-        &self,
-        view: &FeatureView,
-        pushes: (u64, Mark),
-        commits: &[(u64, ViewCommit)],
-    ) -> Result<bool>;
+    fn may_bring_again(&self, view: &FeatureView, pushes: (u64, Mark), commits: &[(u64, ViewCommit)]) -> Result<bool>;
 
     /// Lets pushes pass a view over from here on, which is named behind, until [`Self::replay`] has brought it up: they come
     /// faster than whoever loads it can look at them. The caller holds the lock that keeps others from changing the tiers.

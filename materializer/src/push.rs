@@ -320,12 +320,7 @@ impl EventSink for Pushes {
         self.shared.brings_again(view, pushes, commits).await
     }
 
-    fn may_bring_again(
-        &self,
-        view: &FeatureView,
-        pushes: (u64, Mark),
-        commits: &[(u64, ViewCommit)],
-    ) -> Result<bool> {
+    fn may_bring_again(&self, view: &FeatureView, pushes: (u64, Mark), commits: &[(u64, ViewCommit)]) -> Result<bool> {
         self.shared.may_bring_again(view, pushes, commits)
     }
 

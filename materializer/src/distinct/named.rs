@@ -111,8 +111,7 @@ impl Jobs {
         let batches = BTreeMap::from([(source.name.clone(), vec![events])]);
         let new = PushedEvents { batches, ..PushedEvents::default() };
         let sources = Sources { catalog, store: self.store(), pushed: &none };
-        let rows: Vec<RecordBatch> =
-            pushed_rows(&self.session()?, &sources, view, &new).await?.try_collect().await?;
+        let rows: Vec<RecordBatch> = pushed_rows(&self.session()?, &sources, view, &new).await?.try_collect().await?;
         let (files, by) = (committed.files.as_slice(), committed.commit);
         self.session()?.times_without_row(self.store(), view, (files, by), rows).await
     }

@@ -21,10 +21,7 @@ fn source() -> Source {
         distinct: vec!["id".to_owned()],
         query: None,
         tables: Vec::new(),
-        columns: vec![
-            Column::nullable("id", ColumnType::Int64),
-            Column::nullable("paid_at", ColumnType::Timestamp),
-        ],
+        columns: vec![Column::nullable("id", ColumnType::Int64), Column::nullable("paid_at", ColumnType::Timestamp)],
     }
 }
 
