@@ -129,6 +129,8 @@ struct Shared {
     applied: std::sync::Mutex<Option<LogReach>>,
     /// The views that lack some of it, and why: each is brought up by itself.
     behind: std::sync::Mutex<BTreeMap<Pinned, String>>,
+    /// Those that have what they lacked but for what is in the log, which the next push to them takes with it.
+    with_rest: std::sync::Mutex<BTreeSet<Pinned>>,
     /// The events that views do without, until commits tell of them.
     set_aside: SetAsideHere,
     /// Wakes the flush before its time.
@@ -172,6 +174,7 @@ impl Pushes {
             told_apart: ToldApart::default(),
             applied: std::sync::Mutex::default(),
             behind: std::sync::Mutex::default(),
+            with_rest: std::sync::Mutex::default(),
             set_aside,
             full: Arc::default(),
         });

@@ -76,8 +76,7 @@ impl Shared {
                 // Its first refresh takes what has been pushed until then; who loads it takes what the log holds.
                 return Ok(());
             }
-            let new = entries.iter().filter(|entry| entry.position > mark.pushed && entry.events.num_rows() > 0);
-            let new = new.filter(|entry| sources.contains(entry.source.as_str())).cloned().collect();
+            let new = self.with_rest_of((&pinned, sources), mark, entries)?;
             let until = entries.last().map_or(mark.pushed, |last| last.position);
             let piece = Piece { entries: new, until, last: true };
             let (rows, reached, seen) = self.rows_of_piece(catalog, view, mark, (&piece, reach)).await?;
@@ -88,6 +87,7 @@ impl Shared {
             if reached != mark {
                 self.tier.apply(&pinned, rows, reached)?;
             }
+            self.with_rest().remove(&pinned);
             return Ok(());
         }
     }

@@ -2,11 +2,11 @@
 //! bounded bytes, and without keeping those who push waiting for storage.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::{MutexGuard, PoisonError};
 
 use futures::{StreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::FeatureView;
+use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState, PushLog};
 use springhouse_featurestore::tier::{KeyedRow, Mark};
 use springhouse_featurestore::{Error, Result};
@@ -17,9 +17,8 @@ use super::distinct::on_log;
 /// Views that are brought up at once, when they lack pushes.
 const BEHIND_AT_ONCE: usize = 4;
 
-/// How often what has come for a view that is behind is read beside pushes, and how long these wait for the last of it.
+/// How often what has come for a view that is behind is read beside pushes.
 const ROUNDS: usize = 10;
-const WAIT_ONCE: Duration = Duration::from_secs(1);
 
 /// Entries that a view gets together, or the first of those that it lacks.
 pub(super) struct Piece {
@@ -248,7 +247,9 @@ impl Shared {
     }
 
     /// Whether a view that is behind has all that was passed over for it, which is in the log; the little that has come while
-    /// the rest was computed is applied here, where it is at hand. The caller holds the lock of those who change the tiers.
+    /// the rest was computed is applied here, where it is at hand. Where it never is, since pushes come faster than what the
+    /// view's rows rest on can be read, the next of them takes it with it. The caller holds the lock of those who change the
+    /// tiers.
     async fn is_level(
         &self,
         catalog: &CatalogState,
@@ -258,21 +259,51 @@ impl Shared {
     ) -> Result<bool> {
         let (left, in_log) = self.lacking(sources, mark.pushed)?;
         let Some(last) = left.last() else { return Ok(in_log || mark.pushed >= self.log.reach().last) };
-        let by_itself = self.is_at_hand(catalog, view, mark, &left).await?;
-        if !in_log || !by_itself && round < ROUNDS {
+        if !in_log {
             return Ok(false);
         }
-        // Pushes come faster than what the view's rows rest on can be read: they wait once, and not for long.
+        if !self.is_at_hand(catalog, view, mark, &left).await? {
+            if round == ROUNDS {
+                self.with_rest().insert(view.pinned());
+            }
+            return Ok(round == ROUNDS);
+        }
         let (until, reach) = (last.position, self.log.reach());
         let piece = Piece { entries: left, until, last: false };
-        let computed = self.rows_of_piece(catalog, view, mark, (&piece, &reach));
-        let Ok(computed) = tokio::time::timeout(WAIT_ONCE, computed).await else { return Ok(false) };
-        let (rows, reached, seen) = computed?;
+        let (rows, reached, seen) = self.rows_of_piece(catalog, view, mark, (&piece, &reach)).await?;
         if !self.set_aside.hand_out(&view.pinned(), reached.pushed, seen) {
             return Ok(false);
         }
         self.tier.apply(&view.pinned(), rows, reached)?;
         Ok(true)
+    }
+
+    /// What entries are to be applied to a view at a mark: those of some that have come, and before them what the view lacks
+    /// where it was left with a rest.
+    pub(super) fn with_rest_of(
+        &self,
+        (view, sources): (&Pinned, &BTreeSet<&str>),
+        mark: Mark,
+        entries: &[PushEntry],
+    ) -> Result<Vec<PushEntry>> {
+        let is_new = |entry: &&PushEntry| {
+            entry.position > mark.pushed && entry.events.num_rows() > 0 && sources.contains(entry.source.as_str())
+        };
+        if !self.with_rest().contains(view) {
+            return Ok(entries.iter().filter(is_new).cloned().collect());
+        }
+        let until = entries.last().map_or(mark.pushed, |last| last.position);
+        let (mut left, in_log) = self.lacking(sources, mark.pushed)?;
+        if !in_log {
+            return Err(Error::unavailable("what the view lacks is not at hand: it is read beside pushes"));
+        }
+        left.retain(|entry| entry.position <= until);
+        Ok(left)
+    }
+
+    /// The views that were left with a rest, which comes to them with the next push.
+    pub(super) fn with_rest(&self) -> MutexGuard<'_, BTreeSet<Pinned>> {
+        self.with_rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
