@@ -196,7 +196,7 @@ impl Shared {
         if view.reaches_back() {
             // Their values reach back to other events: those that have been flushed, and those that have not.
             // In this order: what leaves the log between the two is in the history.
-            let mut held = self.log.entries_after(self.history().until)?;
+            let mut held = self.held_after(self.history().until).await?;
             let history = self.history();
             held.retain(|entry| entry.position > history.until);
             pushed = PushedEvents { files: history.files.clone(), ..PushedEvents::of_entries(&held) };

@@ -176,6 +176,14 @@ impl Shared {
         Ok(piece)
     }
 
+    /// All entries that the log holds after a position: read off the runtime's threads where they are not in memory.
+    pub(super) async fn held_after(&self, position: u64) -> Result<Vec<PushEntry>> {
+        match self.log.recent_entries_after(position) {
+            Some(entries) => Ok(entries),
+            None => on_log(&self.log, move |log| log.entries_after(position)).await,
+        }
+    }
+
     /// Applies what the tiers lack of the log, several views at once and each by itself.
     pub(super) async fn apply_missing(&self, catalog: &CatalogState) -> Result<()> {
         if self.fence.is_lost() {
