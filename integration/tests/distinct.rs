@@ -600,6 +600,7 @@ async fn an_old_view_is_followed_without_its_first_commits() {
         world.push(&[(9_300_000 + number, "ann", BEGINS + 1 + number)]).await;
         world.server().pushes.flush().await.expect("flushes");
     }
+    world.server().features.follow(&()).await.expect("follows");
     world.stop().await;
     let asked_for: Arc<Mutex<Vec<String>>> = Arc::default();
     let noted = Arc::clone(&asked_for);

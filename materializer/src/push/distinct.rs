@@ -2,8 +2,8 @@
 //!
 //! Of events that were pushed before the log has an index of the last day; of older ones the flushed files are asked, before
 //! a push is in line ([`Shared::not_flushed`]). Of those that a view has got from its history, which are at most as late as
-//! its last read, the files that it read are asked, when the events are applied and when they are committed
-//! ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push that is not committed: the view is then
+//! its last read, the files that it read are asked, when the events are applied and when they are committed, and its rows where
+//! a file may hold what was only named ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push that is not committed: the view is then
 //! loaded anew ([`Shared::brings_again`]).
 
 use std::collections::{HashMap, VecDeque};
