@@ -2,9 +2,9 @@
 //!
 //! Of events that were pushed before the log has an index of the last day; of older ones the flushed files are asked, before
 //! a push is in line ([`Shared::not_flushed`]). Of those that a view has got from its history, which are at most as late as
-//! its last read, the files that it read are asked, when the events are applied and when they are committed, and its rows where
-//! a file may hold what was only named ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push that is not committed: the view is then
-//! loaded anew ([`Shared::brings_again`]).
+//! its last read, the files that it read are asked, when the events are applied and when they are committed, and its rows
+//! where a file may hold what was only named ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push
+//! that is not committed: the view is then loaded anew ([`Shared::brings_again`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
@@ -214,6 +214,7 @@ impl Shared {
         }
         let Some(before_them) = self.got_by(view, mark.commit).await? else { return Ok(true) };
         let after_them = before_them.clone().after(commits);
+        self.keep(&view.pinned(), &before_them);
         self.keep(&view.pinned(), &after_them);
         if after_them.is_of_the_same_history(&before_them) {
             return Ok(false);
