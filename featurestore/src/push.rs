@@ -26,7 +26,9 @@ pub use history::{
     Claim, Flush, KnownProducer, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
     SaidByProducer, Taken, Taker,
 };
-pub use log::{EventPlace, LogReach, NameInUse, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
+pub use log::{
+    EventPlace, LogPiece, LogReach, NameInUse, OldestHeld, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside,
+};
 
 use crate::Result;
 use crate::catalog::Signature;
@@ -235,11 +237,28 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     async fn rows_at_hand(&self, view: &FeatureView, mark: Mark) -> Result<Option<(Vec<KeyedRow>, Mark)>>;
 
     /// Whether commits after a tier's mark bring events of the history that it has of pushes already, which their source's
-    /// `DISTINCT ON` calls the same: the view is then loaded anew.
+    /// `DISTINCT ON` calls the same: the view is then loaded anew. Of the pushes those are looked at that are beyond the
+    /// position `after`: up to there the caller knows. Storage may be read: nobody calls it with the lock that keeps others
+    /// from changing the tiers.
     ///
     /// # Errors
     /// Those of the log and of reading the history.
-    async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool>;
+    async fn brings_again(
+        &self,
+        view: &FeatureView,
+        (after, mark): (u64, Mark),
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<bool>;
+
+    /// Whether storage is to be read to tell that: else they bring none, for what came beyond `after`.
+    ///
+    /// # Errors
+    /// As [`Self::schema`].
+    fn may_bring_again(&self, view: &FeatureView, pushes: (u64, Mark), commits: &[(u64, ViewCommit)]) -> Result<bool>;
+
+    /// Lets pushes pass a view over from here on, which is named behind, until [`Self::replay`] has brought it up: they come
+    /// faster than whoever loads it can look at them. The caller holds the lock that keeps others from changing the tiers.
+    fn hold_back(&self, view: &FeatureView);
 
     /// Applies what the tiers lack of the log, each view by itself. It takes the lock that keeps others from changing the tiers
     /// where it changes them.

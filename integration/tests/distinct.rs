@@ -3,8 +3,8 @@
 //! gives; the log of pushes over days, and two processes that took the same event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
@@ -166,12 +166,16 @@ impl World {
 
     fn write(&mut self, events: &[Paid]) {
         self.files += 1;
+        self.write_anew(self.files, events);
+    }
+
+    /// Puts a file in the place of one that was there.
+    fn write_anew(&self, file: u32, events: &[Paid]) {
         let (batch, unseen) = (batch(events), self.project.folder.path().join("unseen.parquet"));
-        let mut file = ParquetFileWriter::create(&unseen, batch.schema(), &BTreeMap::new()).expect("writable");
-        file.write(&batch).expect("writable");
-        file.finish().expect("writable");
-        let name = format!("payments/{}.parquet", self.files);
-        std::fs::rename(unseen, self.project.folder.path().join(name)).expect("writable");
+        let mut writer = ParquetFileWriter::create(&unseen, batch.schema(), &BTreeMap::new()).expect("writable");
+        writer.write(&batch).expect("writable");
+        writer.finish().expect("writable");
+        std::fs::rename(unseen, self.project.folder.path().join(format!("payments/{file}.parquet"))).expect("writable");
     }
 
     async fn push(&mut self, events: &[Paid]) -> PushAck {
@@ -199,6 +203,31 @@ impl World {
         if let Some(server) = &self.server {
             server.features.follow(&()).await.expect("follows");
         }
+    }
+
+    /// Refreshes all views, whatever they say of history.
+    async fn refresh_naming(&self) {
+        let jobs = self.project.jobs();
+        for view in self.state.live_views() {
+            jobs.refresh(&self.state, view).await.expect("refreshes");
+        }
+        self.server().features.follow(&()).await.expect("follows");
+    }
+
+    /// Everything is computed anew from the sources.
+    async fn backfill_all(&self) {
+        for view in self.state.live_views() {
+            let jobs = self.project.jobs();
+            jobs.backfill(&self.state, view, asked(None, None, 100_000), &()).await.expect("backfills");
+        }
+        self.server().features.follow(&()).await.expect("follows");
+    }
+
+    /// The disk tier is lost, and made again from object storage and the log.
+    async fn loses_its_disk(&mut self) {
+        self.stop().await;
+        std::fs::remove_dir_all(self.project.folder.path().join("disk")).expect("it can be deleted");
+        self.start().await;
     }
 
     async fn step(&mut self) {
@@ -411,19 +440,19 @@ async fn an_event_that_is_flushed_while_a_refresh_reads_it_counts_once() {
         (world.now, world.files) = (BEGINS + 120, 9);
         world.project.clock.set(at(world.now));
         let free = |second: &i64| !world.events.iter().any(|event| event.2 == *second || event.2 == second - 1);
-        let second = (BEGINS + since_begin..).find(free).expect("some second");
-        let (pushed, other) = ((9_000_001, "ann", second), (9_000_002, "bob", second - 1));
-        world.push(&[pushed]).await;
-        let in_history = [other, pushed];
+        let second = (BEGINS + since_begin..BEGINS + 400).find(free).expect("some second");
+        let (event, other) = ((9_000_001, "ann", second), (9_000_002, "bob", second - 1));
+        world.push(&[event]).await;
+        let in_history = [other, event];
         world.write(if both { &in_history } else { &in_history[..1] });
-        let (pushes, puts) = (Arc::clone(&world.server().pushes), Arc::new(AtomicU64::new(0)));
+        let (sink, puts) = (Arc::clone(&world.server().pushes), Arc::new(AtomicU64::new(0)));
         let counted = Arc::clone(&puts);
         let store = Meddled::of(&world.project.store, move |call, path| {
-            let (pushes, counted) = (Arc::clone(&pushes), Arc::clone(&counted));
+            let (sink, counted) = (Arc::clone(&sink), Arc::clone(&counted));
             let own = call == Call::Put && path.starts_with("views/spending/") && path.contains("/data/");
             Box::pin(async move {
                 if own && counted.fetch_add(1, Ordering::SeqCst) == 0 {
-                    pushes.flush().await.expect("flushes");
+                    sink.flush().await.expect("flushes");
                 }
                 Ok(())
             })
@@ -444,4 +473,154 @@ async fn an_event_that_is_flushed_while_a_refresh_reads_it_counts_once() {
         world.start().await;
         world.check_online();
     }
+}
+
+/// What happens around the push of an event that came late in a file which had been read before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Around {
+    Grows,
+    Refresh,
+    Push,
+    Flush,
+    LosesDisk,
+}
+
+/// A file of history is written anew, with an old event beside those that it had. Views name it, and do not take it; its push
+/// they take, and none of what they had. It counts once then, whatever came in which order, and after a backfill too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_event_of_a_file_that_grew_counts_once_from_its_push_on() {
+    use Around::{Flush, Grows, LosesDisk, Push, Refresh};
+    let orders: [&[Around]; 7] = [
+        &[Grows, Refresh, Push, Flush],
+        &[Grows, Refresh, Push, LosesDisk, Flush],
+        &[Grows, Push, Refresh, Flush],
+        &[Grows, Push, Flush, Refresh],
+        &[Push, Grows, Flush, Refresh],
+        &[Push, Grows, Refresh, LosesDisk, Flush],
+        &[Push, Flush, Grows, Refresh],
+    ];
+    for order in orders {
+        let mut world = World::new(4, false).await;
+        world.steps.push(format!("{order:?}"));
+        let had: Vec<Paid> = world.events.iter().copied().collect();
+        let free = |second: &i64| !had.iter().any(|event| event.2 == *second);
+        let second = (BEGINS - 400..BEGINS).find(free).expect("some second");
+        let late = (9_100_001, "ann", second);
+        for step in order.iter().chain(&[Refresh, LosesDisk, Refresh]) {
+            world.now += 1;
+            world.project.clock.set(at(world.now));
+            match step {
+                Grows => world.write_anew(1, &[had.as_slice(), &[late]].concat()),
+                Refresh => world.refresh_naming().await,
+                Push => {
+                    // With one of the same file that views have.
+                    world.push(&[late, had[0]]).await;
+                }
+                Flush => {
+                    world.server().pushes.flush().await.expect("flushes");
+                }
+                LosesDisk => world.loses_its_disk().await,
+            }
+            world.check_online();
+        }
+        world.backfill_all().await;
+        world.check_online();
+        world.check_training_sets().await;
+    }
+}
+
+/// Files grow by old events again and again; of these, of those that views have and of new ones some are pushed at any time.
+/// What was never pushed counts from the backfill on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_late_counts_from_its_push_on_and_all_of_it_after_a_backfill() {
+    for seed in 21..=26 {
+        let mut world = World::new(seed, false).await;
+        world.steps.push(format!("seed {seed}"));
+        let mut files: Vec<Vec<Paid>> = vec![world.events.iter().copied().collect()];
+        let (mut named, mut read_until) = (BTreeSet::<Paid>::new(), world.now);
+        for number in 0..24_i64 {
+            world.moves_on();
+            let step = world.random.below(8);
+            world.steps.push(format!("{}: {step}", world.now));
+            match step {
+                0 | 1 => {
+                    let second = read_until - number_below(&mut world.random, 5_000);
+                    let event = (9_200_000 + number, world.random.pick(&USERS[..2]), second);
+                    let mut others = world.events.iter().chain(&named);
+                    if others.any(|other| (other.1, other.2) == (event.1, event.2)) {
+                        continue;
+                    }
+                    let file = usize::try_from(world.random.below(files.len() as u64)).expect("small");
+                    files[file].push(event);
+                    named.insert(event);
+                    world.write_anew(u32::try_from(file + 1).expect("few"), &files[file]);
+                }
+                2..=4 => {
+                    let known: Vec<Paid> = world.events.iter().chain(&named).copied().collect();
+                    let late: Vec<Paid> = named.iter().copied().collect();
+                    let mut events = vec![world.random.pick(&known)];
+                    if !late.is_empty() {
+                        events.push(world.random.pick(&late));
+                    }
+                    world.push(&events).await;
+                    named.retain(|event| !events.contains(event));
+                }
+                5 => {
+                    world.server().pushes.flush().await.expect("flushes");
+                }
+                6 => {
+                    world.refresh_naming().await;
+                    read_until = world.now;
+                }
+                _ => world.loses_its_disk().await,
+            }
+            world.check_online();
+        }
+        world.server().pushes.flush().await.expect("flushes");
+        world.refresh_naming().await;
+        world.check_online();
+        world.backfill_all().await;
+        world.events.extend(named);
+        world.check_online();
+        world.check_training_sets().await;
+    }
+}
+
+fn number_below(random: &mut Seeded, end: u64) -> i64 {
+    number(random.below(end))
+}
+
+/// A tier that lacks a commit is asked what its view had before, of a view that has many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_view_is_followed_without_its_first_commits() {
+    let mut world = World::new(5, false).await;
+    world.now += 100;
+    world.project.clock.set(at(world.now));
+    for number in 0..70 {
+        world.push(&[(9_300_000 + number, "ann", BEGINS + 1 + number)]).await;
+        world.server().pushes.flush().await.expect("flushes");
+    }
+    world.server().features.follow(&()).await.expect("follows");
+    world.stop().await;
+    let asked_for: Arc<Mutex<Vec<String>>> = Arc::default();
+    let noted = Arc::clone(&asked_for);
+    let store = Meddled::of(&world.project.store, move |call, path| {
+        if call == Call::Get {
+            noted.lock().expect("no panic").push(path);
+        }
+        Box::pin(async { Ok(()) })
+    });
+    let jobs = world.project.jobs_on(&store);
+    world.server = Some(Server::start_in(world.project.folder.path(), jobs, 1 << 20).await);
+    world.now += 10;
+    world.project.clock.set(at(world.now));
+    world.refresh().await;
+    world.check_online();
+    let asked_for = asked_for.lock().expect("no panic").clone();
+    let commits = asked_for.iter().filter_map(|path| {
+        let (_, number) = path.strip_prefix("views/spending/")?.split_once("/log/")?;
+        number.strip_suffix(".json")?.parse::<u64>().ok()
+    });
+    let commits: BTreeSet<u64> = commits.collect();
+    assert!(commits.last() > Some(&70) && commits.first() > Some(&60), "{commits:?}");
 }

@@ -21,6 +21,7 @@ mod lists;
 mod meanwhile;
 mod memory;
 mod network;
+mod outpaced;
 mod poison;
 mod policies;
 mod power_cut;

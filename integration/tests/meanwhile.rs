@@ -405,6 +405,34 @@ async fn a_view_that_reads_slow_storage_for_its_rows_is_behind_alone() {
     assert_eq!(push(19_300).await.behind, Vec::<String>::new());
 }
 
+/// A push waits for several views that read slow storage no longer than for one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_read_slow_storage_keep_a_push_waiting_together() {
+    let others = [2, 3, 4].map(|hours| {
+        let view = LATELY.split_once(';').expect("the view").0.replace("lately", &format!("lately_{hours}"));
+        view.replace("'1 hour'", &format!("'{hours} hours'")) + ";"
+    });
+    let project = TestProject::new(&[event("ann", 18_000, 1.0)]);
+    let state = project.apply(&(with_lately() + &others.concat())).await.expect("valid definitions");
+    project.clock.set(at(20_000));
+    refresh_all(&project, &state).await;
+    let gate = Gate::new();
+    let server = Server::start_on(&project, &gate.before(&project.store, &["pushes/data/"]), 0).await;
+    let push = async |second: i64| {
+        let pushed = server.pushes.push("paid", batch(&[event("ann", second, 2.0)]), PushHeader::default());
+        soon(pushed).await.expect("taken")
+    };
+    push(19_000).await;
+    server.pushes.flush().await.expect("flushes");
+    gate.close();
+    let began = tokio::time::Instant::now();
+    assert_eq!(push(19_100).await.behind, ["lately", "lately_2", "lately_3", "lately_4"]);
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+    gate.open();
+    server.features.follow(&()).await.expect("follows");
+    assert_eq!(push(19_200).await.behind, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_view_that_is_far_behind_is_caught_up_piece_by_piece() {
     catches_up_piece_by_piece(false).await;

@@ -13,6 +13,7 @@ mod oracle;
 mod refused;
 pub mod steps;
 mod takers;
+mod twice;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

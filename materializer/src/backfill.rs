@@ -436,10 +436,9 @@ impl Jobs {
         if plan.base == 0 || state.pushed <= plan.pushed || told_apart(catalog, view)?.is_empty() {
             return Ok(false);
         }
-        let mut commits = self.log(view).commits_after(0).await?;
-        commits.retain(|(number, _)| *number <= plan.base);
-        let began = Got::default().after(&commits);
-        let read = Got { until: Some(plan.known), files: Arc::new(plan.history.clone()), ..began.clone() };
+        let Some(began) = self.got_at(view, plan.base).await? else { return Ok(true) };
+        let files = Arc::new(plan.history.clone());
+        let read = Got { until: Some(plan.known), files, by_files: true, ..began.clone() };
         self.flushed_meanwhile(catalog, view, (&began, &read), state.pushed).await
     }
 

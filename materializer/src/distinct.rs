@@ -3,6 +3,10 @@
 //! A view's rows are those of the events that are in its history until its last read, or among its pushes until its last
 //! position: each once. So a refresh leaves out what was pushed before, and a push what history had. A view whose rows rest
 //! on several events needs none of this: whatever brings it rows reads its events anew, each once.
+//!
+//! What a file of its history holds and the view has not taken is told by its rows ([`named`]).
+
+mod named;
 
 use std::sync::Arc;
 
@@ -42,13 +46,21 @@ pub(crate) struct Got {
     pub(crate) files: Arc<HistoryFiles>,
     /// Up to which position pushes are committed.
     pub(crate) pushed: u64,
+    /// Whether some of what the files hold may only have been named.
+    pub(crate) named: bool,
+    /// Whether it has all that the files hold: it is computed from them, and not committed.
+    pub(crate) by_files: bool,
 }
+
+/// So many commits before one are looked at for the files of the history by then.
+const LOOKED_BACK: u64 = 1_024;
 
 impl Got {
     /// By the newest commit.
     pub(crate) fn of(state: &ViewLogState) -> Self {
         let (commit, until, pushed) = (state.number, state.read_until, state.pushed);
-        Self { commit, until, files: Arc::new(state.history.clone()), pushed }
+        let (files, named) = (Arc::new(state.history.clone()), state.restated.is_some());
+        Self { commit, until, files, pushed, named, by_files: false }
     }
 
     /// By the last of the commits that follow.
@@ -60,6 +72,8 @@ impl Got {
                 self.files = Arc::new(files.clone());
             }
             self.pushed = commit.pushed.map_or(self.pushed, |range| range.until);
+            // What a backfill has not made right it marks among the files.
+            self.named = commit.restated.is_some() || self.named && !commit.kind.replaces();
         }
         self
     }
@@ -136,8 +150,8 @@ impl Jobs {
             let Some(from) = least else { continue };
             let taken = new.taken.entry(source.name.clone()).or_default();
             taken.extend(self.taken_before(catalog, view, source, state, (new_in, from)).await?);
-            let pushes = (&pushed, state.pushed);
-            taken.extend(self.session()?.taken_of_pushes(source, (from, new_in.until), pushes, self.store()).await?);
+            let (session, committed) = (self.session()?, (&pushed, state.pushed));
+            taken.extend(session.taken_of_pushes(source, (from, new_in.until), committed, self.store()).await?);
         }
         Ok(session.only_new(new))
     }
@@ -194,7 +208,8 @@ impl Jobs {
                 continue;
             }
             let batches: Vec<RecordBatch> = late.iter().map(|index| entries[*index].events.clone()).collect();
-            let copies = self.copies_in_history(catalog, view, source, got, &batches).await?;
+            let mut copies = self.copies_in_history(catalog, view, source, got, &batches).await?;
+            self.unmark_named(catalog, (view, source), got, &batches, &mut copies).await?;
             for (index, copies) in late.into_iter().zip(copies) {
                 if copies.contains(&true) {
                     let kept: BooleanArray = copies.iter().map(|copy| Some(!copy)).collect();
@@ -229,6 +244,39 @@ impl Jobs {
             *copies = session.copies(source, batch, &taken).await?;
         }
         Ok(copies)
+    }
+
+    /// How far a view had got by a commit; `None` where that takes too long to tell. What is read follows what has been committed
+    /// since, and where the history has become another since, how long before it did so last.
+    ///
+    /// # Errors
+    /// Those of the view's log.
+    pub(crate) async fn got_at(&self, view: &FeatureView, commit: u64) -> Result<Option<Got>> {
+        let log = self.log(view);
+        let state = log.state().await?;
+        if commit == 0 || state.number <= commit {
+            return Ok(Some(if commit == 0 { Got::default() } else { Got::of(&state) }));
+        }
+        let since = log.commits_after(commit).await?;
+        let pushed = since.iter().find_map(|(_, commit)| commit.pushed).map_or(state.pushed, |range| range.after);
+        let named = state.restated.is_some() || since.iter().any(|(_, commit)| commit.kind.replaces());
+        let (mut until, mut files) = (None, None);
+        if !since.iter().any(|(_, commit)| commit.history.is_some()) {
+            files = Some(state.history);
+        }
+        for number in (1..=commit).rev() {
+            if commit - number >= LOOKED_BACK {
+                return Ok(None);
+            }
+            let Some(found) = log.commit_at(number).await? else { break };
+            until = until.or(Some(found.read_until.unwrap_or(found.watermark)));
+            files = files.or(found.history);
+            if files.is_some() {
+                break;
+            }
+        }
+        let files = Arc::new(files.unwrap_or_default());
+        Ok(Some(Got { commit, until, files, pushed, named, by_files: false }))
     }
 
     /// Whether some event of entries is in a view's history as it was read by the second, and was not by the first: the view

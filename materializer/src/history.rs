@@ -286,7 +286,7 @@ fn with(files: &HistoryFiles, of_tables: &HistoryFiles) -> HistoryFiles {
 }
 
 /// The files that were there and are not any more as they were.
-fn changed(before: &HistoryFiles, now: &HistoryFiles) -> Vec<String> {
+pub(crate) fn changed(before: &HistoryFiles, now: &HistoryFiles) -> Vec<String> {
     let gone = before.iter().flat_map(|(table, files)| {
         let now = now.get(table).into_iter().flatten();
         let now: HashMap<&str, &HistoryFile> = now.map(|file| (file.path.as_str(), file)).collect();

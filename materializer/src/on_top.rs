@@ -94,7 +94,7 @@ impl Jobs {
         now: Timestamp,
     ) -> Result<()> {
         let base = Got::of(state);
-        let read = base.clone().after(&[(base.commit + 1, commit.clone())]);
+        let read = Got { by_files: true, ..base.clone().after(&[(base.commit + 1, commit.clone())]) };
         for _ in 1..ATTEMPTS_ON_TOP {
             let conflict = match log.commit(state, commit.clone()).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => error,

@@ -135,6 +135,8 @@ struct Shared {
     applied: std::sync::Mutex<Option<LogReach>>,
     /// The views that lack some of it, and why: each is brought up by itself.
     behind: std::sync::Mutex<BTreeMap<Pinned, String>>,
+    /// Those that have what they lacked but for what is in the log, which the next push to them takes with it.
+    with_rest: std::sync::Mutex<BTreeSet<Pinned>>,
     /// The events that views do without, until commits tell of them.
     set_aside: SetAsideHere,
     /// Wakes the flush before its time.
@@ -160,13 +162,14 @@ impl Pushes {
         changing: Arc<Mutex<()>>,
         catalog: Box<FollowedCatalog>,
     ) -> Result<Self> {
+        let log = Arc::new(log);
         // Before it is forgotten in the place of whoever took pushes meanwhile.
         SetAsideHere::of(&log)?.distrust(tier.as_ref())?;
         let history = fence::take_over(&jobs, &log, tier.as_ref(), catalog.as_ref()).await?;
         let set_aside = SetAsideHere::of(&log)?;
         let shared = Arc::new(Shared {
             jobs,
-            log: Arc::new(log),
+            log,
             fence: Fence::new(history.taker),
             tier,
             catalog,
@@ -177,6 +180,7 @@ impl Pushes {
             told_apart: ToldApart::default(),
             applied: std::sync::Mutex::default(),
             behind: std::sync::Mutex::default(),
+            with_rest: std::sync::Mutex::default(),
             set_aside,
             full: Arc::default(),
         });
@@ -323,8 +327,21 @@ impl EventSink for Pushes {
         caught("what brings pushes to the view", self.shared.rows_at_hand(view, mark)).await
     }
 
-    async fn brings_again(&self, view: &FeatureView, mark: Mark, commits: &[(u64, ViewCommit)]) -> Result<bool> {
-        self.shared.brings_again(view, mark, commits).await
+    async fn brings_again(
+        &self,
+        view: &FeatureView,
+        pushes: (u64, Mark),
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<bool> {
+        self.shared.brings_again(view, pushes, commits).await
+    }
+
+    fn may_bring_again(&self, view: &FeatureView, pushes: (u64, Mark), commits: &[(u64, ViewCommit)]) -> Result<bool> {
+        self.shared.may_bring_again(view, pushes, commits)
+    }
+
+    fn hold_back(&self, view: &FeatureView) {
+        self.shared.note(view, Err(Error::busy("pushes come to the view faster than it can be loaded")));
     }
 
     async fn replay(&self) -> Result<()> {

@@ -332,16 +332,6 @@ impl PushHistoryState {
         self.files.get(source).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Those of them that may hold events whose time in a column lies from one to another, both included.
-    pub fn files_between<'a>(
-        &'a self,
-        source: &str,
-        column: &'a str,
-        times: (Timestamp, Timestamp),
-    ) -> impl Iterator<Item = &'a DataFile> {
-        self.files_of(source).iter().filter(move |file| file.may_have(column, times))
-    }
-
     /// Whether events of a source have been pushed.
     pub fn knows(&self, source: &str) -> bool {
         self.files.contains_key(source) || self.watermarks.contains_key(source)

@@ -36,7 +36,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rocksdb::{DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions};
 
-pub use self::entries::{Push, PushEntry, PushOrigin};
+pub use self::distinct::OldestHeld;
+pub use self::entries::{LogPiece, Push, PushEntry, PushOrigin};
 use self::format::{encode, encoded_bytes, entry_key, number, producer_key, source_of};
 pub use self::names::NameInUse;
 pub use self::set_aside::{EventPlace, SetAsidePlaces, WhySetAside};

@@ -28,7 +28,8 @@ const APPLY_AT_MOST_ROWS: u64 = 200_000;
 /// Batches that are packed at once, while the one before them is stored.
 const PACKED_AT_ONCE: usize = 2;
 
-/// How often the rows of pushes that come during a load are read beside them; each time there are fewer.
+/// How often the rows of pushes that come during a load are read beside them; each time there are fewer. From then on they
+/// pass the view over ([`EventSink::hold_back`]), and it is read as often again.
 const ROUNDS_BESIDE_PUSHES: usize = 10;
 
 /// Told how a load gets on; the command line draws a bar from it.
@@ -97,7 +98,7 @@ pub async fn catch_up_with(
         let mut lacks = Lacks::of(view, mark, &commits);
         // Beside pushes a view that the tier does not have comes with all that was pushed: nothing may lie before the next.
         lacks.anew |= unknown || mark.commit == 0 && pushing.is_some() && !commits.is_empty();
-        lacks.anew = lacks.anew || brings_again(pushing, view, mark, &commits).await?;
+        lacks.anew = lacks.anew || brings_again(pushing, view, (0, mark), &commits).await?;
         let files = if lacks.anew { None } else { lacks.files(log, mark, &commits).await? };
         let Some(files) = files else { return load_anew(tier, log, (view, &packer), progress, pushing).await };
         let rows = files.iter().map(|(_, file)| file.rows).sum::<u64>();
@@ -110,26 +111,22 @@ pub async fn catch_up_with(
         };
         let (mut looked_at, mut round) = (mark, 1);
         loop {
-            let mut changing = lock(pushing).await;
+            let changing = lock(pushing).await;
             // Pushes may have come meanwhile: what it lacks of the same commits may be less, and the mark is to keep them.
             let now = tier.mark(log.view())?;
             let still = Lacks::of(view, now, &commits);
             if now.commit != mark.commit || still.anew || still.wanted != lacks.wanted {
                 continue 'anew;
             }
-            if now.pushed != looked_at.pushed {
-                // Where pushes come faster than it can be looked what they are, they wait once.
-                let they_wait = round == ROUNDS_BESIDE_PUSHES;
-                if !they_wait {
-                    drop(changing.take());
-                }
-                if brings_again(pushing, view, now, &commits).await? {
+            if may_bring_again(pushing, view, (looked_at.pushed, now), &commits)? {
+                // Nobody who pushes waits while storage is read.
+                keep_pace(pushing, view, round)?;
+                drop(changing);
+                if brings_again(pushing, view, (looked_at.pushed, now), &commits).await? {
                     continue 'anew;
                 }
-                if !they_wait {
-                    (looked_at, round) = (now, round + 1);
-                    continue;
-                }
+                (looked_at, round) = (now, round + 1);
+                continue;
             }
             match read {
                 Added::Few(rows) => tier.apply(log.view(), rows, still.reached)?,
@@ -215,17 +212,49 @@ async fn lock(pushing: Option<Pushing<'_>>) -> Option<MutexGuard<'_, ()>> {
     }
 }
 
-/// Whether commits bring events that a tier at a mark has of pushes already.
+/// Whether commits bring events that a tier at a mark has of pushes already, of those beyond a position.
 async fn brings_again(
     pushing: Option<Pushing<'_>>,
     view: &FeatureView,
-    mark: Mark,
+    pushes: (u64, Mark),
     commits: &[(u64, ViewCommit)],
 ) -> Result<bool> {
     match pushing {
-        Some(pushing) => pushing.sink.brings_again(view, mark, commits).await,
+        Some(pushing) => pushing.sink.brings_again(view, pushes, commits).await,
         None => Ok(false),
     }
+}
+
+/// Whether storage is to be read to tell that of pushes that have come since.
+fn may_bring_again(
+    pushing: Option<Pushing<'_>>,
+    view: &FeatureView,
+    (after, mark): (u64, Mark),
+    commits: &[(u64, ViewCommit)],
+) -> Result<bool> {
+    match pushing.filter(|_| after < mark.pushed) {
+        Some(pushing) => pushing.sink.may_bring_again(view, (after, mark), commits),
+        None => Ok(false),
+    }
+}
+
+/// After many rounds in which pushes came faster than they could be looked at they pass the view over. The caller holds the
+/// lock that keeps others from changing the tiers.
+///
+/// # Errors
+/// [`crate::ErrorKind::Busy`] when that is no help: the view is followed by a later look.
+fn keep_pace(pushing: Option<Pushing<'_>>, view: &FeatureView, round: usize) -> Result<()> {
+    if round >= 2 * ROUNDS_BESIDE_PUSHES {
+        return Err(Error::busy("pushes come to the view faster than it can be loaded")
+            .with("view", &view.name)
+            .remedy("nothing is lost; it is tried again at the next look at the store"));
+    }
+    if round >= ROUNDS_BESIDE_PUSHES
+        && let Some(pushing) = pushing
+    {
+        pushing.sink.hold_back(view);
+    }
+    Ok(())
 }
 
 impl Mark {
@@ -368,7 +397,7 @@ async fn load_anew(
     batches.settle()?;
     let mark = Mark { pushed, log: pushed_log, ..Mark::of_commit(number, watermark) };
     let mark = match pushing {
-        Some(pushing) => finish_with_pushes(batches, view, mark, progress, pushing).await?,
+        Some(pushing) => finish_with_pushes(tier, batches, (view, mark), progress, pushing).await?,
         None => batches.finish(mark).map(|()| mark)?,
     };
     progress.end();
@@ -376,29 +405,29 @@ async fn load_anew(
 }
 
 /// Adds what the sink holds of a view's pushes, and makes the generation the one that is read. Storage is read before the
-/// lock is taken; what has come by then is in memory, or is read before the lock is taken again.
+/// lock is taken; what has come by then is in memory, or is read before the lock is taken again. Where pushes come faster than
+/// that they pass the view over, and the generation is read once it has as many as the one before it.
 async fn finish_with_pushes(
+    tier: &dyn OnlineTier,
     mut batches: Box<dyn Generation + '_>,
-    view: &FeatureView,
-    mut mark: Mark,
+    (view, mut mark): (&FeatureView, Mark),
     progress: &dyn Progress,
-    Pushing { sink, changing }: Pushing<'_>,
+    pushing: Pushing<'_>,
 ) -> Result<Mark> {
     let mut round = 1;
     loop {
-        mark = add_pushes(batches.as_mut(), view, mark, progress, sink).await?;
+        mark = add_pushes(batches.as_mut(), view, mark, progress, pushing.sink).await?;
         batches.settle()?;
-        let _changing = changing.lock().await;
-        if let Some((rows, reached)) = sink.rows_at_hand(view, mark).await? {
+        let _changing = pushing.changing.lock().await;
+        if let Some((rows, reached)) = pushing.sink.rows_at_hand(view, mark).await? {
             batches.add(rows)?;
             batches.finish(reached)?;
             return Ok(reached);
         }
-        if round == ROUNDS_BESIDE_PUSHES {
-            // Its rows need more than memory, and pushes come faster than that can be read: they wait once.
-            let reached = add_pushes(batches.as_mut(), view, mark, progress, sink).await?;
-            batches.finish(reached)?;
-            return Ok(reached);
+        keep_pace(Some(pushing), view, round)?;
+        if round >= ROUNDS_BESIDE_PUSHES && tier.mark(&view.pinned())?.pushed <= mark.pushed {
+            batches.finish(mark)?;
+            return Ok(mark);
         }
         round += 1;
     }

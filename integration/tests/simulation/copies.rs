@@ -5,7 +5,7 @@
 
 use super::steps::copied;
 use super::takers::APART;
-use super::world::World;
+use super::world::{Counts, World};
 use crate::push::closed;
 
 impl World {
@@ -28,7 +28,7 @@ impl World {
                 self.push().await;
             }
         }
-        let kept = (held.0.max(self.flushed.0), held.1.max(self.flushed.1));
+        let kept = std::array::from_fn(|source| held[source].max(self.flushed[source]));
         self.last = None;
         self.moves_on(APART);
         let other = 1 - self.owner;
@@ -45,7 +45,7 @@ impl World {
     }
 
     /// The copy is put in the place of the log; the disk tier may have more than it.
-    async fn restore_copy(&mut self, kept: (usize, usize)) {
+    async fn restore_copy(&mut self, kept: Counts) {
         let folder = self.takers[self.owner].folder.clone();
         let (disk, log) = (folder.join("disk"), folder.join("log"));
         let lost = self.pushed.split_off(kept);
@@ -63,7 +63,7 @@ impl World {
     }
 
     /// The other taker begins with the copy, and the one whose log it was may go on a while and come back.
-    async fn copy_takes_over(&mut self, kept: (usize, usize)) {
+    async fn copy_takes_over(&mut self, kept: Counts) {
         let (older, newer) = (self.owner, 1 - self.owner);
         let copy = self.takers[older].folder.join("log.copy");
         let log = self.takers[newer].folder.join("log");

@@ -49,6 +49,8 @@ pub enum Fault {
     Takers,
     /// Events with equal times, of which the later write counts; and views whose rows are made of several events.
     Ties,
+    /// A source tells its events apart; they come by push and in history, in any order, and twice.
+    Twice,
     /// Producers say that they have sent everything up to a time that lies far ahead.
     Watermark,
     /// Batches that are not of their source's types, zones or times.
@@ -78,6 +80,7 @@ const NAMES: [(&str, Fault); 24] = [
     ("refresh_clock", Fault::RefreshClock),
     ("takers", Fault::Takers),
     ("ties", Fault::Ties),
+    ("twice", Fault::Twice),
     ("watermark", Fault::Watermark),
     ("wrong", Fault::Wrong),
 ];
@@ -99,11 +102,9 @@ pub struct Faults(BTreeSet<Fault>);
 
 impl Faults {
     /// Those that `SIMULATION_FAULTS` names; `none` for none of them. All, where it is not set, but power cuts, which need a
-    /// disk of their own, and clocks that are set back by hours: who looks up while views are loaded again finds nothing for a
-    /// moment.
+    /// disk of their own.
     pub fn wanted() -> Self {
-        let asked = [Fault::ClockBack, Fault::PowerCut];
-        let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| !asked.contains(fault));
+        let all = || NAMES.iter().map(|(_, fault)| *fault).filter(|fault| *fault != Fault::PowerCut);
         let Ok(wanted) = std::env::var("SIMULATION_FAULTS") else { return Self(all().collect()) };
         let named = wanted.split(',').map(str::trim).filter(|name| !name.is_empty() && *name != "none");
         let fault = |name: &str| {

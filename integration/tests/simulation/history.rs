@@ -37,7 +37,7 @@ impl World {
     }
 
     /// The second before which history's events lie: nobody's clock is behind them.
-    fn readable_until(&self) -> i64 {
+    pub fn readable_until(&self) -> i64 {
         self.now.min(self.now_of_refreshes()) - YOUNGEST
     }
 
@@ -70,7 +70,7 @@ impl World {
 
     fn add_to_history(&mut self, events: Vec<Seen>) {
         self.files += 1;
-        write_seen(self.project.folder.path(), &format!("{}.parquet", self.files), &events);
+        write_seen(self.project.folder.path(), "seen", &format!("{}.parquet", self.files), &events);
         self.seen_before.extend(events);
     }
 

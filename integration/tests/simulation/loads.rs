@@ -130,8 +130,8 @@ impl World {
         self.settle().await;
     }
 
-    /// All clocks jump ahead, and are set back by hours: before views are loaded, or while they are. What is answered
-    /// meanwhile is right, or refused.
+    /// All clocks jump ahead, and are set back by hours: before views are loaded, or while they are. What is answered until they
+    /// are set back is right, or refused; from then on what there is is answered, until all of it is loaded again.
     pub async fn clock_back(&mut self) {
         let (jump, before) = (self.random.pick(&JUMPS), self.chance(2));
         self.say(format!("the clocks jump {jump} seconds ahead"));
@@ -159,8 +159,8 @@ impl World {
             done = &mut following => Some(done),
         };
         store.is_whole();
-        self.check_if_answered();
         if !before {
+            self.check_if_answered();
             self.set_back(jump);
         }
         match done {

@@ -40,6 +40,16 @@ CREATE FEATURE VIEW visits ENTITY user_account WINDOWS ('10 minutes', '1 day') S
   AS SELECT user_name, count(*) AS n, sum(amount) AS total FROM seen GROUP BY user_name;
 ";
 
+/// A third source, which tells its events apart by their mark.
+const BILLS: &str = "
+CREATE EXTERNAL TABLE bills_before STORED AS PARQUET LOCATION 'bills/';
+CREATE SOURCE bills EVENT TIME seen_at DISTINCT ON (mark) AS SELECT user_name, seen_at, amount, mark FROM bills_before;
+CREATE FEATURE VIEW last_bill ENTITY user_account REFRESH EVERY '1 minute'
+  AS SELECT user_name, seen_at, amount, mark FROM bills;
+CREATE FEATURE VIEW billed ENTITY user_account WINDOWS ('10 minutes', '1 day') STEP '1 minute' REFRESH EVERY '1 minute'
+  AS SELECT user_name, count(*) AS n, sum(amount) AS total FROM bills GROUP BY user_name;
+";
+
 /// Views whose rows are made of several events: of one time, of an hour before it, and of a join.
 const TOGETHER: &str = "
 CREATE FEATURE VIEW at_once ENTITY user_account REFRESH EVERY '1 minute' LOOKBACK '1 minute'
@@ -108,17 +118,24 @@ pub fn views_of_seen(faults: &Faults, newcomers: usize) -> Vec<&'static str> {
 /// The views over `paid`.
 pub const VIEWS_OF_PAID: [&str; 2] = ["spending", "last_payment"];
 
+/// The views over `bills`.
+pub fn views_of_bills(faults: &Faults) -> &'static [&'static str] {
+    if faults.has(Fault::Twice) { &["last_bill", "billed"] } else { &[] }
+}
+
 /// All definitions, and a contract over all views.
 pub fn definitions(faults: &Faults, newcomers: usize) -> String {
     let together = if faults.has(Fault::Ties) { TOGETHER } else { "" };
     let hourly = if faults.has(Fault::Hours) { HOURLY } else { "" };
     let shares = if faults.has(Fault::Poison) { SHARES } else { "" };
     let later: String = NEWCOMERS[..newcomers].iter().map(|(_, text)| *text).collect();
+    let bills = if faults.has(Fault::Twice) { BILLS } else { "" };
     let views = VIEWS_OF_PAID.into_iter().chain(views_of_seen(faults, newcomers));
+    let views = views.chain(views_of_bills(faults).iter().copied());
     let rules = views.map(|view| format!("{view} FRESH WITHIN '2 minutes' ON STALE SERVE ON MISSING DEFAULT"));
     let rules = rules.collect::<Vec<_>>().join(", ");
     format!(
-        "{}{SEEN}{together}{hourly}{shares}{later}
+        "{}{SEEN}{together}{hourly}{shares}{bills}{later}
          CREATE CONTRACT everything TIER interactive REQUEST (user_name VARCHAR) FEATURES ({rules})
            INPUTS (coalesce(visits.n_10m, -1) AS visits) OUTPUT (limit FLOAT);",
         windows::definitions()
@@ -137,14 +154,14 @@ pub fn seen_batch(events: &[Seen]) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns).expect("four columns")
 }
 
-/// Writes events as a file of the table `seen_before`, which appears as a whole.
-pub fn write_seen(project: &Path, name: &str, events: &[Seen]) {
+/// Writes events as a file of a table in this folder, which appears as a whole.
+pub fn write_seen(project: &Path, folder: &str, name: &str, events: &[Seen]) {
     let (batch, unseen) = (seen_batch(events), project.join("unseen.parquet"));
     let mut file = ParquetFileWriter::create(&unseen, batch.schema(), &BTreeMap::new()).expect("writable");
     file.write(&batch).expect("writable");
     file.finish().expect("writable");
-    std::fs::create_dir_all(project.join("seen")).expect("writable");
-    std::fs::rename(unseen, project.join("seen").join(name)).expect("writable");
+    std::fs::create_dir_all(project.join(folder)).expect("writable");
+    std::fs::rename(unseen, project.join(folder).join(name)).expect("writable");
 }
 
 /// An expected value.
@@ -183,7 +200,7 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
         windows.iter().flat_map(of).collect()
     };
     let features = match view {
-        "last_seen" | "newest" => {
+        "last_seen" | "newest" | "last_bill" => {
             // Of those at one time the one that was written last.
             let last = known.iter().rev().find(|event| event.at == newest)?;
             vec![("amount".to_owned(), Value::Float(last.amount)), ("mark".to_owned(), Value::Integer(last.mark))]
@@ -192,7 +209,7 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
             let last = known.iter().rev().find(|event| event.at == newest)?;
             vec![("share".to_owned(), Value::Integer(1_000 / last.mark))]
         }
-        "visits" => over(&[("10m", 600), ("1d", 86_400)]),
+        "visits" | "billed" => over(&[("10m", 600), ("1d", 86_400)]),
         "newcomer" => over(&[("2d", 172_800)]),
         "at_once" => count_and_total("", &since(newest)),
         "lately" => count_and_total("", &since(newest - HOUR)),
@@ -231,7 +248,7 @@ fn time_of(answer: &RecordBatch, view: &str, row: usize) -> Option<i64> {
     times.is_valid(row).then(|| times.value(row))
 }
 
-/// Checks a user's features of views over `seen`, as of a second.
+/// Checks a user's features of views over `seen`, or over `bills`, as of a second.
 pub fn check_seen(
     answer: &RecordBatch,
     row: usize,

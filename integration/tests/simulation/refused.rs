@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::push::{EventSink, PushHeader};
 
@@ -16,7 +16,8 @@ const YEAR_ZERO: i64 = -62_167_219_200;
 const AHEAD: i64 = 60;
 
 /// A batch with another column in a column's place.
-fn with(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
+fn with(batch: &RecordBatch, name: &str, column: impl Array + 'static) -> RecordBatch {
+    let column: ArrayRef = Arc::new(column);
     let columns = batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, held)| {
         (field.name().clone(), if field.name() == name { Arc::clone(&column) } else { Arc::clone(held) }, true)
     });
@@ -43,11 +44,11 @@ impl World {
             TimestampMicrosecondArray::from_iter_values(times)
         };
         let (bad, expected) = match self.random.below(5) {
-            0 => (with(&good, "seen_at", Arc::new(times(YEAR_ZERO).with_timezone("UTC"))), "outside of the years 1 to"),
-            1 => (with(&good, "seen_at", Arc::new(times(late).with_timezone("UTC"))), "lies in the future"),
-            2 => (with(&good, "seen_at", Arc::new(times(events[1].at))), "times have no zone"),
-            3 => (with(&good, "mark", Arc::new(Float64Array::from(vec![2.0, 2.75]))), "column: mark"),
-            _ => (with(&good, "amount", Arc::new(StringArray::from(vec!["2", "many"]))), "column: amount"),
+            0 => (with(&good, "seen_at", times(YEAR_ZERO).with_timezone("UTC")), "outside of the years 1 to"),
+            1 => (with(&good, "seen_at", times(late).with_timezone("UTC")), "lies in the future"),
+            2 => (with(&good, "seen_at", times(events[1].at)), "times have no zone"),
+            3 => (with(&good, "mark", Float64Array::from(vec![2.0, 2.75])), "column: mark"),
+            _ => (with(&good, "amount", StringArray::from(vec!["2", "many"])), "column: amount"),
         };
         self.is_refused(bad, expected).await;
         self.is_taken(&events).await;
@@ -78,7 +79,7 @@ impl World {
         self.say(format!("pushes it corrected: {events:?}"));
         let ack = self.server().pushes.push("seen", seen_batch(events), self.header()).await.expect("taken");
         assert!(!ack.duplicate, "nothing of it was taken before");
-        self.pushed.extend(Pushed { paid: Vec::new(), seen: events.to_vec() });
+        self.pushed.extend(Pushed { seen: events.to_vec(), ..Pushed::default() });
         self.last = None;
     }
 }

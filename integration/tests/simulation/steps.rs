@@ -13,7 +13,9 @@ use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest}
 use springhouse_sql::spine::{SpineOrder, SpineSource};
 
 use super::faults::{Fault, Step};
-use super::oracle::{MOST_NEWCOMERS, check_paid, check_seen, definitions, newcomer, seen_batch, views_of_seen};
+use super::oracle::{
+    MOST_NEWCOMERS, check_paid, check_seen, definitions, newcomer, seen_batch, views_of_bills, views_of_seen,
+};
 use super::world::World;
 use crate::power_cut::{shadow_of_this_process, survivors, synced};
 use crate::project::{Event, at, write_events};
@@ -99,6 +101,7 @@ impl World {
             Fault::PowerCut => self.crash(End::PowerCut).await,
             Fault::RefreshClock => self.drift(),
             Fault::Takers => self.take_over().await,
+            Fault::Twice => Box::pin(self.twice()).await,
             Fault::Watermark => self.watermark().await,
             Fault::Wrong => self.wrong().await,
             Fault::Clock | Fault::Hours | Fault::Ties => {}
@@ -386,11 +389,15 @@ impl World {
         self.moves_on(60);
         self.bring_back().await;
         let now = self.at();
-        for (source, producer, nothing) in [("paid", "till", batch(&[])), ("seen", "gate", seen_batch(&[]))] {
+        let mut heartbeats = vec![("paid", "till", batch(&[])), ("seen", "gate", seen_batch(&[]))];
+        if self.faults.has(Fault::Twice) {
+            heartbeats.push(("bills", "desk", seen_batch(&[])));
+        }
+        for (source, producer, nothing) in heartbeats {
             let header = PushHeader { producer: Some(producer.to_owned()), sequence: None, watermark: Some(at(now)) };
             self.server().pushes.push(source, nothing, header).await.expect("a heartbeat");
         }
-        self.told = [now; 2];
+        self.told = [now; 3];
         self.flush().await;
         self.refresh_all().await;
         self.follow().await;
@@ -417,10 +424,12 @@ impl World {
         let batches: Vec<_> = set.execute().try_collect().await.expect("runs");
         let all = arrow::compute::concat_batches(set.schema(), &batches).expect("one schema");
         let (views, (paid, seen)) = (views_of_seen(&self.faults, self.newcomers), self.events());
+        let bills = self.known_bills();
         let place = format!("in a training set of {rows:?}");
         for (row, (user, now, ..)) in spine.iter().enumerate() {
             check_paid(&all, row, &paid, (Some(user), *now), &place);
             check_seen(&all, row, &views, &seen, (Some(user), *now), &place);
+            check_seen(&all, row, views_of_bills(&self.faults), &bills, (Some(user), *now), &place);
         }
     }
 }

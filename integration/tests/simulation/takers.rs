@@ -137,10 +137,10 @@ impl World {
     /// A batch that another taker keeps is sent to this one.
     async fn taken_by_both(&mut self, keeps: usize, mut sent: Sent) {
         self.say("sends the last batch to the other taker");
-        let (now, (paid, seen)) = (self.at(), sent.events.counts());
+        let (now, [paid, seen, _]) = (self.at(), sent.events.counts());
         let kept = self.takers[keeps].parked.counts();
-        // It is the last that was pushed; where the other comes back, it is not taken a second time.
-        self.takers[keeps].parked.split_off((kept.0 - paid, kept.1 - seen));
+        // It is the last that was pushed; where the other comes back, it is not taken a second time. Of bills each is told.
+        self.takers[keeps].parked.split_off([kept[0] - paid, kept[1] - seen, kept[2]]);
         sent.events.known_at(now);
         let Sent { source, batch, header, events } = sent.clone();
         let ack = self.server().pushes.push(source, batch, header).await.expect("taken");

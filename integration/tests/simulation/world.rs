@@ -14,7 +14,9 @@ use springhouse_featurestore::time::{DrivenClock, Span, Timestamp};
 use springhouse_featurestore::{ErrorKind, Result};
 
 use super::faults::{Fault, Faults, Step};
-use super::oracle::{Seen, VIEWS_OF_PAID, check_paid, check_seen, definitions, seen_batch, views_of_seen};
+use super::oracle::{
+    Seen, VIEWS_OF_PAID, check_paid, check_seen, definitions, seen_batch, views_of_bills, views_of_seen,
+};
 use crate::faulty_store::FaultyStore;
 use crate::project::{Event, TestProject, at};
 use crate::push::{Server, batch, events_before};
@@ -32,31 +34,41 @@ const AHEAD: i64 = 5;
 /// What happened, step by step; read by others when something is wrong.
 pub type Trace = Arc<Mutex<Vec<String>>>;
 
-/// Pushed events of both sources, each in the order in which they were taken.
+/// How many events there are of each source.
+pub type Counts = [usize; 3];
+
+/// Pushed events of all sources, each in the order in which they were taken.
 #[derive(Debug, Clone, Default)]
 pub struct Pushed {
     pub paid: Vec<Event>,
     pub seen: Vec<Seen>,
+    /// Each once.
+    pub bills: Vec<Seen>,
 }
 
 impl Pushed {
-    pub fn counts(&self) -> (usize, usize) {
-        (self.paid.len(), self.seen.len())
+    pub fn counts(&self) -> Counts {
+        [self.paid.len(), self.seen.len(), self.bills.len()]
     }
 
     pub fn is_empty(&self) -> bool {
-        self.counts() == (0, 0)
+        self.counts() == Counts::default()
     }
 
     pub fn extend(&mut self, more: Self) {
         self.paid.extend(more.paid);
         self.seen.extend(more.seen);
+        for bill in more.bills {
+            if !self.bills.contains(&bill) {
+                self.bills.push(bill);
+            }
+        }
     }
 
     /// The latest second of an event; of none the least there is.
     fn latest(&self) -> i64 {
         let paid = self.paid.iter().map(|event| event.1);
-        paid.chain(self.seen.iter().map(|event| event.at)).max().unwrap_or(i64::MIN / 2)
+        paid.chain(self.seen.iter().chain(&self.bills).map(|event| event.at)).max().unwrap_or(i64::MIN / 2)
     }
 
     /// Lets events that have an available time be known at a second.
@@ -67,8 +79,9 @@ impl Pushed {
     }
 
     /// Takes away all but the first.
-    pub fn split_off(&mut self, (paid, seen): (usize, usize)) -> Self {
-        Self { paid: self.paid.split_off(paid), seen: self.seen.split_off(seen) }
+    pub fn split_off(&mut self, [paid, seen, bills]: Counts) -> Self {
+        let (paid, seen) = (self.paid.split_off(paid), self.seen.split_off(seen));
+        Self { paid, seen, bills: self.bills.split_off(bills) }
     }
 }
 
@@ -114,17 +127,21 @@ pub struct World {
     /// What the owner has to show beside it.
     pub pushed: Pushed,
     /// How much of it is on object storage for certain.
-    pub flushed: (usize, usize),
+    pub flushed: Counts,
     /// Views that came later.
     pub newcomers: usize,
     pub now: i64,
     /// Until when history was read, by the clock of who did.
     pub refreshed: i64,
-    /// The greatest watermark that producers of `paid` and of `seen` have rightly said.
-    pub told: [i64; 2],
+    /// The greatest watermark that producers of `paid`, of `seen` and of `bills` have rightly said.
+    pub told: [i64; 3],
     pub sequence: u64,
     pub last: Option<Sent>,
     pub files: u32,
+    /// All bills that there ever were, and those that history has, as its files have them and each once.
+    pub bills: Vec<Seen>,
+    pub bills_before: Vec<Seen>,
+    pub bill_files: Vec<Vec<Seen>>,
     /// A file of history that nobody sees yet.
     pub withheld: Vec<Seen>,
     /// How far the clock of who refreshes is ahead of the others, in seconds.
@@ -162,20 +179,26 @@ impl World {
             paid_before,
             seen_before: Vec::new(),
             pushed: Pushed::default(),
-            flushed: (0, 0),
+            flushed: Counts::default(),
             newcomers: 0,
             now: BEGINS,
             refreshed: BEGINS,
-            told: [0; 2],
+            told: [0; 3],
             sequence: 0,
             last: None,
             files: 0,
+            bills: Vec::new(),
+            bills_before: Vec::new(),
+            bill_files: Vec::new(),
             withheld: Vec::new(),
             apart: 0,
             trace: Arc::clone(trace),
             project,
         };
         world.grow(10, (0, BEGINS - 10));
+        if faults.has(Fault::Twice) {
+            world.first_bills(BEGINS - 10);
+        }
         world.state = world.project.apply(&definitions(faults, 0)).await.expect("valid definitions");
         world.moves_on(0);
         world.refresh_all().await;
@@ -339,23 +362,29 @@ impl World {
     fn batch_of(&mut self, taker: usize, may_be_ahead: bool) -> Sent {
         self.sequence += 1;
         let now = self.now + self.takers[taker].skew;
-        let of_seen = self.chance(2);
+        let of_bills = self.faults.has(Fault::Twice) && self.chance(3);
+        let of_seen = !of_bills && self.chance(2);
         let watermark = self.chance(3).then(|| at(now));
         if watermark.is_some() {
-            let told = &mut self.told[usize::from(of_seen)];
+            let told = &mut self.told[if of_bills { 2 } else { usize::from(of_seen) }];
             *told = now.max(*told);
         }
         let sequence = Some(self.sequence);
         let header = |producer: &str| PushHeader { producer: Some(producer.to_owned()), sequence, watermark };
+        if of_bills {
+            let (header, bills) = (header("desk"), self.some_bills(4, now));
+            let batch = seen_batch(&bills);
+            return Sent { source: "bills", batch, header, events: Pushed { bills, ..Pushed::default() } };
+        }
         if of_seen {
             let header = header("gate");
-            let events = self.seen_events(taker, now, may_be_ahead);
-            let batch = seen_batch(&events);
-            return Sent { source: "seen", batch, header, events: Pushed { paid: Vec::new(), seen: events } };
+            let seen = self.seen_events(taker, now, may_be_ahead);
+            let batch = seen_batch(&seen);
+            return Sent { source: "seen", batch, header, events: Pushed { seen, ..Pushed::default() } };
         }
         let header = header("till");
-        let events = self.paid_events(now, may_be_ahead);
-        Sent { source: "paid", batch: batch(&events), header, events: Pushed { paid: events, seen: Vec::new() } }
+        let paid = self.paid_events(now, may_be_ahead);
+        Sent { source: "paid", batch: batch(&paid), header, events: Pushed { paid, ..Pushed::default() } }
     }
 
     /// Pushes some batches, one behind the other, before the first is acknowledged.
@@ -423,7 +452,7 @@ impl World {
     pub async fn settle(&mut self) {
         let history = self.project.jobs().pushed().state().await.expect("readable");
         let rows = history.files.values().flatten().map(|file| file.rows).sum::<u64>();
-        let [all, before] = [self.pushed.counts(), self.flushed].map(|(paid, seen)| (paid + seen) as u64);
+        let [all, before] = [self.pushed.counts(), self.flushed].map(|counts| counts.iter().sum::<usize>() as u64);
         assert!(rows == all || rows == before, "{rows} pushed events on object storage, not {before} and not {all}");
         if rows == all {
             self.flushed = self.pushed.counts();
@@ -467,16 +496,22 @@ impl World {
         let (now, mut views) = (self.at(), views_of_seen(&self.faults, self.newcomers));
         // It has pushes by its refreshes; training sets tell whether it has all of them.
         views.retain(|view| *view != "hourly");
-        let (paid, seen) = self.events();
+        let ((paid, seen), bills) = (self.events(), self.known_bills());
         for (row, user) in USERS.into_iter().enumerate() {
             check_paid(answer, row, &paid, (user, now), "online");
             check_seen(answer, row, &views, &seen, (user, now), "online");
+            check_seen(answer, row, views_of_bills(&self.faults), &bills, (user, now), "online");
         }
         // No answer is as of a later time than is known to be processed, or than its own row was there.
         let there = |of: &str, known: i64| (Some(of) == USERS[0] && known <= now).then_some(known);
         let paid_there = paid.iter().filter_map(|event| there(event.0, event.1.max(event.2))).max();
         let seen_there = seen.iter().filter_map(|event| there(event.user, event.at)).max();
-        let of_views = [(&VIEWS_OF_PAID[..], self.told[0], paid_there), (&views[..], self.told[1], seen_there)];
+        let bills_there = bills.iter().filter_map(|event| there(event.user, event.at)).max();
+        let of_views = [
+            (&VIEWS_OF_PAID[..], self.told[0], paid_there),
+            (&views[..], self.told[1], seen_there),
+            (views_of_bills(&self.faults), self.told[2], bills_there),
+        ];
         for (views, told, there) in of_views {
             for view in views {
                 let as_of = answer[format!("{view}@as_of").as_str()].as_primitive::<TimestampMicrosecondType>();

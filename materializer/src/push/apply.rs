@@ -16,6 +16,7 @@ use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_sql::pushed::PushedQuery;
 use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows, sorted_in_memory};
+use tokio::time::Instant;
 
 use super::lacking::Piece;
 use super::set_aside::Seen;
@@ -25,28 +26,35 @@ use crate::panics::caught;
 /// The most events of a flush that are sorted in memory: several times what is usually flushed.
 const SORTED_IN_MEMORY: usize = 8 << 20;
 
-/// A push does not wait longer than this for one view: it is durable, and the view has it later. Only views whose rows rest
-/// on stored events wait for storage at all.
+/// A push does not wait longer than this for all of its views: it is durable, and those that it came too early for have it
+/// later. Only views whose rows rest on stored events wait for storage at all.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 
+/// Views to which pushes are applied at once: more than one at a time waits for storage.
+const APPLIED_AT_ONCE: usize = 16;
+
 impl Shared {
-    /// Applies entries that follow those that the tiers have. A view that cannot have them soon is behind from then on.
+    /// Applies entries that follow those that the tiers have, to several views at once and within one time for all: the views
+    /// that read nothing else first. A view that cannot have them by then is behind from then on.
     pub(super) async fn apply(&self, catalog: &CatalogState, entries: &[PushEntry], reach: &LogReach) -> Result<()> {
         let touched: BTreeSet<&str> = entries.iter().map(|entry| entry.source.as_str()).collect();
-        for (view, sources) in self.pushed_views(catalog) {
-            if sources.is_disjoint(&touched) {
-                continue;
-            }
-            let applied = self.apply_to(catalog, (view, &sources), (entries, reach));
+        let mut views = self.pushed_views(catalog);
+        views.retain(|(_, sources)| !sources.is_disjoint(&touched));
+        views.sort_by_key(|(view, _)| view.reaches_back());
+        let by = Instant::now() + VISIBLE_WITHIN;
+        let each = views.iter().map(|(view, sources)| async move {
+            let applied = self.apply_to(catalog, (view, sources), (entries, reach));
             let applied = caught("what brings pushes to the view", applied);
-            let applied = tokio::time::timeout(VISIBLE_WITHIN, applied).await.unwrap_or_else(|_| {
+            let applied = tokio::time::timeout_at(by, applied).await.unwrap_or_else(|_| {
                 Err(Error::unavailable("what the view's rows rest on cannot be read fast enough")
                     .with("seconds", VISIBLE_WITHIN.as_secs()))
             });
             if let Err(error) = applied {
                 self.note(view, Err(error));
             }
-        }
+        });
+        let each: Vec<_> = each.collect();
+        stream::iter(each).buffer_unordered(APPLIED_AT_ONCE).for_each(std::future::ready).await;
         Ok(())
     }
 
@@ -70,8 +78,7 @@ impl Shared {
                 // Its first refresh takes what has been pushed until then; who loads it takes what the log holds.
                 return Ok(());
             }
-            let new = entries.iter().filter(|entry| entry.position > mark.pushed && entry.events.num_rows() > 0);
-            let new = new.filter(|entry| sources.contains(entry.source.as_str())).cloned().collect();
+            let new = self.with_rest_of((&pinned, sources), mark, entries)?;
             let until = entries.last().map_or(mark.pushed, |last| last.position);
             let piece = Piece { entries: new, until, last: true };
             let (rows, reached, seen) = self.rows_of_piece(catalog, view, mark, (&piece, reach)).await?;
@@ -82,6 +89,7 @@ impl Shared {
             if reached != mark {
                 self.tier.apply(&pinned, rows, reached)?;
             }
+            self.with_rest().remove(&pinned);
             return Ok(());
         }
     }
@@ -190,7 +198,7 @@ impl Shared {
         if view.reaches_back() {
             // Their values reach back to other events: those that have been flushed, and those that have not.
             // In this order: what leaves the log between the two is in the history.
-            let mut held = self.log.entries_after(self.history().until)?;
+            let mut held = self.held_after(self.history().until).await?;
             let history = self.history();
             held.retain(|entry| entry.position > history.until);
             pushed = PushedEvents { files: history.files.clone(), ..PushedEvents::of_entries(&held) };

@@ -2,9 +2,9 @@
 //!
 //! Of events that were pushed before the log has an index of the last day; of older ones the flushed files are asked, before
 //! a push is in line ([`Shared::not_flushed`]). Of those that a view has got from its history, which are at most as late as
-//! its last read, the files that it read are asked, when the events are applied and when they are committed
-//! ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push that is not committed: the view is then
-//! loaded anew ([`Shared::brings_again`]).
+//! its last read, the files that it read are asked, when the events are applied and when they are committed, and its rows
+//! where a file may hold what was only named ([`Jobs::not_from_history`]). A refresh may bring what the tiers have of a push
+//! that is not committed: the view is then loaded anew ([`Shared::brings_again`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, Weak};
@@ -157,11 +157,14 @@ impl Shared {
         learnt.ok_or_else(|| Error::internal("the log does not know what it learnt").with("source", &source.name))
     }
 
-    /// Lets the log's index go of what it need not have. While flushed files are asked about old events nobody waits for that.
+    /// Lets the log's index go of what it need not have. While flushed files are asked about old events nobody waits for that,
+    /// and those who push wait only for what has come while it was looked how old the log's events are.
     pub(super) async fn cut_events(&self) -> Result<()> {
+        let oldest = on_log(&self.log, PushLog::oldest_held).await?;
         let Ok(_nobody_asks) = self.told_apart.asking.try_write() else { return Ok(()) };
         let _nobody_is_in_line = self.told_apart.in_line.write().await;
-        self.log.cut_events(self.jobs.clock().now())
+        let now = self.jobs.clock().now();
+        on_log(&self.log, move |log| log.cut_events(oldest, now)).await
     }
 
     /// The entries that a tier at a commit is to have, without the events that it has of the history.
@@ -178,28 +181,31 @@ impl Shared {
         if entries.is_empty() || view.reaches_back() || told_apart(catalog, view)?.is_empty() {
             return Ok(entries);
         }
-        let got = self.got_by(view, commit).await?;
+        let got = match self.got_by(view, commit).await? {
+            Some(got) => got,
+            // The tier has soon what the newest commit says that it has.
+            None => Got::of(&self.jobs.log(view).state().await?),
+        };
         self.jobs.not_from_history(catalog, view, &got, entries).await
     }
 
-    /// How far a view had got by a commit.
-    async fn got_by(&self, view: &FeatureView, commit: u64) -> Result<Got> {
+    /// How far a view had got by a commit; `None` where that takes too long to tell.
+    async fn got_by(&self, view: &FeatureView, commit: u64) -> Result<Option<Got>> {
         let known = self.got_of(&view.pinned());
         if let Some(known) = known.iter().find(|known| known.commit == commit) {
-            return Ok(known.clone());
+            return Ok(Some(known.clone()));
         }
-        let log = self.jobs.log(view);
-        let newest = Got::of(&log.state().await?);
-        let got = if newest.commit == commit {
-            newest
-        } else {
-            let earlier = known.into_iter().filter(|known| known.commit < commit).max_by_key(|known| known.commit);
-            let earlier = earlier.unwrap_or_default();
-            let mut commits = log.commits_after(earlier.commit).await?;
-            commits.retain(|(number, _)| *number <= commit);
-            earlier.after(&commits)
+        let got = match known.into_iter().filter(|known| known.commit < commit).max_by_key(|known| known.commit) {
+            Some(earlier) => {
+                let mut commits = self.jobs.log(view).commits_after(earlier.commit).await?;
+                commits.retain(|(number, _)| *number <= commit);
+                Some(earlier.after(&commits))
+            }
+            None => self.jobs.got_at(view, commit).await?,
         };
-        self.keep(&view.pinned(), &got);
+        if let Some(got) = &got {
+            self.keep(&view.pinned(), got);
+        }
         Ok(got)
     }
 
@@ -210,9 +216,8 @@ impl Shared {
     fn keep(&self, view: &Pinned, got: &Got) {
         let mut all = self.told_apart.got.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = all.entry(view.clone()).or_default();
-        if !kept.iter().any(|known| known.commit == got.commit) {
-            kept.push_back(got.clone());
-        }
+        kept.retain(|known| known.commit != got.commit);
+        kept.push_back(got.clone());
         // The one that a tier is at, and the one that it is brought to.
         while kept.len() > 2 {
             kept.pop_front();
@@ -238,14 +243,15 @@ impl Shared {
         Ok(known.is_none_or(|got| sources.iter().any(|source| entries.iter().any(|entry| got.may_have(source, entry)))))
     }
 
-    /// Whether commits after a tier's mark bring events from the history that it has of pushes which were not committed then.
+    /// Whether commits after a tier's mark bring events from the history that it has of pushes which were not committed then;
+    /// of those beyond a position.
     ///
     /// # Errors
     /// Those of the log and of reading the files of the history.
     pub(super) async fn brings_again(
         &self,
         view: &FeatureView,
-        mark: Mark,
+        (looked_until, mark): (u64, Mark),
         commits: &[(u64, ViewCommit)],
     ) -> Result<bool> {
         let catalog = (self.catalog)();
@@ -253,14 +259,16 @@ impl Shared {
         if sources.is_empty() || view.reaches_back() || mark.commit == 0 {
             return Ok(false);
         }
-        let before_them = self.got_by(view, mark.commit).await?;
+        let Some(before_them) = self.got_by(view, mark.commit).await? else { return Ok(true) };
         let after_them = before_them.clone().after(commits);
+        self.keep(&view.pinned(), &before_them);
         self.keep(&view.pinned(), &after_them);
         if after_them.is_of_the_same_history(&before_them) {
             return Ok(false);
         }
         let names = sources.iter().map(|source| source.name.as_str()).collect();
-        let (mut after, reach) = (before_them.pushed, LogReach { last: mark.pushed, ..LogReach::default() });
+        let reach = LogReach { last: mark.pushed, ..LogReach::default() };
+        let mut after = before_them.pushed.max(looked_until);
         while after < mark.pushed {
             let Piece { entries, until, .. } = self.missing(&names, after, &reach).await?;
             if self.jobs.has_of_both(&catalog, view, (&before_them, &after_them), entries).await? {
@@ -269,6 +277,36 @@ impl Shared {
             after = until;
         }
         Ok(false)
+    }
+
+    /// Whether storage is to be read to tell that of pushes beyond a position; it was told before of those up to there.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::NotFound`] when the catalog lacks a source.
+    pub(super) fn may_bring_again(
+        &self,
+        view: &FeatureView,
+        (looked_until, mark): (u64, Mark),
+        commits: &[(u64, ViewCommit)],
+    ) -> Result<bool> {
+        let catalog = (self.catalog)();
+        let sources = told_apart(&catalog, view)?;
+        let (false, Some((last, _))) = (sources.is_empty() || view.reaches_back() || mark.commit == 0, commits.last())
+        else {
+            return Ok(false);
+        };
+        let known = self.got_of(&view.pinned());
+        let by = |commit: u64| known.iter().find(|got| got.commit == commit);
+        let (Some(before_them), Some(after_them)) = (by(mark.commit), by(*last)) else { return Ok(true) };
+        if after_them.is_of_the_same_history(before_them) {
+            return Ok(false);
+        }
+        let after = before_them.pushed.max(looked_until);
+        // In this order: what leaves the log between the two has been flushed.
+        let Some(entries) = self.log.recent_entries_after(after) else { return Ok(true) };
+        let mut entries = entries.iter().take_while(|entry| entry.position <= mark.pushed);
+        let may_have = |entry: &PushEntry| sources.iter().any(|source| after_them.may_have(source, entry));
+        Ok(self.history().until > after || entries.any(may_have))
     }
 }
 
@@ -287,7 +325,7 @@ fn without(events: &RecordBatch, copies: &[bool]) -> Result<RecordBatch> {
 /// Those of reading what has been flushed, and of the log.
 pub(super) async fn learn(
     jobs: &Jobs,
-    log: &PushLog,
+    log: &Arc<PushLog>,
     source: &Source,
     history: &PushHistoryState,
     drop_copies: bool,
@@ -296,9 +334,8 @@ pub(super) async fn learn(
     log.forget_events_of(source)?;
     let newest = session.newest_pushed_event(source, &flushed, jobs.store()).await?;
     // One event of a clock that was ahead makes no other old; and what the log holds, however old, is told from what was flushed.
-    let held = log.entries_after(0)?;
-    let held = held.iter().filter(|entry| entry.source == source.name);
-    let oldest = held.filter_map(|entry| times_of(source, &entry.events)).map(|times| times.0).min();
+    let of = source.clone();
+    let oldest = on_log(log, move |log| log.oldest_held_of(&of)).await?;
     let from = newest.map_or(Timestamp::MIN, |newest| newest.min(jobs.clock().now()) - LEARNT);
     let from = oldest.map_or(from, |oldest| from.min(oldest));
     if let Some(newest) = newest {
@@ -307,7 +344,22 @@ pub(super) async fn learn(
             log.learn_flushed(source, &events)?;
         }
     }
-    log.learn_held(source, from, drop_copies)
+    let source = source.clone();
+    on_log(log, move |log| log.learn_held(&source, from, drop_copies)).await
+}
+
+/// Does with the log what takes long, off the threads that others need.
+///
+/// # Errors
+/// Those of what is done.
+pub(super) async fn on_log<T: Send + 'static>(
+    log: &Arc<PushLog>,
+    job: impl FnOnce(&PushLog) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let log = Arc::clone(log);
+    tokio::task::spawn_blocking(move || job(&log))
+        .await
+        .map_err(|error| Error::internal("the log's reader panicked").source(error))?
 }
 
 #[cfg(test)]

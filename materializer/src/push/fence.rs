@@ -10,7 +10,7 @@
 //! positions that the log has not come to, the log becomes another ([`Claim`]). Of its entries those go that the store holds at
 //! the same positions, and those whose sequences it has.
 
-use std::sync::{OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use springhouse_featurestore::definition::Pinned;
@@ -82,7 +82,7 @@ impl Fence {
 /// Those of the store, the log and the tiers; begun again it does what is left.
 pub(super) async fn take_over(
     jobs: &Jobs,
-    log: &PushLog,
+    log: &Arc<PushLog>,
     tier: &dyn OnlineTier,
     catalog: &FollowedCatalog,
 ) -> Result<PushHistoryState> {

@@ -71,7 +71,7 @@ impl Shared {
         let mut attempt = 1;
         loop {
             let mut history = PushHistoryState::clone(&self.history());
-            let mut entries = self.log.entries_after(history.until)?;
+            let mut entries = self.held_after(history.until).await?;
             entries.truncate(entries.partition_point(|entry| entry.position <= reach.last));
             let (watermarks, said) = (reach.watermarks.clone(), self.log.said(reach));
             let told = watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark));

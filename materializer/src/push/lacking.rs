@@ -2,24 +2,24 @@
 //! bounded bytes, and without keeping those who push waiting for storage.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::{MutexGuard, PoisonError};
 
 use futures::{StreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::FeatureView;
-use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState};
+use springhouse_featurestore::definition::{FeatureView, Pinned};
+use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState, PushLog};
 use springhouse_featurestore::tier::{KeyedRow, Mark};
 use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
+use super::distinct::on_log;
 use crate::panics::caught;
 
 /// Views that are brought up at once, when they lack pushes.
 const BEHIND_AT_ONCE: usize = 4;
 
-/// How often what has come for a view that is behind is read beside pushes, and how long these wait for the last of it.
+/// How often what has come for a view that is behind is read beside pushes.
 const ROUNDS: usize = 10;
-const WAIT_ONCE: Duration = Duration::from_secs(1);
 
 /// Entries that a view gets together, or the first of those that it lacks.
 pub(super) struct Piece {
@@ -120,10 +120,10 @@ impl Shared {
         Ok(by_itself && !self.asks_history(catalog, view, mark.commit, entries)?)
     }
 
-    /// The entries of some sources that the log holds after a position, and whether those are all that there are.
+    /// The entries of some sources that the log has in memory after a position, and whether those are all that there are.
     fn lacking(&self, sources: &BTreeSet<&str>, after: u64) -> Result<(Vec<PushEntry>, bool)> {
-        // In this order: what leaves the log between the two is in the history.
-        let mut entries = self.log.entries_after(after)?;
+        // In this order: what leaves the log between the two is in the history. What is on the disk alone is not at hand.
+        let Some(mut entries) = self.log.recent_entries_after(after) else { return Ok((Vec::new(), false)) };
         entries.retain(|entry| sources.contains(entry.source.as_str()) && entry.events.num_rows() > 0);
         let first_held = entries.first().map_or(u64::MAX, |entry| entry.position);
         let history = self.history();
@@ -158,10 +158,11 @@ impl Shared {
     async fn piece_of(&self, sources: &BTreeSet<&str>, (after, until): (u64, u64)) -> Result<Piece> {
         let most = self.jobs.piece_bytes();
         // In this order: what leaves the log between the two is in the history.
-        let held = self.log.entries_after(after)?;
+        let names: BTreeSet<String> = sources.iter().map(|source| (*source).to_owned()).collect();
+        let held = move |log: &PushLog| log.first_entries(|source| names.contains(source), (after, until), most);
+        let held = on_log(&self.log, held).await?;
         let history = self.history();
-        let first_held = held.first().map_or(u64::MAX, |entry| entry.position);
-        let flushed = until.min(history.until).min(first_held - 1);
+        let flushed = until.min(history.until).min(held.first.map_or(u64::MAX, |first| first - 1));
         let mut entries = Vec::new();
         if after < flushed {
             let reached;
@@ -170,11 +171,18 @@ impl Shared {
                 return Ok(Piece { entries, until: reached, last: false });
             }
         }
-        let held = held.into_iter().take_while(|entry| entry.position <= until);
-        entries.extend(held.filter(|entry| sources.contains(entry.source.as_str())));
-        let mut piece = Piece { entries, until, last: true };
+        entries.extend(held.entries);
+        let mut piece = Piece { entries, until: held.until, last: !held.more };
         piece.cut(most);
         Ok(piece)
+    }
+
+    /// All entries that the log holds after a position: read off the runtime's threads where they are not in memory.
+    pub(super) async fn held_after(&self, position: u64) -> Result<Vec<PushEntry>> {
+        match self.log.recent_entries_after(position) {
+            Some(entries) => Ok(entries),
+            None => on_log(&self.log, move |log| log.entries_after(position)).await,
+        }
     }
 
     /// Applies what the tiers lack of the log, several views at once and each by itself.
@@ -249,7 +257,9 @@ impl Shared {
     }
 
     /// Whether a view that is behind has all that was passed over for it, which is in the log; the little that has come while
-    /// the rest was computed is applied here, where it is at hand. The caller holds the lock of those who change the tiers.
+    /// the rest was computed is applied here, where it is at hand. Where it never is, since pushes come faster than what the
+    /// view's rows rest on can be read, the next of them takes it with it. The caller holds the lock of those who change the
+    /// tiers.
     async fn is_level(
         &self,
         catalog: &CatalogState,
@@ -259,21 +269,51 @@ impl Shared {
     ) -> Result<bool> {
         let (left, in_log) = self.lacking(sources, mark.pushed)?;
         let Some(last) = left.last() else { return Ok(in_log || mark.pushed >= self.log.reach().last) };
-        let by_itself = self.is_at_hand(catalog, view, mark, &left).await?;
-        if !in_log || !by_itself && round < ROUNDS {
+        if !in_log {
             return Ok(false);
         }
-        // Pushes come faster than what the view's rows rest on can be read: they wait once, and not for long.
+        if !self.is_at_hand(catalog, view, mark, &left).await? {
+            if round == ROUNDS {
+                self.with_rest().insert(view.pinned());
+            }
+            return Ok(round == ROUNDS);
+        }
         let (until, reach) = (last.position, self.log.reach());
         let piece = Piece { entries: left, until, last: false };
-        let computed = self.rows_of_piece(catalog, view, mark, (&piece, &reach));
-        let Ok(computed) = tokio::time::timeout(WAIT_ONCE, computed).await else { return Ok(false) };
-        let (rows, reached, seen) = computed?;
+        let (rows, reached, seen) = self.rows_of_piece(catalog, view, mark, (&piece, &reach)).await?;
         if !self.set_aside.hand_out(&view.pinned(), reached.pushed, seen) {
             return Ok(false);
         }
         self.tier.apply(&view.pinned(), rows, reached)?;
         Ok(true)
+    }
+
+    /// What entries are to be applied to a view at a mark: those of some that have come, and before them what the view lacks
+    /// where it was left with a rest.
+    pub(super) fn with_rest_of(
+        &self,
+        (view, sources): (&Pinned, &BTreeSet<&str>),
+        mark: Mark,
+        entries: &[PushEntry],
+    ) -> Result<Vec<PushEntry>> {
+        let is_new = |entry: &&PushEntry| {
+            entry.position > mark.pushed && entry.events.num_rows() > 0 && sources.contains(entry.source.as_str())
+        };
+        if !self.with_rest().contains(view) {
+            return Ok(entries.iter().filter(is_new).cloned().collect());
+        }
+        let until = entries.last().map_or(mark.pushed, |last| last.position);
+        let (mut left, in_log) = self.lacking(sources, mark.pushed)?;
+        if !in_log {
+            return Err(Error::unavailable("what the view lacks is not at hand: it is read beside pushes"));
+        }
+        left.retain(|entry| entry.position <= until);
+        Ok(left)
+    }
+
+    /// The views that were left with a rest, which comes to them with the next push.
+    pub(super) fn with_rest(&self) -> MutexGuard<'_, BTreeSet<Pinned>> {
+        self.with_rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

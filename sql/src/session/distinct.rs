@@ -6,12 +6,12 @@
 //!
 //! A query that adds to what a view has looks at what is new alone, and leaves out the copies of what the view has got.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt64Array};
-use arrow::datatypes::{TimestampMicrosecondType, UInt64Type};
+use arrow::datatypes::{DataType, Field, Schema, TimestampMicrosecondType, UInt64Type};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{Column as LogicalColumn, JoinType, NullEquality};
 use datafusion::error::Result as QueryResult;
@@ -21,9 +21,11 @@ use datafusion::logical_expr::{Expr, ExprFunctionExt, LogicalPlanBuilder, SortEx
 use datafusion::prelude::DataFrame;
 use futures::{StreamExt, TryStreamExt};
 use springhouse_featurestore::Result;
-use springhouse_featurestore::definition::{Available, Column, Source};
+use springhouse_featurestore::definition::{Available, Column, FeatureView, Source};
 use springhouse_featurestore::push::PushedEvents;
-use springhouse_featurestore::tier::{ObjectStore, WRITE_POSITION, WRITE_WITHIN};
+use springhouse_featurestore::tier::{
+    COMMIT, DataFile, EVENT_TIME, ObjectStore, WRITE_POSITION, WRITE_WITHIN, data_schema,
+};
 use springhouse_featurestore::time::Timestamp;
 
 use super::sources::{EventRange, in_time};
@@ -177,6 +179,63 @@ impl Session {
         Ok(copies)
     }
 
+    /// The event times of those of some rows of a view of which its files have none of the same key at the same time, up to a
+    /// commit: of each file the number of the commit that wrote its rows is told.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Damaged`] when a file cannot be read.
+    pub async fn times_without_row(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        view: &FeatureView,
+        (files, commit): (&[(u64, DataFile)], u64),
+        rows: Vec<RecordBatch>,
+    ) -> Result<BTreeSet<Timestamp>> {
+        let mut times = BTreeSet::new();
+        for batch in &rows {
+            let [of_rows, _] = crate::view_rows::times_of(batch)?;
+            times.extend(of_rows.values().iter().map(|time| Timestamp::from_micros(*time)));
+        }
+        let (Some(least), Some(greatest)) = (times.first().copied(), times.last().copied()) else { return Ok(times) };
+        let may_have = |file: &DataFile| file.event_times.is_none_or(|of| of.0 <= greatest && least <= of.1);
+        let files = files.iter().filter(|(_, file)| may_have(file));
+        let (whole, cut): (Vec<_>, Vec<_>) = files.partition(|(number, file)| file.commits(*number).1 <= commit);
+        let (names, own) = (identity_of(view), data_schema(view));
+        let mut committed: Option<DataFrame> = None;
+        for (files, cut) in [(whole, false), (cut, true)] {
+            let files: Vec<DataFile> = files.into_iter().map(|(_, file)| file.clone()).collect();
+            if files.is_empty() {
+                continue;
+            }
+            let further = cut.then(|| Arc::new(Field::new(COMMIT, DataType::Int64, true)));
+            let schema = Schema::new(own.fields().iter().cloned().chain(further).collect::<Vec<_>>());
+            let mut frame = self.data_files(store, &files, &Arc::new(schema), &[]).await?;
+            if cut {
+                let until = lit(i64::try_from(commit).unwrap_or(i64::MAX));
+                frame = frame.filter(exact(COMMIT).lt_eq(until)).map_err(query_error)?;
+            }
+            let time = exact(EVENT_TIME);
+            let near = time.clone().gt_eq(lit(timestamp(least))).and(time.lt_eq(lit(timestamp(greatest))));
+            let columns = names.iter().enumerate().map(|(index, name)| exact(name).alias(taken_name(index)));
+            let frame = frame.filter(near).and_then(|frame| frame.select(columns.collect::<Vec<_>>()));
+            committed = Some(match committed {
+                Some(committed) => committed.union(frame.map_err(query_error)?).map_err(query_error)?,
+                None => frame.map_err(query_error)?,
+            });
+        }
+        let Some(committed) = committed else { return Ok(times) };
+        let committed = TakenEvents { table: table_of(self, committed).await? };
+        let asked = self.context.read_batches(rows).map_err(query_error)?;
+        let without = self.joined(asked, &names, &committed, JoinType::LeftAnti);
+        let without = without.and_then(|rows| rows.select(vec![exact(EVENT_TIME)])).map_err(query_error)?;
+        times.clear();
+        for batch in without.collect().await.map_err(query_error)? {
+            let of_rows = batch.column(0).as_primitive::<TimestampMicrosecondType>().values();
+            times.extend(of_rows.iter().map(|time| Timestamp::from_micros(*time)));
+        }
+        Ok(times)
+    }
+
     /// The least event time of the events of a source's history in a range that became visible after `since` (all, where it
     /// is `None`); its tables must have been added.
     ///
@@ -238,14 +297,19 @@ impl Session {
     }
 }
 
+/// What a view's row is told apart by: its key and its event time.
+fn identity_of(view: &FeatureView) -> Vec<&str> {
+    view.keys.iter().map(|key| key.name.as_str()).chain([EVENT_TIME]).collect()
+}
+
 /// The one time that a query gives.
 async fn one_time(frame: QueryResult<DataFrame>) -> Result<Option<Timestamp>> {
     let batches = frame.map_err(query_error)?.collect().await.map_err(query_error)?;
-    let times = batches.iter().filter(|batch| batch.num_rows() > 0).filter_map(|batch| {
+    let mut times = batches.iter().filter(|batch| batch.num_rows() > 0).filter_map(|batch| {
         let times = batch.column(0).as_primitive::<TimestampMicrosecondType>();
         times.is_valid(0).then(|| Timestamp::from_micros(times.value(0)))
     });
-    Ok(times.last())
+    Ok(times.next_back())
 }
 
 /// The order in which copies of an event count: the first does.

@@ -1,4 +1,4 @@
-//! The files of pushed events: how they are written and merged, and read by time.
+//! The files of pushed events: how they are written, merged and read.
 //!
 //! A file has the columns of its source, and each event's place in the order of writes: its push's position and its row in
 //! that push. Events lie in that order, so files that follow each other are merged by writing one behind the other, and a
@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, BooleanArray, Int64Array, RecordBatch};
-use arrow::compute::filter_record_batch;
+use arrow::array::{Array, AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
@@ -20,7 +19,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::statistics::Statistics;
 
-use super::{PushHistory, PushHistoryState};
+use super::PushHistory;
 use crate::tier::{DataFile, Fingerprint, ObjectReader, PushedRange, WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
 use crate::{Error, Result};
@@ -101,38 +100,6 @@ impl PushHistory {
         let schema = Arc::clone(self.open(file).await?.schema());
         let has = |name: &str| schema.field_with_name(name).is_ok_and(|field| *field.data_type() == DataType::Int64);
         Ok((has(WRITE_POSITION) && has(WRITE_WITHIN)).then_some(schema))
-    }
-
-    /// The flushed events of a source whose time in a column lies from one to another, both included, with their places in
-    /// the order of writes ([`WRITE_POSITION`], [`WRITE_WITHIN`]), and in that order. Files that cannot hold any are not read.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Damaged`] when a file cannot be read, or has no such column of times.
-    pub async fn events_between(
-        &self,
-        state: &PushHistoryState,
-        (source, column): (&str, &str),
-        (from, until): (Timestamp, Timestamp),
-    ) -> Result<Vec<RecordBatch>> {
-        let mut events = Vec::new();
-        for file in state.files_between(source, column, (from, until)) {
-            let mut batches = self.read(file, None).await?;
-            while let Some(batch) = batches.try_next().await.map_err(|error| damaged(&file.path, error))? {
-                let times =
-                    batch.column_by_name(column).and_then(|of| of.as_primitive_opt::<TimestampMicrosecondType>());
-                let Some(times) = times else {
-                    return Err(Error::damaged("a file of pushed events lacks a column of times")
-                        .with("path", &file.path)
-                        .with("column", column));
-                };
-                let is_within = |time: i64| from.micros() <= time && time <= until.micros();
-                let wanted: BooleanArray = times.iter().map(|time| Some(time.is_some_and(is_within))).collect();
-                if wanted.true_count() > 0 {
-                    events.push(filter_record_batch(&batch, &wanted)?);
-                }
-            }
-        }
-        Ok(events)
     }
 
     /// Reads a file; of one with several groups of rows those alone that may have positions after one and up to another.

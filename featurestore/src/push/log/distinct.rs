@@ -23,8 +23,8 @@ use rocksdb::{
 };
 use sha2::{Digest, Sha256};
 
-use super::PushLog;
-use super::format::{decode, encode, entry_key, number};
+use super::format::{encode, entry_key, source_of};
+use super::{PushLog, damaged};
 use crate::definition::{Column, Source};
 use crate::encoding::write_values;
 use crate::time::{Span, Timestamp};
@@ -39,6 +39,9 @@ const HORIZON: Span = Span::from_secs(24 * 60 * 60);
 /// The index is cut in steps of so much event time: each cut leaves a mark behind until files are merged.
 const CUT_STEP: Span = Span::from_secs(60 * 60);
 
+/// Entries of so many bytes are read and looked at together: what the log holds may be more than memory has.
+const LOOKED_AT_BYTES: u64 = 16 << 20;
+
 /// What an event's hash takes in its key.
 const HASH_BYTES: usize = 16;
 
@@ -48,12 +51,21 @@ pub(super) struct DistinctIndex {
     known: Mutex<BTreeMap<String, Known>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Known {
     /// The columns that tell events apart, the event time first.
     identity: Vec<Column>,
     /// From this event time on every push is in the index.
     from: Timestamp,
+}
+
+/// The least event times of what a log holds of the sources that tell their events apart, up to the position that was looked
+/// at.
+#[derive(Debug)]
+pub struct OldestHeld {
+    of: BTreeMap<String, Known>,
+    until: u64,
+    times: BTreeMap<String, Timestamp>,
 }
 
 /// The events of the pushes of one write.
@@ -156,7 +168,12 @@ impl Known {
     }
 
     fn columns(&self) -> String {
-        self.identity.iter().map(|column| format!("{column},")).collect()
+        let mut columns = String::new();
+        for column in &self.identity {
+            columns.push_str(&column.to_string());
+            columns.push(',');
+        }
+        columns
     }
 }
 
@@ -193,7 +210,55 @@ impl PushLog {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
     pub fn holds(&self, source: &str) -> Result<bool> {
-        Ok(self.entries_after(0)?.iter().any(|entry| entry.source == source))
+        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
+            let (key, value) = item.map_err(|error| self.failed(error))?;
+            if !key.starts_with(b"e") {
+                break;
+            }
+            let of = source_of(&value).ok_or_else(|| damaged(&self.folder, "an entry is not readable"))?;
+            if of == source {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The least event time of what the log holds of a source. Who appends does not wait for this.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
+    pub fn oldest_held_of(&self, source: &Source) -> Result<Option<Timestamp>> {
+        let of = Known::of(source, Timestamp::MIN).map(|known| (source.name.clone(), known));
+        let mut oldest = OldestHeld { of: of.into_iter().collect(), until: 0, times: BTreeMap::new() };
+        self.look_on(&mut oldest)?;
+        Ok(oldest.times.remove(&source.name))
+    }
+
+    /// The same of all sources whose events the log knows, for [`Self::cut_events`].
+    ///
+    /// # Errors
+    /// As [`Self::oldest_held_of`].
+    pub fn oldest_held(&self) -> Result<OldestHeld> {
+        let of = self.distinct.known().clone();
+        let mut oldest = OldestHeld { of, until: 0, times: BTreeMap::new() };
+        self.look_on(&mut oldest)?;
+        Ok(oldest)
+    }
+
+    /// Looks at what has come since it was looked last.
+    fn look_on(&self, oldest: &mut OldestHeld) -> Result<()> {
+        let last = self.last();
+        while oldest.until < last {
+            let stretch = (oldest.until, last);
+            let piece = self.first_entries(|source| oldest.of.contains_key(source), stretch, LOOKED_AT_BYTES)?;
+            for entry in &piece.entries {
+                let Some(known) = oldest.of.get(&entry.source) else { continue };
+                let Some(least) = least_time(&known.identity, &entry.events) else { continue };
+                oldest.times.entry(entry.source.clone()).and_modify(|time| *time = least.min(*time)).or_insert(least);
+            }
+            oldest.until = piece.until;
+        }
+        Ok(())
     }
 
     /// Learns events of a source that have been flushed. They count once [`Self::learn_held`] has said that these are all.
@@ -210,45 +275,54 @@ impl PushLog {
     }
 
     /// Learns the events of a source that the log holds, and that those which have been flushed are all known from an event
-    /// time on. Of the held ones copies of others go, where `drop_copies` says so: nothing may have been applied of them.
+    /// time on. Of the held ones copies of others go, where `drop_copies` says so: nothing may have been applied of them, and
+    /// nobody may append meanwhile. Else who appends waits only while it looks at what has come since it began.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails, [`crate::ErrorKind::Damaged`] for an entry that cannot be read.
     pub fn learn_held(&self, source: &Source, from: Timestamp, drop_copies: bool) -> Result<()> {
         let Some(known) = Known::of(source, from) else { return Ok(()) };
+        let of = (source.name.as_str(), known.identity.as_slice());
+        let (mut reached, mut dropped, last) = (0, false, self.last());
+        while reached < last {
+            let mut batch = WriteBatch::default();
+            dropped |= self.note_held(&mut batch, of, (&mut reached, last), drop_copies)?;
+            // It counts, and is on the disk, once the mark below is.
+            self.database.write(batch).map_err(|error| self.failed(error))?;
+        }
         let _appending = self.appending();
-        let mut batch = WriteBatch::default();
-        let dropped = self.note_held(&mut batch, (&source.name, &known.identity), drop_copies)?;
+        let (mut batch, last) = (WriteBatch::default(), self.last());
+        while reached < last {
+            dropped |= self.note_held(&mut batch, of, (&mut reached, last), drop_copies)?;
+        }
         batch.put_cf(self.index()?, mark_key(&source.name), known.value());
         self.write(batch)?;
         self.distinct.known().insert(source.name.clone(), known);
         if dropped { self.read_state() } else { Ok(()) }
     }
 
-    /// Notes the events that the log holds; whether copies among them go.
+    /// Notes some of the events that the log holds after a position and up to another, and moves on the former; whether copies
+    /// among them go.
     fn note_held(
         &self,
         batch: &mut WriteBatch,
         (source, identity): (&str, &[Column]),
+        (reached, until): (&mut u64, u64),
         drop_copies: bool,
     ) -> Result<bool> {
         let (mut seen, mut dropped) = (Appending::default(), false);
-        for item in self.database.iterator(IteratorMode::From(b"e", Direction::Forward)) {
-            let (key, value) = item.map_err(|error| self.failed(error))?;
-            let Some(position) = key.strip_prefix(b"e").and_then(number) else { break };
-            let entry = decode(position, &value)?;
-            if entry.source != source {
-                continue;
-            }
+        let piece = self.first_entries(|of| of == source, (*reached, until), LOOKED_AT_BYTES)?;
+        for entry in &piece.entries {
             let new = self.new_of(batch, &mut seen, (source, identity), &entry.events)?;
             if drop_copies && new.num_rows() < entry.events.num_rows() {
                 dropped = true;
                 match new.num_rows() {
-                    0 => batch.delete(entry_key(position)),
-                    _ => batch.put(entry_key(position), encode(source, &entry.origin, &new)?),
+                    0 => batch.delete(entry_key(entry.position)),
+                    _ => batch.put(entry_key(entry.position), encode(source, &entry.origin, &new)?),
                 }
             }
         }
+        *reached = piece.until;
         Ok(dropped)
     }
 
@@ -319,26 +393,29 @@ impl PushLog {
         Ok(filter_record_batch(events, &BooleanArray::from(new))?)
     }
 
-    /// Lets go of the index of flushed events that are older than it reaches, `now` being the clock's time. Nobody may be about to append an event of which
-    /// the flushed files were asked before.
+    /// Lets go of the index of flushed events that are older than it reaches, `now` being the clock's time and `oldest` what the
+    /// log held lately: only what has come since is looked at while those who append wait. Nobody may be about to append an
+    /// event of which the flushed files were asked before.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
-    pub fn cut_events(&self, now: Timestamp) -> Result<()> {
-        let known = self.distinct.known().clone();
-        for (source, known) in known {
-            let _appending = self.appending();
-            let family = self.index()?;
+    pub fn cut_events(&self, mut oldest: OldestHeld, now: Timestamp) -> Result<()> {
+        let _appending = self.appending();
+        self.look_on(&mut oldest)?;
+        let family = self.index()?;
+        for (source, known) in oldest.of {
+            if self.distinct.of(&source).as_ref() != Some(&known) {
+                // It is told apart by something else since.
+                continue;
+            }
             let end = [events_of(&source).as_slice(), &[u8::MAX; 8 + HASH_BYTES]].concat();
             let mut newest = self.database.iterator_cf(family, IteratorMode::From(&end, Direction::Reverse));
             let newest = newest.next().transpose().map_err(|error| self.failed(error))?;
             let Some(newest) = newest.and_then(|(key, _)| time_of(&source, &key)) else { continue };
             // One event of a clock that was ahead makes no other old.
-            let mut from = newest.min(now) - HORIZON;
-            for entry in self.entries_after(0)?.iter().filter(|entry| entry.source == source) {
-                // Of what is not flushed no file tells.
-                from = from.min(least_time(&known.identity, &entry.events).unwrap_or(from));
-            }
+            let from = newest.min(now) - HORIZON;
+            // Of what is not flushed no file tells.
+            let from = oldest.times.get(&source).map_or(from, |oldest| from.min(*oldest));
             let from = Timestamp::from_micros(from.micros() - from.micros().rem_euclid(CUT_STEP.micros()));
             if from <= known.from {
                 continue;
@@ -355,94 +432,4 @@ impl PushLog {
 }
 
 #[cfg(test)]
-mod tests {
-    use arrow::array::{Int64Array, TimestampMicrosecondArray};
-
-    use super::super::Push;
-    use super::*;
-    use crate::definition::{Available, ColumnType, EventTime, Version};
-    use crate::push::PushHeader;
-
-    const DAY: i64 = 24 * 60 * 60;
-
-    fn source() -> Source {
-        Source {
-            name: "paid".to_owned(),
-            version: Version::from_text("0"),
-            text: String::new(),
-            event_time: EventTime::Column { column: "paid_at".to_owned(), zone: None },
-            available: Available::AtEventTime,
-            available_zone: None,
-            lateness: None,
-            distinct: vec!["id".to_owned()],
-            query: None,
-            tables: Vec::new(),
-            columns: vec![
-                Column::nullable("id", ColumnType::Int64),
-                Column::nullable("paid_at", ColumnType::Timestamp),
-            ],
-        }
-    }
-
-    /// Events by number and second.
-    fn events(events: &[(Option<i64>, i64)]) -> RecordBatch {
-        let ids: ArrayRef = Arc::new(Int64Array::from_iter(events.iter().map(|event| event.0)));
-        let times = events.iter().map(|event| event.1 * 1_000_000);
-        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"));
-        RecordBatch::try_from_iter_with_nullable([("id", ids, true), ("paid_at", times, true)]).expect("two columns")
-    }
-
-    fn taken(log: &PushLog, given: &[(Option<i64>, i64)]) -> usize {
-        let at = Timestamp::from_micros(0);
-        let push = Push { source: "paid".to_owned(), events: events(given), header: PushHeader::default(), at };
-        let (entries, _) = log.append(vec![push.clone(), push]).expect("writable");
-        assert_eq!(entries[1].as_ref().map(|entry| entry.events.num_rows()), Some(0), "the same once more");
-        entries[0].as_ref().map_or(0, |entry| entry.events.num_rows())
-    }
-
-    #[test]
-    fn an_event_that_was_pushed_before_is_not_logged_again_however_often_the_log_is_opened() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let log = PushLog::open(folder.path()).expect("new");
-        assert_eq!(log.told_from(&source()).expect("readable"), None);
-        log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
-        assert_eq!(taken(&log, &[(Some(1), 10), (Some(1), 11), (None, 10), (Some(1), 10), (None, 10)]), 3);
-        drop(log);
-        let log = PushLog::open(folder.path()).expect("reopened");
-        assert_eq!(log.told_from(&source()).expect("readable"), Some(Timestamp::MIN));
-        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 10)]), 1);
-        assert_eq!((log.last(), log.entries_after(0).expect("readable").len()), (2, 2));
-        let other = Source { distinct: vec!["paid_at".to_owned()], ..source() };
-        assert_eq!(log.told_from(&other).expect("readable"), None, "told apart by something else");
-    }
-
-    #[test]
-    fn what_is_not_flushed_stays_known_and_what_is_flushed_for_a_day() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let log = PushLog::open(folder.path()).expect("new");
-        log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
-        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 2);
-        log.cut_events(Timestamp::MAX).expect("writable");
-        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 0);
-        log.trim(log.last()).expect("writable");
-        log.cut_events(Timestamp::MAX).expect("writable");
-        assert_eq!(log.told_from(&source()).expect("readable"), Some(Timestamp::from_micros(DAY * 1_000_000)));
-        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 2 * DAY)]), 1);
-    }
-
-    #[test]
-    fn copies_of_what_another_log_flushed_go() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let log = PushLog::open(folder.path()).expect("new");
-        log.learn_held(&source(), Timestamp::MIN, false).expect("writable");
-        taken(&log, &[(Some(1), 10), (Some(2), 10)]);
-        taken(&log, &[(Some(3), 10)]);
-        log.forget_events().expect("writable");
-        assert_eq!(log.told_from(&source()).expect("readable"), None);
-        log.learn_flushed(&source(), &events(&[(Some(1), 10), (Some(3), 10), (Some(4), 10)])).expect("writable");
-        log.learn_held(&source(), Timestamp::MIN, true).expect("writable");
-        let held = log.entries_after(0).expect("readable");
-        assert_eq!((held.len(), held[0].events.clone()), (1, events(&[(Some(2), 10)])));
-        assert_eq!(taken(&log, &[(Some(1), 10), (Some(2), 10), (Some(4), 10), (Some(5), 10)]), 1);
-    }
-}
+mod tests;

@@ -7,12 +7,12 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 
-use super::format::{Head, decode, entry_key, number};
+use super::format::{Head, decode, entry_key, number, source_of};
 use super::{PushLog, damaged};
-use crate::Result;
 use crate::push::PushHeader;
 use crate::tier::{WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
+use crate::{Error, Result};
 
 /// A batch to append.
 #[derive(Debug, Clone)]
@@ -51,6 +51,34 @@ pub struct PushOrigin {
     pub producer: String,
     /// The batch's sequence.
     pub sequence: Option<u64>,
+}
+
+/// The first of the entries that a log holds after a position.
+#[derive(Debug, Default)]
+pub struct LogPiece {
+    /// Those of the sources that were asked for, oldest first.
+    pub entries: Vec<PushEntry>,
+    /// The position of the first entry that the log holds there, of whatever source.
+    pub first: Option<u64>,
+    /// The position up to which these are all that it holds.
+    pub until: u64,
+    /// Whether it has more of what was asked for.
+    pub more: bool,
+}
+
+impl LogPiece {
+    /// Adds an entry, if it is among those that were asked for and there is room; whether to go on.
+    fn add(&mut self, entry: PushEntry, bytes: &mut u64, most_bytes: u64) -> bool {
+        *bytes = bytes.saturating_add(entry.events_bytes());
+        if *bytes > most_bytes
+            && let Some(last) = self.entries.last()
+        {
+            (self.until, self.more) = (last.position, true);
+            return false;
+        }
+        self.entries.push(entry);
+        true
+    }
 }
 
 impl PushEntry {
@@ -118,13 +146,66 @@ impl PushLog {
             let Some(position) = key.strip_prefix(b"e").and_then(number).filter(|position| *position < end) else {
                 break;
             };
-            let entry = decode(position, &value).map_err(|error| {
-                damaged(&self.folder, "an entry is not readable").with("position", position).source(error)
-            })?;
-            entries.push(entry);
+            entries.push(decode(position, &value).map_err(|error| self.unreadable(position).source(error))?);
         }
         entries.extend(recent);
         Ok(entries)
+    }
+
+    fn unreadable(&self, position: u64) -> Error {
+        damaged(&self.folder, "an entry is not readable").with("position", position)
+    }
+
+    /// The entries after a position, where all of them are in memory: no disk is read.
+    pub fn recent_entries_after(&self, position: u64) -> Option<Vec<PushEntry>> {
+        let (older, recent) = self.state().recent_after(position);
+        (older == 0).then_some(recent)
+    }
+
+    /// The entries of some sources after a position and up to another, or the first of them, whose events need no more than so
+    /// many bytes of memory; at least one. No other entries are decoded, and who appends does not wait.
+    ///
+    /// # Errors
+    /// As [`Self::entries_after`].
+    pub fn first_entries(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+        (after, until): (u64, u64),
+        most_bytes: u64,
+    ) -> Result<LogPiece> {
+        let (older, recent) = self.state().recent_after(after);
+        let (mut piece, mut bytes) = (LogPiece { until, ..LogPiece::default() }, 0);
+        if older > 0 {
+            let start = entry_key(after.saturating_add(1));
+            let end = recent.first().map_or(u64::MAX, |entry| entry.position);
+            for item in self.database.iterator(IteratorMode::From(&start, Direction::Forward)) {
+                let (key, value) = item.map_err(|error| self.failed(error))?;
+                let Some(position) = key.strip_prefix(b"e").and_then(number).filter(|position| *position < end) else {
+                    break;
+                };
+                piece.first.get_or_insert(position);
+                if position > until {
+                    return Ok(piece);
+                }
+                if !is_wanted(source_of(&value).ok_or_else(|| self.unreadable(position))?) {
+                    continue;
+                }
+                let entry = decode(position, &value).map_err(|error| self.unreadable(position).source(error))?;
+                if !piece.add(entry, &mut bytes, most_bytes) {
+                    return Ok(piece);
+                }
+            }
+        }
+        for entry in recent {
+            piece.first.get_or_insert(entry.position);
+            if entry.position > until {
+                break;
+            }
+            if is_wanted(&entry.source) && !piece.add(entry, &mut bytes, most_bytes) {
+                break;
+            }
+        }
+        Ok(piece)
     }
 
     /// Lets go of the entries up to a position.

@@ -55,6 +55,37 @@ fn entries_are_the_same_from_memory_and_from_the_disk() {
 }
 
 #[test]
+fn a_piece_of_the_log_is_the_same_from_memory_and_from_the_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    for value in 1..=6_i64 {
+        let push = push("a", value.cast_unsigned(), &[value], None);
+        let source = if value == 2 || value == 5 { "seen" } else { "paid" };
+        log.append(vec![Push { source: source.to_owned(), ..push }]).expect("writable");
+    }
+    log.trim(1).expect("writable");
+    let check = |log: &PushLog| {
+        let piece = |source: &str, stretch: (u64, u64), bytes: u64| {
+            let piece = log.first_entries(|of| of == source, stretch, bytes).expect("readable");
+            let positions: Vec<u64> = piece.entries.iter().map(|entry| entry.position).collect();
+            (positions, piece.first, piece.until, piece.more)
+        };
+        assert_eq!(piece("paid", (0, 9), 1_000), (vec![3, 4, 6], Some(2), 9, false));
+        assert_eq!(piece("paid", (0, 9), 16), (vec![3, 4], Some(2), 4, true));
+        assert_eq!(piece("paid", (4, 9), 1), (vec![6], Some(5), 9, false), "at least one");
+        assert_eq!(piece("seen", (2, 4), 1_000), (vec![], Some(3), 4, false));
+        assert_eq!(piece("seen", (0, 1), 1_000), (vec![], Some(2), 1, false));
+        assert_eq!(piece("seen", (6, 9), 1_000), (vec![], None, 9, false));
+    };
+    check(&log);
+    assert_eq!(log.recent_entries_after(3).map(|entries| entries.len()), Some(3));
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    check(&log);
+    assert!(log.recent_entries_after(3).is_none(), "they are on the disk alone");
+}
+
+#[test]
 fn the_order_of_writes_is_made_once_for_all_views() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = PushLog::open(folder.path()).expect("new");
