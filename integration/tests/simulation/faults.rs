@@ -45,7 +45,8 @@ pub enum Fault {
     RefreshClock,
     /// Another process takes pushes for the same store, and the first one comes back.
     Takers,
-    /// Events with equal times, of which the later write counts; and views whose rows are made of several events.
+    /// Events with equal times, of which the later write counts, in windows too; and views whose rows are made of several
+    /// events.
     Ties,
     /// Producers say that they have sent everything up to a time that lies far ahead.
     Watermark,
