@@ -8,6 +8,7 @@ use springhouse_featurestore::aggregate::{EntityTiles, RunningWindows, StackedWi
 use springhouse_featurestore::definition::{
     Aggregate, AggregateFunction, Column, ColumnType, ViewWindow, WindowLength, Windowed,
 };
+use springhouse_featurestore::encoding::RowHeader;
 use springhouse_featurestore::time::{Span, Timestamp};
 
 /// A key that has a third of 300,000 events in 30 days.
@@ -57,7 +58,7 @@ struct Running(RunningWindows, Vec<Summaries>);
 
 impl Kept for Running {
     fn add(&mut self, layout: &TileLayout, at: Timestamp, value: i64) {
-        self.0.add(layout, at, at, |_| Some(Value::Signed(value)));
+        self.0.add(layout, RowHeader::of_times(at, at), |_| Some(Value::Signed(value)));
     }
 
     fn ask(&mut self, layout: &TileLayout, as_of: Timestamp) {
@@ -68,7 +69,7 @@ impl Kept for Running {
 
 impl Kept for StackedWindows {
     fn add(&mut self, layout: &TileLayout, at: Timestamp, value: i64) {
-        self.add(layout, at, at, |_| Some(Value::Signed(value)));
+        self.add(layout, RowHeader::of_times(at, at), |_| Some(Value::Signed(value)));
     }
 
     fn ask(&mut self, layout: &TileLayout, as_of: Timestamp) {
@@ -78,7 +79,7 @@ impl Kept for StackedWindows {
 
 impl Kept for EntityTiles {
     fn add(&mut self, layout: &TileLayout, at: Timestamp, value: i64) {
-        self.add(layout, at, at, |_| Some(Value::Signed(value)));
+        self.add(layout, RowHeader::of_times(at, at), |_| Some(Value::Signed(value)));
     }
 
     fn ask(&mut self, layout: &TileLayout, as_of: Timestamp) {

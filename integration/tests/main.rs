@@ -36,6 +36,7 @@ mod set_aside;
 mod simulation;
 mod slow_disk;
 mod spines;
+mod ties;
 mod time_rules;
 mod uncommitted;
 mod windows;

@@ -67,21 +67,25 @@ fn history(random: &mut Seeded) -> Vec<Event> {
         .collect()
 }
 
-/// The amounts in a window as of `now`, of the events known by `known`, each after its event and available time.
-fn in_window(
-    events: &[Event],
-    user: &str,
-    known: i64,
-    now: i64,
-    (_, length, step): (&str, i64, i64),
-) -> Vec<(i64, i64, Option<f64>)> {
+/// Puts events in the order that stands for that of their writes where one query brings them: null, then by the bits of their
+/// values, as the docs say.
+pub fn by_values<T>(events: &mut [T], amount: impl Fn(&T) -> Option<f64>) {
+    events.sort_by_key(|event| amount(event).map(|value| value.to_bits().cast_signed()));
+}
+
+/// An event of a window: its event time, its available time, its place in the order of writes, and its amount.
+type Happened = (i64, i64, usize, Option<f64>);
+
+/// The events in a window as of `now` that were known by `known`, of all in the order in which they were written.
+fn in_window(events: &[Event], user: &str, known: i64, now: i64, (_, length, step): (&str, i64, i64)) -> Vec<Happened> {
     let tail = (now - length).div_euclid(step) * step;
     events
         .iter()
-        .filter(|(of, event, available, _)| {
+        .enumerate()
+        .filter(|(_, (of, event, available, _))| {
             *of == user && *available <= known && *event <= known && tail < *event && *event <= now
         })
-        .map(|event| (event.1, event.2, event.3))
+        .map(|(written, event)| (event.1, event.2, written, event.3))
         .collect()
 }
 
@@ -123,15 +127,13 @@ fn length<T>(values: &[T]) -> i64 {
 /// All features of a window by their aliases. The amounts are halves of small integers, so plain arithmetic is exact
 /// up to the last operation.
 #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
-fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static str, Expected); 22] {
-    let amounts: Vec<Option<f64>> = events.iter().map(|event| event.2).collect();
+fn aggregates(events: &[Happened], northern: bool) -> [(&'static str, Expected); 22] {
+    let amounts: Vec<Option<f64>> = events.iter().map(|event| event.3).collect();
     let known: Vec<f64> = amounts.iter().flatten().copied().collect();
     let above =
         |a: &f64, b: &f64| a.is_nan().cmp(&b.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-    // What is added at one time comes in order of its bits, as the docs say; null before everything.
-    let bits = |value: Option<f64>| value.map(|value| value.to_bits().cast_signed());
-    let in_time =
-        |a: &&(i64, i64, Option<f64>), b: &&(i64, i64, Option<f64>)| (a.0, a.1, bits(a.2)).cmp(&(b.0, b.1, bits(b.2)));
+    // Rule T5.
+    let in_time = |a: &&Happened, b: &&Happened| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2));
     let mut sorted = known.clone();
     sorted.sort_by(above);
     let quarter = sorted.get(sorted.len().saturating_sub(1) / 4).copied();
@@ -145,9 +147,9 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
     let finite = known.iter().all(|value| value.is_finite());
     let numerator = if finite { n * squares - sum * sum } else { f64::NAN };
     let large: Vec<f64> = known.iter().copied().filter(|value| value.is_nan() || *value > 20.0).collect();
-    let mut in_order: Vec<&(i64, i64, Option<f64>)> = events.iter().collect();
+    let mut in_order: Vec<&Happened> = events.iter().collect();
     in_order.sort_by(in_time);
-    let recent: Vec<Option<f64>> = in_order.iter().map(|event| event.2).collect();
+    let recent: Vec<Option<f64>> = in_order.iter().map(|event| event.3).collect();
     let paid: Vec<Option<f64>> = recent.iter().copied().flatten().map(Some).collect();
     let mut usual: Vec<(usize, f64)> = Vec::new();
     for value in sorted.iter().map(|value| value.floor()) {
@@ -172,10 +174,10 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
         ("northern", Expected::Integer(Some(if northern { length(&amounts) } else { 0 }))),
         ("kinds", Expected::Integer(Some(length(&kinds)))),
         ("about", Expected::About(length(&kinds))),
-        ("opening", Expected::Float(events.iter().min_by(in_time).and_then(|event| event.2))),
+        ("opening", Expected::Float(events.iter().min_by(in_time).and_then(|event| event.3))),
         (
             "latest",
-            Expected::Float(events.iter().filter(|event| event.2.is_some()).max_by(in_time).and_then(|event| event.2)),
+            Expected::Float(events.iter().filter(|event| event.3.is_some()).max_by(in_time).and_then(|event| event.3)),
         ),
         ("place", Expected::Text((!events.is_empty()).then_some(place))),
         ("quarter", Expected::Near(quarter)),
@@ -188,6 +190,8 @@ fn aggregates(events: &[(i64, i64, Option<f64>)], northern: bool) -> [(&'static 
     ]
 }
 
+/// Checks a user's features of `spending` as of `now`, of the events known by `known`, which are given in the order in which they
+/// were written.
 pub fn check(
     answer: &RecordBatch,
     row: usize,
@@ -280,8 +284,9 @@ pub fn definitions() -> String {
 async fn windows_online_are_those_of_the_oracle_at_every_time() {
     let mut random = Seeded::new(41);
     for case in 0..40 {
-        let events = history(&mut random);
+        let mut events = history(&mut random);
         let project = TestProject::new(&events);
+        by_values(&mut events, |event| event.3);
         let state = project.apply(&definitions()).await.expect("valid definitions");
         let contract = state.current_contract("limits").expect("defined");
         let view = state.view(&contract.features[0].view).expect("pinned").clone();
@@ -315,8 +320,9 @@ async fn windows_online_are_those_of_the_oracle_at_every_time() {
 async fn windows_in_training_sets_are_those_of_the_oracle() {
     let mut random = Seeded::new(43);
     for case in 0..40 {
-        let events = history(&mut random);
+        let mut events = history(&mut random);
         let project = TestProject::new(&events);
+        by_values(&mut events, |event| event.3);
         let spine: Vec<Event> = (0..60)
             .map(|_| {
                 let now = number(random.below(300_000));

@@ -12,7 +12,7 @@ use springhouse_featurestore::push::{EventSink, PushHeader};
 use crate::project::{Event, TestProject, at};
 use crate::push::{Server, heartbeat, refresh_all, training_sets};
 use crate::seeded::Seeded;
-use crate::windows::{USERS, check, definitions, number};
+use crate::windows::{USERS, by_values, check, definitions, number};
 
 /// An event as a clock in New York showed it: user, seconds after 1970 on its face, amount.
 type Shown = (&'static str, i64, Option<f64>);
@@ -95,6 +95,7 @@ async fn windows_over_local_times_are_those_of_the_oracle_on_every_path() {
             events.into_iter().partition(|event| utc_of(event.1) <= now);
         let project = TestProject::new(&[]);
         write(&project.folder.path().join("payments.parquet"), &held);
+        by_values(&mut held, |event| event.2);
         let state = project.apply(&local_definitions()).await.expect("valid definitions");
         project.clock.set(at(now));
         refresh_all(&project, &state).await;

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! For a windowed view the rows are events, and the answer is what its windows hold as of the spine's time (rule T4): the
-//! same sweep, with the key's windows, which move along, in the place of the candidate.
+//! same sweep, with the key's windows, which move along, in the place of the candidate. Windows put events of one time in order
+//! themselves, by the place in the order of writes that each event brings along where an aggregate asks for it.
 //!
 //! *Visible time* is the later of event time and available time: a sweep in that order keeps one candidate per key.
 //! Where rows are visible a fixed time after they happened, data files lie in that order, and few of them are merged
@@ -176,7 +177,7 @@ fn visible(rows: DataFrame, view: &FeatureView, as_of: &RowsAsOf) -> QueryResult
     let visible = visible.alias(VISIBLE_TIME);
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let features = view.row_columns().iter().map(|column| exact(&column.name).alias(value_column(view, column)));
-    let written = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.windowed.is_none()).map(exact);
+    let written = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.keeps_order()).map(exact);
     let columns: Vec<_> = keys.chain(features).chain([event, exact(AVAILABLE_TIME), visible]).chain(written).collect();
     rows.select(columns)
 }

@@ -45,7 +45,7 @@ pub use on_demand::OnDemand;
 pub use sources::EventRange;
 
 use self::write_order::{carrying, order_columns};
-pub(crate) use self::write_order::{tells_order, with_order};
+pub(crate) use self::write_order::{tells_order, with_order, with_places};
 use crate::nesting::check_text;
 use crate::view_rows::RowStream;
 use crate::windowed::{EventQuery, udaf};
@@ -326,8 +326,8 @@ impl Session {
         };
         let mut columns: Vec<Expr> = view.keys.iter().chain(view.row_columns()).map(typed).collect();
         columns.extend([event.alias(EVENT_TIME), available.alias(AVAILABLE_TIME)]);
-        if view.windowed.is_none() {
-            columns.extend(order_columns(&frame, self.written));
+        if view.keeps_order() {
+            columns.extend(order_columns(view, &frame, self.written));
         }
         let whole = view
             .keys

@@ -299,12 +299,12 @@ pub(crate) fn unique_order(frame: DataFrame, view: &FeatureView) -> Result<DataF
     frame.sort(row_order(view)).map_err(query_error)
 }
 
-/// The order of a view's rows in its data files: keys, times, of feature rows their place in the order of writes, and
-/// values, nulls first.
+/// The order of a view's rows in its data files: keys, times, their place in the order of writes where it counts, and values,
+/// nulls first.
 pub(crate) fn row_order(view: &FeatureView) -> Vec<SortExpr> {
     let keys = view.keys.iter().map(|key| exact(&key.name));
     let times = [EVENT_TIME, AVAILABLE_TIME].map(exact);
-    let written = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.windowed.is_none()).map(exact);
+    let written = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.keeps_order()).map(exact);
     let values = view.row_columns().iter().map(|column| exact(&column.name));
     keys.chain(times).chain(written).chain(values).map(|column| column.sort(true, true)).collect()
 }

@@ -14,7 +14,7 @@ use datafusion::prelude::DataFrame;
 use springhouse_featurestore::aggregate::{MOST_LAST, MOST_TOP};
 use springhouse_featurestore::definition::{Aggregate, AggregateFunction, Column, ColumnType};
 
-use crate::session::Session;
+use crate::session::{Session, with_places};
 
 /// A query taken apart.
 #[derive(Debug, Clone)]
@@ -145,17 +145,19 @@ impl EventQuery {
         self.arguments.iter().enumerate().map(column).collect()
     }
 
-    /// The events: keys, arguments, and columns of the query's input that are passed through.
+    /// The events: keys, arguments, columns of the query's input that are passed through, and the events' place in the order of
+    /// writes where its tables have that.
     ///
     /// # Errors
     /// A `Plan` error when such a column is not there, or is not clear.
     pub fn frame(self, session: &Session, passed: &[&str]) -> QueryResult<DataFrame> {
+        let (events, order) = with_places(self.events)?;
         let keys = self.keys.into_iter().map(|(name, key)| key.alias(name));
         let arguments = self.arguments.into_iter().enumerate();
         let mut columns: Vec<Expr> =
             keys.chain(arguments.map(|(index, (argument, _))| argument.alias(argument_name(index)))).collect();
         for name in passed {
-            let found = self.events.schema().qualified_fields_with_unqualified_name(name);
+            let found = events.schema().qualified_fields_with_unqualified_name(name);
             match found.as_slice() {
                 [(qualifier, _)] => {
                     let column = LogicalColumn::new(qualifier.map(Clone::clone), *name);
@@ -166,7 +168,8 @@ impl EventQuery {
             }
         }
         columns.dedup();
-        let plan = LogicalPlanBuilder::from(self.events).project(columns)?.build()?;
+        columns.extend(order.into_iter().flatten());
+        let plan = LogicalPlanBuilder::from(events).project(columns)?.build()?;
         Ok(DataFrame::new(session.context().state(), plan))
     }
 }

@@ -1,11 +1,11 @@
-//! The first and the last of values, by event time, in the order that `seen` gives them.
+//! The first and the last of values, in the order that `seen` gives them.
 //!
 //! Bytes: 0 for none; else 1, then first and last.
 
 use super::seen::Seen;
 use super::{Held, Value};
 use crate::Result;
-use crate::time::Timestamp;
+use crate::encoding::RowHeader;
 
 /// The first and the last value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,16 +14,16 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Adds a value that happened and was known at these times.
-    pub fn add(&mut self, event: Timestamp, available: Timestamp, value: Option<Value<'_>>) {
+    /// Adds a value that happened, was known and was written then.
+    pub fn add(&mut self, at: RowHeader, value: Option<Value<'_>>) {
         // Nearly every value lies between the ends, and need not be kept.
-        if let Some((first, last)) = &self.ends {
-            let times = (event, available);
-            if (first.event, first.available) < times && times < (last.event, last.available) {
-                return;
-            }
+        if let Some((first, last)) = &self.ends
+            && first.at < at
+            && at < last.at
+        {
+            return;
         }
-        let seen = Seen::new(event, available, value);
+        let seen = Seen::new(at, value);
         self.take((&seen, &seen));
     }
 
@@ -85,21 +85,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::encoding::WriteOrder;
+    use crate::time::Timestamp;
 
-    type Event = (i64, i64, Option<(bool, i64)>);
+    /// Event time, available time, position and row of its push, and a number or a text.
+    type Event = (i64, i64, (i64, i64), Option<(bool, i64)>);
 
     fn ends(events: &[Event]) -> Ends {
         let mut ends = Ends::default();
-        for (event, available, value) in events {
+        for (event, available, (position, within), value) in events {
             let text = value.map(|(_, value)| value.to_string()).unwrap_or_default();
             let value = value.map(|(number, value)| if number { Value::Signed(value) } else { Value::Text(&text) });
-            ends.add(Timestamp::from_micros(*event), Timestamp::from_micros(*available), value);
+            let [event_time, available_time] = [*event, *available].map(Timestamp::from_micros);
+            let written = WriteOrder { position: *position, within: *within };
+            ends.add(RowHeader { event_time, available_time, written }, value);
         }
         ends
     }
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
-        proptest::collection::vec((0_i64..4, 0_i64..3, proptest::option::of((any::<bool>(), 0_i64..3))), 0..6)
+        let value = proptest::option::of((any::<bool>(), 0_i64..3));
+        proptest::collection::vec((0_i64..3, 0_i64..2, (0_i64..3, 0_i64..2), value), 0..6)
     }
 
     proptest! {
@@ -115,13 +121,17 @@ mod tests {
             let mut rest = bytes.as_slice();
             prop_assert_eq!(&Ends::decode(&mut rest).expect("own bytes"), &merged);
             prop_assert!(rest.is_empty() && Ends::decode(&mut &bytes[..bytes.len() - 1]).is_err());
-            let last = all.iter().max_by_key(|(event, available, value)| {
-                (*event, *available, value.map(|(number, value)| (!number, value)))
-            });
-            let expected = last.and_then(|(.., value)| *value).map(|(number, value)| {
-                if number { Held::Number(value) } else { Held::Text(value.to_string().into()) }
-            });
-            prop_assert_eq!(merged.last(), expected.as_ref());
+            let in_order = |(event, available, written, value): &&Event| {
+                (*event, *available, *written, value.map(|(number, value)| (!number, value)))
+            };
+            let held = |event: &Event| {
+                event.3.map(|(number, value)| {
+                    if number { Held::Number(value) } else { Held::Text(value.to_string().into()) }
+                })
+            };
+            let (first, last) = (all.iter().min_by_key(in_order), all.iter().max_by_key(in_order));
+            prop_assert_eq!(merged.first().cloned(), first.and_then(held));
+            prop_assert_eq!(merged.last().cloned(), last.and_then(held));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The last values by event time, so many of them, in the order that `seen` gives them.
+//! The last values, so many of them, in the order that `seen` gives them.
 //!
 //! Of the last of two parts the last are the last of the whole, so merging in any order gives the same bytes: how many
 //! there are (2), then each.
@@ -6,7 +6,7 @@
 use super::seen::Seen;
 use super::{Held, Value};
 use crate::Result;
-use crate::time::Timestamp;
+use crate::encoding::RowHeader;
 
 /// The most values that an aggregate can ask for.
 pub const MOST_LAST: u16 = 1_024;
@@ -19,14 +19,14 @@ pub struct LastValues {
 }
 
 impl LastValues {
-    /// Adds a value that happened and was known at these times, and keeps `most`.
-    pub fn add(&mut self, event: Timestamp, available: Timestamp, value: Option<Value<'_>>, most: usize) {
+    /// Adds a value that happened, was known and was written then, and keeps `most`.
+    pub fn add(&mut self, at: RowHeader, value: Option<Value<'_>>, most: usize) {
         // Once there are as many as are kept, nearly every value that comes late is older than all of them.
         let full = self.seen.len() >= most;
-        if full && self.seen.first().is_some_and(|first| (event, available) < (first.event, first.available)) {
+        if full && self.seen.first().is_some_and(|first| at < first.at) {
             return;
         }
-        let seen = Seen::new(event, available, value);
+        let seen = Seen::new(at, value);
         let place = self.seen.partition_point(|held| *held <= seen);
         self.seen.insert(place, seen);
         self.forget(most);
@@ -79,20 +79,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::encoding::WriteOrder;
+    use crate::time::Timestamp;
 
-    type Event = (i64, i64, Option<i64>);
+    /// Event time, available time, position and row of its push, and a number.
+    type Event = (i64, i64, (i64, i64), Option<i64>);
 
     fn last(events: &[Event], most: usize) -> LastValues {
         let mut last = LastValues::default();
-        for (event, available, value) in events {
-            let (event, available) = (Timestamp::from_micros(*event), Timestamp::from_micros(*available));
-            last.add(event, available, value.map(Value::Signed), most);
+        for (event, available, (position, within), value) in events {
+            let [event_time, available_time] = [*event, *available].map(Timestamp::from_micros);
+            let written = WriteOrder { position: *position, within: *within };
+            last.add(RowHeader { event_time, available_time, written }, value.map(Value::Signed), most);
         }
         last
     }
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
-        proptest::collection::vec((0_i64..6, 0_i64..3, proptest::option::of(0_i64..3)), 0..12)
+        let value = proptest::option::of(0_i64..3);
+        proptest::collection::vec((0_i64..4, 0_i64..2, (0_i64..3, 0_i64..2), value), 0..12)
     }
 
     proptest! {

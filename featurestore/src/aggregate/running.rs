@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 
 use super::{Extremes, Parts, Summaries, TileLayout, Value};
+use crate::encoding::RowHeader;
 use crate::time::Timestamp;
 
 /// The windows of one entity.
@@ -99,25 +100,19 @@ impl RunningWindows {
         self.newest = None;
     }
 
-    /// Adds an event, which is not older than those before it: its event time and available time, and the values of its
-    /// arguments.
-    pub fn add<'a>(
-        &mut self,
-        layout: &TileLayout,
-        event: Timestamp,
-        available: Timestamp,
-        value_of: impl Fn(usize) -> Option<Value<'a>>,
-    ) {
-        let index = layout.tiles().tile_of(0, event).index;
+    /// Adds an event, which is not older than those before it: when it happened and was known, and the values of its arguments.
+    /// When it was written does not count.
+    pub fn add<'a>(&mut self, layout: &TileLayout, at: RowHeader, value_of: impl Fn(usize) -> Option<Value<'a>>) {
+        let index = layout.tiles().tile_of(0, at.event_time).index;
         if self.tiles.back().is_none_or(|last| last.index != index) {
             let mut summaries = self.spare.pop().unwrap_or_else(|| layout.empty());
             summaries.fill_with(super::Summary::default);
             self.tiles.push_back(RunningTile { index, summaries });
         }
         if let Some(last) = self.tiles.back_mut() {
-            layout.add(&mut last.summaries, event, available, value_of);
+            layout.add(&mut last.summaries, at, value_of);
         }
-        self.newest = self.newest.max(Some((event, available)));
+        self.newest = self.newest.max(Some(at.times()));
     }
 
     /// The event time and available time of the newest event; `None` where there is none.
@@ -269,8 +264,8 @@ mod tests {
                     while next < events.len() && events[next].0 <= second {
                         let at = Timestamp::from_micros(events[next].0 * 1_000_000);
                         let value = events[next].1.map(|tenths| if tenths == 7 { odd } else { f64::from(tenths) / 10.0 });
-                        running.add(&layout, at, at, |_| value.map(Value::Float));
-                        tiles.add(&layout, at, at, |_| value.map(Value::Float));
+                        running.add(&layout, RowHeader::of_times(at, at), |_| value.map(Value::Float));
+                        tiles.add(&layout, RowHeader::of_times(at, at), |_| value.map(Value::Float));
                         next += 1;
                     }
                     running.windows(&layout, as_of, &mut answer);

@@ -1,31 +1,34 @@
-//! A value with its times: what the aggregates that go by event time keep.
+//! A value with its times and its place in the order of writes: what the aggregates that go by event time keep.
 //!
-//! Of two values of one event time the one that was known later counts as the later, and of those the greater: their order
-//! never depends on the order in which they are added.
+//! Of two values the later is that of the later event time, then of the later available time, then of the later write (rule T5);
+//! of values that one write brought together the greater. Their order never depends on the order in which they are added.
 //!
-//! Bytes: event time, available time (8 bytes each, big-endian with the sign flipped) and a [`Held`] value.
+//! Bytes: event time, available time, the two numbers of the place (8 bytes each, big-endian with the sign flipped) and a
+//! [`Held`] value.
 
 use super::{Held, Value, read_number};
 use crate::Result;
-use crate::encoding::ordered;
+use crate::encoding::{RowHeader, WriteOrder, ordered};
 use crate::time::Timestamp;
 
-/// A value and its times; what is null is seen too.
+/// A value, its times and its place; what is null is seen too.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Seen {
-    pub(super) event: Timestamp,
-    pub(super) available: Timestamp,
+    pub(super) at: RowHeader,
     pub(super) value: Option<Held>,
 }
 
 impl Seen {
-    pub(super) fn new(event: Timestamp, available: Timestamp, value: Option<Value<'_>>) -> Self {
-        Self { event, available, value: value.map(Held::from) }
+    pub(super) fn new(at: RowHeader, value: Option<Value<'_>>) -> Self {
+        Self { at, value: value.map(Held::from) }
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&ordered(self.event.micros()));
-        out.extend_from_slice(&ordered(self.available.micros()));
+        let RowHeader { event_time, available_time, written } = self.at;
+        out.extend_from_slice(&ordered(event_time.micros()));
+        out.extend_from_slice(&ordered(available_time.micros()));
+        out.extend_from_slice(&ordered(written.position));
+        out.extend_from_slice(&ordered(written.within));
         Held::encode(self.value.as_ref(), out);
     }
 
@@ -34,8 +37,9 @@ impl Seen {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when they end too early.
     pub(super) fn decode(bytes: &mut &[u8]) -> Result<Self> {
-        let event = Timestamp::from_micros(read_number(bytes)?);
-        let available = Timestamp::from_micros(read_number(bytes)?);
-        Ok(Self { event, available, value: Held::decode(bytes)? })
+        let event_time = Timestamp::from_micros(read_number(bytes)?);
+        let available_time = Timestamp::from_micros(read_number(bytes)?);
+        let written = WriteOrder { position: read_number(bytes)?, within: read_number(bytes)? };
+        Ok(Self { at: RowHeader { event_time, available_time, written }, value: Held::decode(bytes)? })
     }
 }

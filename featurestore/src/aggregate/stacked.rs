@@ -39,6 +39,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{Summaries, Summary, TileLayout, Value};
+use crate::encoding::RowHeader;
 use crate::time::Timestamp;
 
 /// So many tiles are a block, and so many blocks are one of the next level, as a power of two. With fewer there are more
@@ -97,26 +98,21 @@ impl StackedWindows {
         *self = Self::default();
     }
 
-    /// Adds an event, in whatever order they come: its event time and available time, and the values of its arguments.
-    pub fn add<'a>(
-        &mut self,
-        layout: &TileLayout,
-        event: Timestamp,
-        available: Timestamp,
-        value_of: impl Fn(usize) -> Option<Value<'a>>,
-    ) {
-        self.newest = self.newest.max(Some((event, available)));
-        let index = layout.tiles().tile_of(0, event).index;
+    /// Adds an event, in whatever order they come: when it happened, was known and was written, and the values of its
+    /// arguments.
+    pub fn add<'a>(&mut self, layout: &TileLayout, at: RowHeader, value_of: impl Fn(usize) -> Option<Value<'a>>) {
+        self.newest = self.newest.max(Some(at.times()));
+        let index = layout.tiles().tile_of(0, at.event_time).index;
         // No window will ever cover it, as they only move on.
         if !self.windows.is_empty() && self.windows.iter().all(|window| index < window.first) {
             return;
         }
         self.changed = true;
         let tile = self.tiles.entry(index).or_insert_with(|| layout.empty());
-        layout.add(tile, event, available, &value_of);
+        layout.add(tile, at, &value_of);
         if self.windows.iter().any(|window| window.has_merged(index)) {
             let mut late = layout.empty();
-            layout.add(&mut late, event, available, &value_of);
+            layout.add(&mut late, at, &value_of);
             for window in &mut self.windows {
                 window.add_late(layout, index, &late);
             }

@@ -9,7 +9,7 @@ use super::{
     Distinct, Divisor, Ends, Extremes, Held, HyperLogLog, LastValues, Quantiles, TopValues, Total, Value, read_array,
 };
 use crate::Result;
-use crate::time::Timestamp;
+use crate::encoding::RowHeader;
 
 /// What a summary holds beside the count: a set of parts, and how many last values are kept, as a power of two in the
 /// upper five bits.
@@ -43,6 +43,8 @@ impl Parts {
 
     const SETS: u32 = 11;
     const ALL: u16 = (1 << Self::SETS) - 1;
+    /// What goes by the order of events.
+    const ORDERED: Self = Self(Self::ENDS.0 | Self::ROW_ENDS.0 | Self::LAST.0 | Self::ROW_LAST.0);
     /// What cannot be taken away again.
     pub(super) const DETAIL: Self = Self(Self::ALL & !7);
 
@@ -73,6 +75,11 @@ impl Parts {
     /// How many last values are kept.
     fn kept(self) -> usize {
         1 << (self.0 >> Self::SETS)
+    }
+
+    /// Whether it counts when an event was written.
+    pub fn keep_order(self) -> bool {
+        self.any(Self::ORDERED)
     }
 
     /// Whether some of these are among them.
@@ -106,13 +113,13 @@ struct Detail {
 }
 
 impl Summary {
-    /// Adds a value, or a null, of an event that happened and was known at these times.
-    pub fn add(&mut self, event: Timestamp, available: Timestamp, value: Option<Value<'_>>, parts: Parts) {
+    /// Adds a value, or a null, of an event that happened, was known and was written then.
+    pub fn add(&mut self, at: RowHeader, value: Option<Value<'_>>, parts: Parts) {
         if parts.any(Parts::ROW_ENDS) {
-            self.detail.get_or_insert_default().row_ends.add(event, available, value);
+            self.detail.get_or_insert_default().row_ends.add(at, value);
         }
         if parts.any(Parts::ROW_LAST) {
-            self.detail.get_or_insert_default().row_last.add(event, available, value, parts.kept());
+            self.detail.get_or_insert_default().row_last.add(at, value, parts.kept());
         }
         let Some(value) = value else { return };
         self.count += 1;
@@ -136,7 +143,7 @@ impl Summary {
             self.extremes.add(value.order());
         }
         if parts.any(Parts::DETAIL) {
-            self.detail.get_or_insert_default().add(event, available, value, parts);
+            self.detail.get_or_insert_default().add(at, value, parts);
         }
     }
 
@@ -316,9 +323,9 @@ impl Summary {
 
 impl Detail {
     /// Adds a value that is not null.
-    fn add(&mut self, event: Timestamp, available: Timestamp, value: Value<'_>, parts: Parts) {
+    fn add(&mut self, at: RowHeader, value: Value<'_>, parts: Parts) {
         if parts.any(Parts::ENDS) {
-            self.ends.add(event, available, Some(value));
+            self.ends.add(at, Some(value));
         }
         if parts.any(Parts::DISTINCT) {
             self.distinct.add(value);
@@ -330,10 +337,10 @@ impl Detail {
             self.quantiles.add(value.float());
         }
         if parts.any(Parts::TOP) {
-            self.top.add(event, available, value);
+            self.top.add(at.event_time, at.available_time, value);
         }
         if parts.any(Parts::LAST) {
-            self.last.add(event, available, Some(value), parts.kept());
+            self.last.add(at, Some(value), parts.kept());
         }
     }
 
@@ -410,8 +417,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::encoding::WriteOrder;
+    use crate::time::Timestamp;
 
-    type Event = (i64, Option<Owned>);
+    /// The second in which it happened and was known, the push that brought it, and its value.
+    type Event = (i64, i64, Option<Owned>);
 
     #[derive(Debug, Clone)]
     enum Owned {
@@ -434,12 +444,12 @@ mod tests {
             "[ab]{0,3}".prop_map(Owned::Text),
             Just(Owned::Present),
         ];
-        proptest::collection::vec((0_i64..5, proptest::option::of(value)), 0..6)
+        proptest::collection::vec((0_i64..5, 0_i64..3, proptest::option::of(value)), 0..6)
     }
 
     fn summary(events: &[Event], parts: Parts) -> Summary {
         let mut summary = Summary::default();
-        for (second, value) in events {
+        for (second, position, value) in events {
             let value = value.as_ref().map(|value| match value {
                 Owned::Signed(value) => Value::Signed(*value),
                 Owned::Unsigned(value) => Value::Unsigned(*value),
@@ -450,7 +460,8 @@ mod tests {
                 Owned::Present => Value::Present,
             });
             let at = Timestamp::from_micros(*second);
-            summary.add(at, at, value, parts);
+            let written = WriteOrder { position: *position, within: 0 };
+            summary.add(RowHeader { event_time: at, available_time: at, written }, value, parts);
         }
         summary
     }
@@ -485,7 +496,7 @@ mod tests {
 
         #[test]
         fn integers_are_summed_exactly(values in proptest::collection::vec(any::<i64>(), 0..20)) {
-            let signed: Vec<Event> = values.iter().map(|value| (0, Some(Owned::Signed(*value)))).collect();
+            let signed: Vec<Event> = values.iter().map(|value| (0, 0, Some(Owned::Signed(*value)))).collect();
             let expected: i128 = values.iter().copied().map(i128::from).sum();
             prop_assert_eq!(summary(&signed, Parts::TOTAL).total().integer(), Some(expected));
         }

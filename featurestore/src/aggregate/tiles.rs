@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::{Parts, Summary, Value};
 use crate::Result;
 use crate::definition::{ViewWindow, Windowed};
+use crate::encoding::RowHeader;
 use crate::time::{Tile, Tiles, Timestamp, Window};
 
 /// What the summaries of a view hold: one for each argument that an aggregate reads, one for the events themselves.
@@ -81,17 +82,11 @@ impl TileLayout {
         vec![Summary::default(); self.summaries.len()]
     }
 
-    /// Adds an event with its event time, its available time and the values of its arguments.
-    pub fn add<'a>(
-        &self,
-        to: &mut Summaries,
-        event: Timestamp,
-        available: Timestamp,
-        value_of: impl Fn(usize) -> Option<Value<'a>>,
-    ) {
+    /// Adds an event: when it happened, was known and was written, and the values of its arguments.
+    pub fn add<'a>(&self, to: &mut Summaries, at: RowHeader, value_of: impl Fn(usize) -> Option<Value<'a>>) {
         for (summary, (argument, parts)) in to.iter_mut().zip(&self.summaries) {
             let value = argument.map_or(Some(Value::Present), &value_of);
-            summary.add(event, available, value, *parts);
+            summary.add(at, value, *parts);
         }
     }
 
@@ -119,41 +114,35 @@ pub struct EntityTiles {
 }
 
 impl EntityTiles {
-    /// Adds an event: its event time and available time, and the values of its arguments.
-    pub fn add<'a>(
-        &mut self,
-        layout: &TileLayout,
-        event: Timestamp,
-        available: Timestamp,
-        value_of: impl Fn(usize) -> Option<Value<'a>>,
-    ) {
+    /// Adds an event: when it happened, was known and was written, and the values of its arguments.
+    pub fn add<'a>(&mut self, layout: &TileLayout, at: RowHeader, value_of: impl Fn(usize) -> Option<Value<'a>>) {
         for level in 0..layout.tiles.levels().len() {
-            let tile = self.tiles.entry(layout.tiles.tile_of(level, event)).or_insert_with(|| layout.empty());
-            layout.add(tile, event, available, &value_of);
+            let tile = self.tiles.entry(layout.tiles.tile_of(level, at.event_time)).or_insert_with(|| layout.empty());
+            layout.add(tile, at, &value_of);
         }
-        self.newest = self.newest.max(Some((event, available)));
+        self.newest = self.newest.max(Some(at.times()));
     }
 
-    /// Adds events on the finest level alone: [`Self::roll_up`] must follow before anything is read. `event_of` gives a row's
-    /// event time and available time, `value_of` the value of one of its arguments. With many events of a tile one after
-    /// another this costs much less than [`Self::add`].
+    /// Adds events on the finest level alone: [`Self::roll_up`] must follow before anything is read. `event_of` says when a
+    /// row's event happened, was known and was written, `value_of` the value of one of its arguments. With many events of a
+    /// tile one after another this costs much less than [`Self::add`].
     pub fn add_finest<'a>(
         &mut self,
         layout: &TileLayout,
         rows: &[u32],
-        event_of: impl Fn(u32) -> (Timestamp, Timestamp),
+        event_of: impl Fn(u32) -> RowHeader,
         value_of: impl Fn(usize, u32) -> Option<Value<'a>>,
     ) {
-        let tile_of = |row: u32| layout.tiles.tile_of(0, event_of(row).0);
+        let tile_of = |row: u32| layout.tiles.tile_of(0, event_of(row).event_time);
         let mut left = rows;
         while let Some(first) = left.first() {
             let tile = tile_of(*first);
             let (run, rest) = left.split_at(left.iter().take_while(|row| tile_of(**row) == tile).count());
             let summaries = self.tiles.entry(tile).or_insert_with(|| layout.empty());
             for row in run {
-                let (event, available) = event_of(*row);
-                layout.add(summaries, event, available, |argument| value_of(argument, *row));
-                self.newest = self.newest.max(Some((event, available)));
+                let at = event_of(*row);
+                layout.add(summaries, at, |argument| value_of(argument, *row));
+                self.newest = self.newest.max(Some(at.times()));
             }
             left = rest;
         }
@@ -210,6 +199,12 @@ mod tests {
     use crate::definition::{Aggregate, AggregateFunction, Column, ColumnType, WindowLength};
     use crate::time::Span;
 
+    /// The second of an event, which was known when it happened.
+    fn at(second: i64) -> RowHeader {
+        let at = Timestamp::from_micros(second * 1_000_000);
+        RowHeader::of_times(at, at)
+    }
+
     fn windowed(step: Span, windows: &[&str]) -> Windowed {
         let aggregate = |alias: &str, function, argument| Aggregate {
             alias: alias.to_owned(),
@@ -238,9 +233,8 @@ mod tests {
     fn oracle(layout: &TileLayout, events: &[(i64, Option<f64>)], window: Window, as_of: Timestamp) -> Summaries {
         let mut total = layout.empty();
         for (second, value) in events {
-            let at = Timestamp::from_micros(second * 1_000_000);
-            if window.contains(as_of, at) {
-                layout.add(&mut total, at, at, |_| value.map(Value::Float));
+            if window.contains(as_of, at(*second).event_time) {
+                layout.add(&mut total, at(*second), |_| value.map(Value::Float));
             }
         }
         total
@@ -270,13 +264,12 @@ mod tests {
             let (mut held, mut next) = (EntityTiles::default(), 0);
             for second in asked {
                 while next < events.len() && events[next].0 <= second {
-                    let at = Timestamp::from_micros(events[next].0 * 1_000_000);
-                    held.add(&layout, at, at, |_| events[next].1.map(Value::Float));
+                    held.add(&layout, at(events[next].0), |_| events[next].1.map(Value::Float));
                     next += 1;
                 }
                 let mut finest = EntityTiles::default();
                 let rows: Vec<u32> = (0..).take(next).collect();
-                let event_of = |row: u32| [Timestamp::from_micros(events[row as usize].0 * 1_000_000); 2].into();
+                let event_of = |row: u32| at(events[row as usize].0);
                 finest.add_finest(&layout, &rows, event_of, |_, row| events[row as usize].1.map(Value::Float));
                 finest.roll_up(&layout);
                 let as_of = Timestamp::from_micros(second * 1_000_000);

@@ -52,12 +52,14 @@ mod tests {
 
     use super::super::{Parts, Summary, Value};
     use super::*;
+    use crate::encoding::RowHeader;
     use crate::time::Timestamp;
 
     fn summary(values: &[f64]) -> Summary {
         let mut summary = Summary::default();
         for value in values {
-            summary.add(Timestamp::MIN, Timestamp::MIN, Some(Value::Float(*value)), Parts::TOTAL.or(Parts::SQUARES));
+            let at = RowHeader::of_times(Timestamp::MIN, Timestamp::MIN);
+            summary.add(at, Some(Value::Float(*value)), Parts::TOTAL.or(Parts::SQUARES));
         }
         summary
     }

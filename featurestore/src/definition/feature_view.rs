@@ -101,6 +101,12 @@ impl FeatureView {
         self.windowed.is_none() && self.lookback != Some(Span::ZERO)
     }
 
+    /// Whether it counts which of two rows was written later: it does for rows of one entity and time, and for the events of
+    /// windows where an aggregate goes by their order.
+    pub fn keeps_order(&self) -> bool {
+        self.windowed.as_ref().is_none_or(Windowed::keeps_order)
+    }
+
     /// Whether its rows hold at every time.
     pub fn is_static(&self) -> bool {
         self.row_time == RowTime::Static

@@ -136,12 +136,12 @@ pub enum AggregateFunction {
     DeviationPopulation,
     /// `count(DISTINCT x)`, exact; null beyond [`crate::aggregate::MOST_DISTINCT`] values, 0 for an empty window.
     CountDistinct,
-    /// `first_value(x)` by event time; null for an empty window.
+    /// `first_value(x)` by event time, of equal times as rule T5 orders them; null for an empty window.
     First {
         /// Whether a null counts as a value (`RESPECT NULLS`, SQL's default).
         nulls: bool,
     },
-    /// `last_value(x)` by event time; null for an empty window.
+    /// `last_value(x)` as of the first; null for an empty window.
     Last {
         /// As of the first.
         nulls: bool,
@@ -154,7 +154,7 @@ pub enum AggregateFunction {
         /// The percentile, in millionths of the whole.
         millionths: u32,
     },
-    /// `array_agg(x LIMIT n)`: the last n values by event time, the oldest first; null for an empty window.
+    /// `array_agg(x LIMIT n)`: the last n values in the same order, the oldest first; null for an empty window.
     LastValues {
         /// The most values, up to [`crate::aggregate::MOST_LAST`].
         most: u16,
@@ -283,6 +283,11 @@ impl Windowed {
             self.windows.iter().map(move |w| Column::nullable(format!("{alias}_{}", w.length.suffix()), output))
         };
         self.aggregates.iter().flat_map(of).collect()
+    }
+
+    /// Whether an aggregate goes by the order of events: those of one time are then told apart by when they were written.
+    pub fn keeps_order(&self) -> bool {
+        self.aggregates.iter().any(|aggregate| aggregate.function.parts().keep_order())
     }
 
     /// The tiles that the windows are put together from.

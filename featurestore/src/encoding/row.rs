@@ -59,7 +59,7 @@ impl WriteOrder {
     }
 }
 
-/// The times of a packed row.
+/// When a row, or an event of windows, happened, could be known and was written. Of two the greater is the later (rule T5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowHeader {
     /// When it happened; [`Timestamp::MIN`] for rows that hold at every time.
@@ -71,6 +71,16 @@ pub struct RowHeader {
 }
 
 impl RowHeader {
+    /// Of these times, written before all whose place in the order of writes is known.
+    pub fn of_times(event_time: Timestamp, available_time: Timestamp) -> Self {
+        Self { event_time, available_time, written: WriteOrder::default() }
+    }
+
+    /// The event time and the available time.
+    pub fn times(self) -> (Timestamp, Timestamp) {
+        (self.event_time, self.available_time)
+    }
+
     /// Reads the times of a packed row; `None` when the bytes are too short to be one.
     pub fn read(row: &[u8]) -> Option<Self> {
         let number = |at: usize| row.get(at..at + 8)?.try_into().ok().map(super::from_ordered);

@@ -75,7 +75,7 @@ struct DiskView {
 }
 
 /// Grows when rows or chunks are packed otherwise.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 impl Default for DiskView {
     /// Of no rows, packed as they are now.

@@ -527,7 +527,8 @@ impl Packer {
     }
 
     /// Packs a batch. Rows that do not tell their place in the order of writes have that of the commit that wrote them: the one
-    /// that each tells ([`COMMIT`]), else `number`. Rows without a whole key are left out.
+    /// that each tells ([`COMMIT`]), else `number`. A windowed view's events come before all others then, and are told apart by
+    /// their values, as in training sets. Rows without a whole key are left out.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when the batch does not have the view's columns.
@@ -543,7 +544,7 @@ impl Packer {
         let keys = self.keys.encode(&columns(self.keys.columns())?)?;
         let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
         let (event, available) = (times(&event)?, times(&available)?);
-        let written = written(batch, number)?;
+        let written = written(batch, self.tiles.is_none().then_some(number))?;
         let headers: Vec<RowHeader> = (0..batch.num_rows())
             .map(|row| RowHeader {
                 event_time: Timestamp::from_micros(event.value(row)),
@@ -572,10 +573,7 @@ impl TilePacker {
         newest: &RowLayout,
     ) -> Result<Vec<KeyedRow>> {
         let arguments = Arguments::new(&self.windowed, arguments)?;
-        let event_of = |row: u32| {
-            let header = &headers[row as usize];
-            (header.event_time, header.available_time)
-        };
+        let event_of = |row: u32| headers[row as usize];
         let value_of = |argument, row: u32| arguments.value(argument, row as usize);
         let mut keyed = Vec::new();
         for (key, rows) in RowsByKey::new(keys).iter() {
@@ -583,7 +581,7 @@ impl TilePacker {
             tiles.add_finest(&self.layout, rows, event_of, value_of);
             tiles.roll_up(&self.layout);
             let Some((event_time, available_time)) = tiles.newest() else { continue };
-            let last = RowHeader { event_time, available_time, written: WriteOrder::default() };
+            let last = RowHeader::of_times(event_time, available_time);
             let entry = |id: ChunkId| {
                 let mut key = key.to_vec();
                 id.write(&mut key);
@@ -599,8 +597,9 @@ impl TilePacker {
     }
 }
 
-/// The place of each row of a batch in the order of writes: what it tells, else that of the commit that wrote it.
-fn written(batch: &RecordBatch, number: u64) -> Result<impl Fn(usize) -> WriteOrder> {
+/// The place of each row of a batch in the order of writes: what it tells, else that of the commit that wrote it, which is
+/// `number` where the row does not tell that either. Without a number it is before all others then.
+fn written(batch: &RecordBatch, number: Option<u64>) -> Result<impl Fn(usize) -> WriteOrder> {
     let [position, within] = [WRITE_POSITION, WRITE_WITHIN]
         .map(|name| batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>()).cloned());
     let commits = commits_of(batch)?.cloned();
@@ -608,7 +607,9 @@ fn written(batch: &RecordBatch, number: u64) -> Result<impl Fn(usize) -> WriteOr
         (Some(position), Some(within)) if position.is_valid(row) && within.is_valid(row) => {
             WriteOrder { position: position.value(row), within: within.value(row) }
         }
-        _ => WriteOrder::of_commit(0, commits.as_ref().map_or(number, |commits| commits.value(row).cast_unsigned())),
+        _ => number.map_or_else(WriteOrder::default, |number| {
+            WriteOrder::of_commit(0, commits.as_ref().map_or(number, |commits| commits.value(row).cast_unsigned()))
+        }),
     })
 }
 

@@ -475,12 +475,13 @@ pub async fn read_data_file(
 }
 
 /// The columns of a view's data files: keys, features (or the arguments of a windowed view's events), event time,
-/// available time; of feature rows also their place in the order of writes, which older files lack.
+/// available time; where it counts ([`FeatureView::keeps_order`]) also their place in the order of writes, which older files
+/// lack.
 pub fn data_schema(view: &FeatureView) -> SchemaRef {
     let columns = view.keys.iter().chain(view.row_columns()).map(Column::to_field);
     let times = [EVENT_TIME, AVAILABLE_TIME].map(|name| Field::new(name, timestamp_type(), false));
     let order = [WRITE_POSITION, WRITE_WITHIN].map(|name| Field::new(name, DataType::Int64, true));
-    let order = order.into_iter().filter(|_| view.windowed.is_none());
+    let order = order.into_iter().filter(|_| view.keeps_order());
     Arc::new(Schema::new(columns.chain(times).chain(order).collect::<Vec<_>>()))
 }
 

@@ -47,7 +47,8 @@ pub enum Fault {
     RefreshClock,
     /// Another process takes pushes for the same store, and the first one comes back.
     Takers,
-    /// Events with equal times, of which the later write counts; and views whose rows are made of several events.
+    /// Events with equal times, of which the later write counts, in windows too; and views whose rows are made of several
+    /// events.
     Ties,
     /// A source tells its events apart; they come by push and in history, in any order, and twice.
     Twice,

@@ -64,6 +64,13 @@ CREATE FEATURE VIEW at_branch ENTITY user_account REFRESH EVERY '1 minute' LOOKB
      GROUP BY user_name, seen_at, branch;
 ";
 
+/// A view of windows that go by the order of events, those of one time among them.
+const TURNS: &str = "
+CREATE FEATURE VIEW turns ENTITY user_account WINDOWS ('10 minutes', '1 day') STEP '1 minute' REFRESH EVERY '1 minute'
+  AS SELECT user_name, first_value(mark) AS opening, last_value(amount) IGNORE NULLS AS latest, array_agg(mark LIMIT 3) AS marks
+     FROM seen GROUP BY user_name;
+";
+
 /// A view whose rows hold from the end of their hour on.
 const HOURLY: &str = "
 CREATE FEATURE VIEW hourly ENTITY user_account EVENT TIME hour_end REFRESH EVERY '1 minute' LOOKBACK '1 hour'
@@ -103,7 +110,7 @@ pub fn newcomer(index: usize) -> &'static str {
 pub fn views_of_seen(faults: &Faults, newcomers: usize) -> Vec<&'static str> {
     let mut views = vec!["last_seen", "visits"];
     if faults.has(Fault::Ties) {
-        views.extend(["at_once", "lately", "at_branch"]);
+        views.extend(["at_once", "lately", "at_branch", "turns"]);
     }
     if faults.has(Fault::Hours) {
         views.push("hourly");
@@ -125,7 +132,7 @@ pub fn views_of_bills(faults: &Faults) -> &'static [&'static str] {
 
 /// All definitions, and a contract over all views.
 pub fn definitions(faults: &Faults, newcomers: usize) -> String {
-    let together = if faults.has(Fault::Ties) { TOGETHER } else { "" };
+    let together = if faults.has(Fault::Ties) { format!("{TOGETHER}{TURNS}") } else { String::new() };
     let hourly = if faults.has(Fault::Hours) { HOURLY } else { "" };
     let shares = if faults.has(Fault::Poison) { SHARES } else { "" };
     let later: String = NEWCOMERS[..newcomers].iter().map(|(_, text)| *text).collect();
@@ -170,6 +177,16 @@ enum Value {
     Integer(i64),
     Float(Option<f64>),
     Text(&'static str),
+    /// One of the marks, if there is one.
+    Mark(Option<i64>),
+    /// Several of them; none where there is no list.
+    Marks(Vec<i64>),
+}
+
+impl Value {
+    fn is_null(&self) -> bool {
+        matches!(self, Self::Float(None) | Self::Mark(None)) || *self == Self::Marks(Vec::new())
+    }
 }
 
 /// A view's row: the second of its event time, and its features.
@@ -187,17 +204,29 @@ fn count_and_total(suffix: &str, events: &[&Seen]) -> Vec<(String, Value)> {
     vec![(format!("n{suffix}"), Value::Integer(count)), (format!("total{suffix}"), total)]
 }
 
+/// What goes by the order of events: of those at one time the one that was written later is the later.
+fn in_turn(suffix: &str, events: &[&Seen]) -> Vec<(String, Value)> {
+    let mut events = events.to_vec();
+    events.sort_by_key(|event| event.at);
+    let marks: Vec<i64> = events.iter().map(|event| event.mark).collect();
+    vec![
+        (format!("opening{suffix}"), Value::Mark(marks.first().copied())),
+        (format!("latest{suffix}"), Value::Float(events.iter().rev().find_map(|event| event.amount))),
+        (format!("marks{suffix}"), Value::Marks(marks[marks.len().saturating_sub(3)..].to_vec())),
+    ]
+}
+
 /// The row of a user in a view over `seen` as of a second, from the events in the order in which they were written.
 fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
     let known: Vec<&Seen> = events.iter().filter(|event| event.user == user && event.at <= now).collect();
     let newest = known.iter().map(|event| event.at).max()?;
     let since = |first: i64| -> Vec<&Seen> { known.iter().copied().filter(|event| event.at >= first).collect() };
-    let over = |windows: &[(&str, i64)]| -> Vec<(String, Value)> {
+    let over = |windows: &[(&str, i64)], features: fn(&str, &[&Seen]) -> Vec<(String, Value)>| {
         let of = |(name, length): &(&str, i64)| {
             let tail = (now - length).div_euclid(60) * 60;
-            count_and_total(&format!("_{name}"), &since(tail + 1))
+            features(&format!("_{name}"), &since(tail + 1))
         };
-        windows.iter().flat_map(of).collect()
+        windows.iter().flat_map(of).collect::<Vec<_>>()
     };
     let features = match view {
         "last_seen" | "newest" | "last_bill" => {
@@ -209,8 +238,9 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
             let last = known.iter().rev().find(|event| event.at == newest)?;
             vec![("share".to_owned(), Value::Integer(1_000 / last.mark))]
         }
-        "visits" | "billed" => over(&[("10m", 600), ("1d", 86_400)]),
-        "newcomer" => over(&[("2d", 172_800)]),
+        "visits" | "billed" => over(&[("10m", 600), ("1d", 86_400)], count_and_total),
+        "newcomer" => over(&[("2d", 172_800)], count_and_total),
+        "turns" => over(&[("10m", 600), ("1d", 86_400)], in_turn),
         "at_once" => count_and_total("", &since(newest)),
         "lately" => count_and_total("", &since(newest - HOUR)),
         "at_branch" => {
@@ -240,6 +270,11 @@ fn found(column: &ArrayRef, row: usize, like: &Value) -> Value {
         Value::Float(_) => Value::Float(column.is_valid(row).then(|| column.as_primitive::<Float64Type>().value(row))),
         Value::Text(expected) if column.as_string::<i32>().value(row) == *expected => like.clone(),
         Value::Text(_) => Value::Text("another"),
+        Value::Mark(_) => Value::Mark(column.is_valid(row).then(|| column.as_primitive::<Int64Type>().value(row))),
+        Value::Marks(_) => {
+            let list = column.is_valid(row).then(|| column.as_list::<i32>().value(row));
+            Value::Marks(list.map_or_else(Vec::new, |list| list.as_primitive::<Int64Type>().values().to_vec()))
+        }
     }
 }
 
@@ -265,7 +300,7 @@ pub fn check_seen(
         assert_eq!(time_of(answer, view, row), time, "the event time of {place}");
         for (name, value) in expected.iter().flat_map(|(_, features)| features) {
             let column = &answer[format!("{view}.{name}").as_str()];
-            assert!(column.is_valid(row) || *value == Value::Float(None), "{name} of {place}");
+            assert!(column.is_valid(row) || value.is_null(), "{name} of {place}");
             assert_eq!(found(column, row, value), *value, "{name} of {place}");
         }
     }

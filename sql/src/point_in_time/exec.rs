@@ -25,7 +25,9 @@ use super::keys::{Integers, Keys};
 use super::latest::LatestRows;
 use super::sides::{Columns, RowSide, SpineSide};
 use super::windows::WindowSums;
-use super::{AVAILABLE_TIME, RowsAsOf, VISIBLE_TIME, added_fields, ascending, in_event_order};
+use super::{
+    AVAILABLE_TIME, RowsAsOf, VISIBLE_TIME, WRITE_POSITION, WRITE_WITHIN, added_fields, ascending, in_event_order,
+};
 
 /// Joins two sides that are spread by key and sorted: see the module's page.
 #[derive(Debug)]
@@ -65,6 +67,13 @@ impl PointInTimeExec {
         let all = |schema: &SchemaRef, names: &[&str]| -> Result<Vec<usize>> {
             Ok(names.iter().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?)
         };
+        // The newest row is known by the order of rows, the events of windows are put in order there.
+        let written = match &view.windowed {
+            Some(windowed) if windowed.keeps_order() => {
+                Some([right.index_of(WRITE_POSITION)?, right.index_of(WRITE_WITHIN)?])
+            }
+            _ => None,
+        };
         let columns = Columns {
             spine_keys: all(&left, keys)?,
             spine_time: left.index_of(time)?,
@@ -72,6 +81,7 @@ impl PointInTimeExec {
             visible: right.index_of(VISIBLE_TIME)?,
             event: right.index_of(event)?,
             available: right.index_of(AVAILABLE_TIME)?,
+            written,
             payload: all(&right, payload)?,
             sort_fields: all(&right, keys)?
                 .into_iter()

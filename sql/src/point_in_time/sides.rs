@@ -10,6 +10,7 @@ use arrow::row::SortField;
 use datafusion::error::Result;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
+use springhouse_featurestore::encoding::{RowHeader, WriteOrder};
 use springhouse_featurestore::freshness::ServingHistory;
 use springhouse_featurestore::time::Timestamp;
 
@@ -24,6 +25,8 @@ pub(super) struct Columns {
     pub(super) visible: usize,
     pub(super) event: usize,
     pub(super) available: usize,
+    /// The place in the order of writes, where windows go by it.
+    pub(super) written: Option<[usize; 2]>,
     pub(super) payload: Vec<usize>,
     pub(super) sort_fields: Vec<SortField>,
 }
@@ -69,7 +72,7 @@ impl<K: Keys> SpineSide<K> {
     pub(super) async fn next(&mut self) -> Result<Option<Questions<K>>> {
         let Some(batch) = self.stream.next().await.transpose()? else { return Ok(None) };
         let keys = take(&batch, &self.columns.spine_keys);
-        let (converted, times) = (K::convert(&self.converter, &keys)?, micros(&batch, self.columns.spine_time)?);
+        let (converted, times) = (K::convert(&self.converter, &keys)?, numbers(&batch, self.columns.spine_time)?);
         let nullable = keys.into_iter().filter(|key| key.null_count() > 0).collect();
         Ok(Some(Questions { batch, keys: converted, times, nullable, served: self.served.clone() }))
     }
@@ -106,9 +109,24 @@ pub(super) struct RowBatch<K> {
     visible: Int64Array,
     event: Int64Array,
     available: Int64Array,
+    written: Option<[Int64Array; 2]>,
 }
 
 impl<K: Keys> RowBatch<K> {
+    /// When a row happened, could be known and was written; what does not tell when was written before all others.
+    pub(super) fn at(&self, row: usize) -> RowHeader {
+        let [event_time, available_time] =
+            [&self.event, &self.available].map(|of| Timestamp::from_micros(of.value(row)));
+        let times = RowHeader::of_times(event_time, available_time);
+        match &self.written {
+            Some([position, within]) if position.is_valid(row) && within.is_valid(row) => {
+                let written = WriteOrder { position: position.value(row), within: within.value(row) };
+                RowHeader { written, ..times }
+            }
+            _ => times,
+        }
+    }
+
     /// The event time and the available time of a row.
     pub(super) fn times(&self, row: usize) -> (i64, i64) {
         (self.event.value(row), self.available.value(row))
@@ -151,9 +169,13 @@ impl<K: Keys> RowSide<K> {
         self.current = Some(Arc::new(RowBatch {
             number: self.current.as_ref().map_or(0, |before| before.number + 1),
             keys: K::convert(&self.converter, &take(&batch, &self.columns.row_keys))?,
-            visible: micros(&batch, self.columns.visible)?,
-            event: micros(&batch, self.columns.event)?,
-            available: micros(&batch, self.columns.available)?,
+            visible: numbers(&batch, self.columns.visible)?,
+            event: numbers(&batch, self.columns.event)?,
+            available: numbers(&batch, self.columns.available)?,
+            written: match self.columns.written {
+                Some([position, within]) => Some([numbers(&batch, position)?, numbers(&batch, within)?]),
+                None => None,
+            },
             batch,
         }));
         Ok(())
@@ -164,7 +186,7 @@ pub(super) fn take(batch: &RecordBatch, indices: &[usize]) -> Vec<ArrayRef> {
     indices.iter().map(|&index| Arc::clone(batch.column(index))).collect()
 }
 
-/// A time column as plain microseconds.
-fn micros(batch: &RecordBatch, index: usize) -> Result<Int64Array> {
+/// A column of numbers; of times, of their microseconds.
+fn numbers(batch: &RecordBatch, index: usize) -> Result<Int64Array> {
     Ok(cast(batch.column(index), &DataType::Int64)?.as_primitive::<Int64Type>().clone())
 }

@@ -11,6 +11,7 @@ use springhouse_featurestore::aggregate::{
     Arguments, FeatureBuilder, RunningWindows, StackedWindows, Summaries, TileLayout, Value,
 };
 use springhouse_featurestore::definition::Windowed;
+use springhouse_featurestore::encoding::RowHeader;
 use springhouse_featurestore::time::Timestamp;
 
 use super::keys::Keys;
@@ -31,15 +32,10 @@ impl Kept {
         }
     }
 
-    fn add<'a>(
-        &mut self,
-        layout: &TileLayout,
-        [event, available]: [Timestamp; 2],
-        value_of: impl Fn(usize) -> Option<Value<'a>>,
-    ) {
+    fn add<'a>(&mut self, layout: &TileLayout, at: RowHeader, value_of: impl Fn(usize) -> Option<Value<'a>>) {
         match self {
-            Self::Running(windows, _) => windows.add(layout, event, available, value_of),
-            Self::Stacked(windows) => windows.add(layout, event, available, value_of),
+            Self::Running(windows, _) => windows.add(layout, at, value_of),
+            Self::Stacked(windows) => windows.add(layout, at, value_of),
         }
     }
 
@@ -151,9 +147,7 @@ impl<K: Keys> WindowSums<K> {
                 kept.begin();
             }
             if let Some(arguments) = arguments {
-                let (event, available) = batch.times(row);
-                let times = [event, available].map(Timestamp::from_micros);
-                kept.add(layout, times, |argument| arguments.value(argument, row));
+                kept.add(layout, batch.at(row), |argument| arguments.value(argument, row));
             }
         })
     }

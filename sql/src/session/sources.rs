@@ -70,7 +70,8 @@ impl Session {
         self.register(source, events, None)
     }
 
-    /// The same for a view; where each of its rows is one event, events tell their place in the order of writes.
+    /// The same for a view; where each of its rows is one event, events tell their place in the order of writes. The rows of
+    /// a `STATIC` source have none.
     ///
     /// # Errors
     /// As [`Self::add_source`].
@@ -82,7 +83,8 @@ impl Session {
         pushed: &PushedEvents,
         store: &Arc<dyn ObjectStore>,
     ) -> Result<()> {
-        let events = self.events(source, range, history, (pushed, tells_order(view)), store).await?;
+        let tell = tells_order(view) && source.event_time != EventTime::Static;
+        let events = self.events(source, range, history, (pushed, tell), store).await?;
         self.register(source, events, None)
     }
 

@@ -1,7 +1,8 @@
 //! The order of writes (rule T5) carried through a view's query.
 //!
 //! Pushed events tell their place in it in two columns that no query names. Where each row of a view is one event they are
-//! added to what the nodes of its query pass on; a row of several events has the place that its session gives it.
+//! added to what the nodes of its query pass on; a row of several events has the place that its session gives it. The events of
+//! a windowed view have theirs where one of its aggregates goes by their order.
 
 use std::sync::Arc;
 
@@ -18,9 +19,9 @@ use springhouse_featurestore::tier::{WRITE_POSITION, WRITE_WITHIN};
 /// The two columns.
 const ORDER: [&str; 2] = [WRITE_POSITION, WRITE_WITHIN];
 
-/// Whether the events of a view's sources are to tell their place: each of its rows is one of them.
+/// Whether the events of a view's sources are to tell their place: each of its rows is one of them, and it counts.
 pub(crate) fn tells_order(view: &FeatureView) -> bool {
-    view.windowed.is_none() && !view.reaches_back() && !view.is_static()
+    view.keeps_order() && !view.reaches_back() && !view.is_static()
 }
 
 /// A source's columns, and those two.
@@ -45,9 +46,20 @@ pub(super) fn carrying(frame: DataFrame) -> QueryResult<DataFrame> {
     Ok(DataFrame::new(state, carried(&plan)?.unwrap_or(plan)))
 }
 
-/// The two columns of a view's rows: their own, or those of whoever writes them.
-pub(super) fn order_columns(frame: &DataFrame, written: WriteOrder) -> [Expr; 2] {
+/// A plan that passes the two columns on as [`carrying`] does; and them, where it has them.
+pub(crate) fn with_places(plan: LogicalPlan) -> QueryResult<(LogicalPlan, Option<[Expr; 2]>)> {
+    let plan = carried(&plan)?.unwrap_or(plan);
+    let order = order_of(plan.schema());
+    Ok((plan, order.map(|[position, within]| [position.alias(WRITE_POSITION), within.alias(WRITE_WITHIN)])))
+}
+
+/// The two columns of a view's rows: their own, or those of whoever writes them. Of events of windows that cannot tell their
+/// own nobody knows the place, so that it is the same however they came.
+pub(super) fn order_columns(view: &FeatureView, frame: &DataFrame, written: WriteOrder) -> [Expr; 2] {
     let own = order_of(frame.schema());
+    if own.is_none() && view.windowed.is_some() {
+        return no_order();
+    }
     let otherwise = [written.position, written.within];
     std::array::from_fn(|index| {
         let otherwise = lit(otherwise[index]);
@@ -65,10 +77,13 @@ fn order_of(schema: &DFSchema) -> Option<[Expr; 2]> {
     Some([column(WRITE_POSITION)?, column(WRITE_WITHIN)?])
 }
 
-/// The plan with the two columns in its result; none where a node makes rows of several others, or of none.
+/// The plan with the two columns in its result; none where a node makes rows of several others that have them, or of none.
 fn carried(plan: &LogicalPlan) -> QueryResult<Option<LogicalPlan>> {
     if order_of(plan.schema()).is_some() {
         return Ok(Some(plan.clone()));
+    }
+    if let LogicalPlan::Join(_) = plan {
+        return carried_join(plan);
     }
     let mut inputs = Vec::new();
     for input in plan.inputs() {
@@ -91,4 +106,19 @@ fn carried(plan: &LogicalPlan) -> QueryResult<Option<LogicalPlan>> {
         }
         _ => Ok(None),
     }
+}
+
+/// A join of events with rows that hold at every time has the events' two columns.
+fn carried_join(plan: &LogicalPlan) -> QueryResult<Option<LogicalPlan>> {
+    let (mut inputs, mut carrying) = (Vec::new(), 0);
+    for input in plan.inputs() {
+        let own = carried(input)?;
+        carrying += usize::from(own.is_some());
+        inputs.push(own.unwrap_or_else(|| input.clone()));
+    }
+    if carrying != 1 {
+        return Ok(None);
+    }
+    let joined = plan.with_new_exprs(plan.expressions(), inputs)?;
+    Ok(order_of(joined.schema()).is_some().then_some(joined))
 }

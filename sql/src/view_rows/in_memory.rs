@@ -1,7 +1,8 @@
-//! A view's rows sorted in memory, as its data files have them: keys, times, values, nulls first.
+//! A view's rows sorted in memory, as its data files have them: keys, times, their place in the order of writes where it
+//! counts, values, nulls first.
 //!
 //! An engine's sort takes any columns and any size. Rows that are few enough to be held are sorted several times as fast by
-//! the rank of their key and their two times; values are looked at where all of these are equal.
+//! the rank of their key and their two times; the others are looked at where all of these are equal.
 
 use std::cmp::Ordering;
 
@@ -10,7 +11,7 @@ use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::{KeyCodec, RowsByKey};
-use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, data_schema};
+use springhouse_featurestore::tier::{AVAILABLE_TIME, EVENT_TIME, WRITE_POSITION, WRITE_WITHIN, data_schema};
 use springhouse_featurestore::{Error, Result};
 
 use crate::point_in_time::ascending;
@@ -36,14 +37,15 @@ pub fn sorted_in_memory(view: &FeatureView, batches: &[RecordBatch]) -> Result<V
     let (event, available) = (column(EVENT_TIME)?, column(AVAILABLE_TIME)?);
     let times = |column: &ArrayRef| column.as_primitive::<TimestampMicrosecondType>().values().clone();
     let (event, available) = (times(&event), times(&available));
-    let values = view.row_columns().iter().map(|of| {
-        let column = column(&of.name)?;
+    let order = [WRITE_POSITION, WRITE_WITHIN].into_iter().filter(|_| view.keeps_order());
+    let others = order.chain(view.row_columns().iter().map(|of| of.name.as_str())).map(|name| {
+        let column = column(name)?;
         Ok(make_comparator(&column, &column, ascending())?)
     });
-    let values = values.collect::<Result<Vec<DynComparator>>>()?;
+    let others = others.collect::<Result<Vec<DynComparator>>>()?;
     let by_rest = |one: u32, other: u32| {
         let (one, other) = (one as usize, other as usize);
-        let compared = values.iter().map(|compare| compare(one, other));
+        let compared = others.iter().map(|compare| compare(one, other));
         compared.fold(available[one].cmp(&available[other]), Ordering::then)
     };
     let mut order: Vec<(i64, u32)> = Vec::with_capacity(by_key.rows());
@@ -92,7 +94,7 @@ mod tests {
         }
     }
 
-    type Row = (&'static str, i64, i64, i64, Option<f64>);
+    type Row = (&'static str, i64, i64, i64, Option<f64>, i64);
 
     fn batch(rows: &[Row]) -> RecordBatch {
         let times = |of: fn(&Row) -> i64| {
@@ -104,8 +106,8 @@ mod tests {
             Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.4))),
             times(|row| row.2),
             times(|row| row.3),
-            Arc::new(Int64Array::from_value(0, rows.len())),
-            Arc::new(Int64Array::from_value(0, rows.len())),
+            Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.5 / 2))),
+            Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.5 % 2))),
         ];
         RecordBatch::try_new(data_schema(&view()), columns).expect("the view's columns")
     }
@@ -117,6 +119,7 @@ mod tests {
                 (
                     proptest::sample::select(vec!["", "a", "ab", "b\0", "b"]), -2_i64..2, 0_i64..3, 0_i64..3,
                     proptest::option::of(proptest::sample::select(vec![0.0, -0.0, 1.0, f64::NAN, f64::NEG_INFINITY])),
+                    0_i64..4,
                 ),
                 0..60,
             ),
@@ -126,7 +129,7 @@ mod tests {
             let sorted = sorted_in_memory(&view(), &[batch(one), batch(other)]).expect("sorts");
             let sorted = concat_batches(&data_schema(&view()), &sorted).expect("one schema");
             let as_rows = |batch: &RecordBatch| -> Vec<Vec<u8>> {
-                let of = [0, 1, 3, 4, 2].map(|index| Arc::clone(batch.column(index)));
+                let of = [0, 1, 3, 4, 5, 6, 2].map(|index| Arc::clone(batch.column(index)));
                 let fields = of.iter().map(|column| SortField::new(column.data_type().clone())).collect();
                 let rows = RowConverter::new(fields).expect("sortable").convert_columns(&of).expect("converts");
                 rows.iter().map(|row| row.as_ref().to_vec()).collect()

@@ -6,10 +6,11 @@ use super::*;
 use crate::aggregate::EntityTiles;
 use crate::aggregate::tiles::MERGES;
 use crate::definition::{Aggregate, AggregateFunction, Column, ColumnType, ViewWindow, WindowLength, Windowed};
+use crate::encoding::WriteOrder;
 use crate::time::Span;
 
-/// An event: the second in which it happened, how much later it was known, a number and a text.
-type Event = (i64, i64, Option<f64>, Option<String>);
+/// An event: the second in which it happened, how much later it was known, a number and a text; and the place of its write.
+type Event = (i64, i64, Option<f64>, Option<String>, i64);
 
 /// What is known of an entity, in the order in which it becomes known, and when it is asked about.
 type Entity = (Vec<Event>, Vec<i64>);
@@ -63,6 +64,12 @@ fn second(second: i64) -> Timestamp {
     Timestamp::from_micros(second * 1_000_000)
 }
 
+/// When an event happened, was known and was written.
+fn at(event: &Event) -> RowHeader {
+    let written = WriteOrder { position: event.4, within: 0 };
+    RowHeader { written, ..RowHeader::of_times(second(event.0), second(event.0 + event.1)) }
+}
+
 fn value_of<'a>(event: &'a Event) -> impl Fn(usize) -> Option<Value<'a>> {
     move |argument| if argument == 0 { event.2.map(Value::Float) } else { event.3.as_deref().map(Value::Text) }
 }
@@ -72,7 +79,7 @@ fn oracle(layout: &TileLayout, events: &[Event], as_of: Timestamp) -> Vec<Summar
     let of = |window: &crate::time::Window| {
         let mut total = layout.empty();
         for event in events.iter().filter(|event| window.contains(as_of, second(event.0))) {
-            layout.add(&mut total, second(event.0), second(event.0 + event.1), value_of(event));
+            layout.add(&mut total, at(event), value_of(event));
         }
         total
     };
@@ -98,19 +105,19 @@ fn is_within_bounds(held: &StackedWindows, layout: &TileLayout, as_of: Timestamp
 fn check(layout: &TileLayout, held: &mut StackedWindows, events: &[Event], asked: &[i64]) -> Result<(), TestCaseError> {
     held.clear();
     let mut next = 0;
-    for at in asked {
-        while next < events.len() && events[next].0 + events[next].1 <= *at {
+    for time in asked {
+        while next < events.len() && events[next].0 + events[next].1 <= *time {
             let event = &events[next];
-            held.add(layout, second(event.0), second(event.0 + event.1), value_of(event));
+            held.add(layout, at(event), value_of(event));
             next += 1;
         }
-        let expected = oracle(layout, &events[..next], second(*at));
-        let newest = events[..next].iter().map(|event| (second(event.0), second(event.0 + event.1))).max();
+        let expected = oracle(layout, &events[..next], second(*time));
+        let newest = events[..next].iter().map(|event| at(event).times()).max();
         prop_assert_eq!(held.newest(), newest);
-        let answer = held.windows(layout, second(*at));
-        prop_assert_eq!(answer, expected.as_slice(), "at {}", at);
-        prop_assert_eq!(bytes(layout, answer), bytes(layout, &expected), "at {}", at);
-        prop_assert!(is_within_bounds(held, layout, second(*at)));
+        let answer = held.windows(layout, second(*time));
+        prop_assert_eq!(answer, expected.as_slice(), "at {}", time);
+        prop_assert_eq!(bytes(layout, answer), bytes(layout, &expected), "at {}", time);
+        prop_assert!(is_within_bounds(held, layout, second(*time)));
     }
     Ok(())
 }
@@ -143,9 +150,9 @@ fn events(step: i64, most: usize) -> impl Strategy<Value = Vec<Event>> {
         6 => (-20_i32..20).prop_map(|tenths| f64::from(tenths) / 10.0),
         1 => prop_oneof![Just(1e300), Just(f64::NAN), Just(f64::NEG_INFINITY), Just(-0.0)],
     ];
-    let values = (late, proptest::option::of(number), proptest::option::of("[a-c]{1,2}"));
+    let values = (late, proptest::option::of(number), proptest::option::of("[a-c]{1,2}"), 0_i64..4);
     (times(step, most), proptest::collection::vec(values, most)).prop_map(|(times, values)| {
-        let event = |(at, (late, number, text))| (at, late, number, text);
+        let event = |(at, (late, number, text, position))| (at, late, number, text, position);
         times.into_iter().zip(values).map(event).collect()
     })
 }
@@ -203,7 +210,7 @@ fn dense(count: i64, apart: i64, late: i64) -> Vec<Event> {
             let value = if draw.is_multiple_of(3) { draw % 7 } else { draw % 2_500 };
             let delay = if late > 0 { i64::try_from(draw).expect("31 bits") % late } else { 0 };
             let number_of = u32::try_from(value).expect("small");
-            (number * apart, delay, Some(f64::from(number_of) / 8.0), Some(format!("v{value}")))
+            (number * apart, delay, Some(f64::from(number_of) / 8.0), Some(format!("v{value}")), 0)
         })
         .collect();
     events.sort_by_key(|event| (event.0 + event.1, event.0));
@@ -231,7 +238,7 @@ fn a_question_costs_the_same_in_a_window_of_any_length() {
         // Three months of an event in each tile, of which a part is asked about.
         for tile in 0..90 * 288_i64 {
             let at = second(tile * 300 + 1);
-            held.add(&layout, at, at, |_| Some(Value::Signed(tile % 1_000)));
+            held.add(&layout, RowHeader::of_times(at, at), |_| Some(Value::Signed(tile % 1_000)));
             if tile % (90 * 288 / questions) == 0 {
                 held.windows(&layout, at);
             }
@@ -252,7 +259,7 @@ fn a_month_of_five_minute_tiles_has_five_levels() {
     let mut held = StackedWindows::default();
     let mut most = 0;
     for at in (0..70 * 86_400_i64).step_by(300) {
-        held.add(&layout, second(at + 1), second(at + 1), |_| None);
+        held.add(&layout, RowHeader::of_times(second(at + 1), second(at + 1)), |_| None);
         let expected = (at / 300 + 1).min(30 * 288 + 1);
         assert_eq!(held.windows(&layout, second(at + 1))[0][0].count(), expected.unsigned_abs());
         most = most.max(held.windows[0].levels.len());
@@ -267,11 +274,11 @@ fn tiles_and_stacked_windows_agree() {
     let layout = layout(300, &[("3 days", 1), ("9 days", 288)], &everything());
     let (mut tiles, mut held) = (EntityTiles::default(), StackedWindows::default());
     for event in dense(3_000, 600, 0) {
-        let at = second(event.0);
-        tiles.add(&layout, at, at, value_of(&event));
-        held.add(&layout, at, at, value_of(&event));
+        tiles.add(&layout, at(&event), value_of(&event));
+        held.add(&layout, at(&event), value_of(&event));
         if event.0 % 9_000 == 0 {
-            assert_eq!(held.windows(&layout, at), tiles.windows(&layout, at));
+            let as_of = second(event.0);
+            assert_eq!(held.windows(&layout, as_of), tiles.windows(&layout, as_of));
         }
     }
 }
