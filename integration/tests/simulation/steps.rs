@@ -97,6 +97,7 @@ impl World {
             Fault::Poison => self.poison().await,
             Fault::PowerCut => self.crash(End::PowerCut).await,
             Fault::RefreshClock => self.drift(),
+            Fault::SetAside => self.set_aside().await,
             Fault::Takers => self.take_over().await,
             Fault::Watermark => self.watermark().await,
             Fault::Wrong => self.wrong().await,
