@@ -14,9 +14,11 @@
 mod history;
 mod log;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -32,8 +34,8 @@ pub use log::{
 
 use crate::Result;
 use crate::catalog::Signature;
-use crate::definition::{FeatureView, Pinned, Source};
-use crate::tier::{DataFile, KeyedRow, Mark, ViewCommit};
+use crate::definition::{FeatureView, Source};
+use crate::tier::{DataFile, KeyedRow, Mark, ViewCommit, places_of, tells_places};
 use crate::time::Timestamp;
 
 /// What a producer says about a batch of events: the JSON in the `app_metadata` of a Flight message. All of it is
@@ -215,13 +217,6 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// The producers of all sources that are left out of watermarks because they say nothing any more.
     fn silent_producers(&self) -> Vec<ProducerState>;
 
-    /// Since when and why a view takes no pushes any more, though they are durable: its query failed on too many in a row.
-    fn given_up(&self, view: &Pinned) -> Option<(Timestamp, String)> {
-        // Whoever only hands events on gives no view up.
-        let _ = view;
-        None
-    }
-
     /// The rows of a view that a tier at this mark lacks of what was pushed, or the first of them: a view that is loaded anew
     /// has them from the start. Storage may be read.
     ///
@@ -279,7 +274,11 @@ pub struct Lacking {
     pub more: bool,
 }
 
-/// Pushed events by their source: those on object storage, and those that are only in the log.
+/// The places of some events.
+pub type EventPlaces = BTreeSet<EventPlace>;
+
+/// Pushed events by their source: those on object storage, and those that are only in the log. Whoever reads what was pushed
+/// for a view leaves out what is set aside of it, here and nowhere else.
 #[derive(Debug, Clone, Default)]
 pub struct PushedEvents {
     /// Data files.
@@ -288,12 +287,40 @@ pub struct PushedEvents {
     pub until: Option<u64>,
     /// Batches.
     pub batches: BTreeMap<String, Vec<RecordBatch>>,
+    /// The places of events among them that do not count.
+    pub left_out: Arc<EventPlaces>,
 }
 
 impl PushedEvents {
     /// The position after which a file's events do not count, if there are such.
     pub fn cut(&self, file: &DataFile) -> Option<u64> {
         self.until.filter(|until| file.positions.is_some_and(|range| *until < range.until))
+    }
+
+    /// The same, without the events at some places.
+    #[must_use]
+    pub fn leaving_out(self, left_out: &Arc<EventPlaces>) -> Self {
+        Self { left_out: Arc::clone(left_out), ..self }
+    }
+
+    /// Whether some of a file's events do not count because of their places.
+    pub fn leaves_out_of(&self, file: &DataFile) -> bool {
+        let place = |position, within| EventPlace { position, within };
+        let Some(range) = file.positions else { return !self.left_out.is_empty() };
+        self.left_out.range(place(range.after.saturating_add(1), 0)..=place(range.until, u64::MAX)).next().is_some()
+    }
+
+    /// Those of a batch's events that count. A batch whose events do not tell their places has no others.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`] when some of the places are not told.
+    pub fn counted_of(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        if self.left_out.is_empty() || !tells_places(batch) {
+            return Ok(batch.clone());
+        }
+        let counted: BooleanArray =
+            places_of(batch)?.iter().map(|place| Some(!self.left_out.contains(place))).collect();
+        Ok(filter_record_batch(batch, &counted)?)
     }
 
     /// Whether there are any of a source.

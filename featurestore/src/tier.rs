@@ -50,8 +50,8 @@ pub use only_files::OnlyFiles;
 pub use reference::ReferenceTier;
 pub use retired::Retired;
 pub use set_aside::{
-    MOST_SET_ASIDE, REASON, SET_ASIDE_AT, SetAside, SetAsideEvents, places_of, read_set_aside, reasons_of,
-    with_reasons, write_set_aside,
+    Beyond, MOST_BEYOND, MOST_SET_ASIDE, REASON, SET_ASIDE_AT, SetAside, SetAsideEvents, places_of, read_set_aside,
+    reasons_of, tells_places, with_reasons, write_set_aside,
 };
 
 pub use crate::object_storage::open_store;

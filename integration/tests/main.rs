@@ -28,6 +28,7 @@ mod power_cut;
 mod project;
 mod push;
 mod pushed_files;
+mod reach;
 mod s3;
 mod schedule;
 mod security;

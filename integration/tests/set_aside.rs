@@ -7,12 +7,13 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::Int64Type;
 use futures::TryStreamExt;
-use springhouse_featurestore::ErrorKind;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
 use springhouse_featurestore::push::{EventPlace, EventSink, PushHeader};
-use springhouse_featurestore::tier::{BackfillAsked, ObjectStore, ViewCommitKind, ViewLogState, places_of, reasons_of};
+use springhouse_featurestore::tier::{
+    BackfillAsked, Beyond, MOST_SET_ASIDE, ObjectStore, ViewCommitKind, ViewLogState, places_of, reasons_of,
+};
 use springhouse_featurestore::time::Span;
 use springhouse_materializer::training_set::{AsOf, RowsFrom, TrainingSetRequest};
 use springhouse_serving::features::ViewState;
@@ -106,7 +107,7 @@ impl Rated {
 }
 
 /// Writes what ann's, bob's and cid's payments are divided by.
-fn write_rates(project: &TestProject, bob: i64) {
+pub fn write_rates(project: &TestProject, bob: i64) {
     let customers: ArrayRef = Arc::new(StringArray::from(vec!["ann", "bob", "cid"]));
     let rates: ArrayRef = Arc::new(Int64Array::from(vec![2, bob, 1]));
     let rows = RecordBatch::try_from_iter_with_nullable([("customer", customers, true), ("rate", rates, true)]);
@@ -318,34 +319,87 @@ async fn events_are_let_go_by_somebody_who_says_why() {
 }
 
 #[tokio::test]
-async fn a_view_that_fails_on_one_event_after_another_is_given_up_by_itself_until_it_passes() {
+async fn whoever_pushes_nothing_but_failing_events_costs_nobody_elses_anything() {
     let rated = Rated::new(0).await;
     let server = rated.server().await;
-    let events: Vec<Event> = (0..150).map(|second| ("bob", 700 + second, 0, Some(5.0))).collect();
-    assert_eq!(push(&server, 1, &events).await, ["shares"]);
-    let plan = server.features.plan("sharing").expect("defined");
-    let error = server.features.lookup_with(&plan, &keys("ann")).expect_err("nobody knows");
-    let text = error.chain();
-    assert!(error.kind() == ErrorKind::Unavailable && text.contains("shares"), "{text}");
-    assert!(text.contains("its query fails") && !text.contains("Divide by zero"), "who reads sees no values: {text}");
+    for sequence in 1..=3 {
+        let events: Vec<Event> = (0..150).map(|second| ("bob", 700 + second, 0, Some(5.0))).collect();
+        push(&server, sequence, &events).await;
+    }
+    // In one push with good events, and in one after it, a bad event costs only itself.
+    push(&server, 4, &PUSHED).await;
+    push(&server, 5, &[("cid", 903, 903, Some(7.0))]).await;
+    server.features.follow(&()).await.expect("has them, however long it took to tell them apart");
+    assert_eq!(["ann", "bob", "cid"].map(|user| share_of(&server, user)), [Some(9), None, Some(7)]);
     let total = &server.lookup(&[Some("bob")])["spending.payments_2d"];
-    assert_eq!(total.as_primitive::<Int64Type>().value(0), 150, "other views have them");
-    let states: BTreeMap<String, ViewState> =
-        server.features.status().expect("known").views.into_iter().map(|of| (of.view, of.state)).collect();
-    let unavailable: Vec<&String> =
-        states.iter().filter(|(_, state)| state.is_unavailable()).map(|(view, _)| view).collect();
-    assert_eq!(unavailable, [&rated.view.pinned().to_string()]);
-    // Others are flushed; of this one nothing is committed that is not so.
-    assert!(server.pushes.flush().await.is_err());
-    server.features.follow(&()).await.expect("follows");
-    assert_eq!(rated.log().await.set_aside.events, 0);
-    write_rates(&rated.project, 5);
-    server.features.follow(&()).await.expect("the rest are applied");
-    assert_eq!(share_of(&server, "bob"), Some(50));
+    assert_eq!(total.as_primitive::<Int64Type>().value(0), 451, "other views have them");
     server.pushes.flush().await.expect("flushes");
-    assert_eq!(rated.log().await.set_aside.events, 100);
-    assert_eq!(rated.retry().await, (100, 0));
-    rated.check(&server, &[("ann", Some(2)), ("bob", Some(150))]).await;
+    server.features.follow(&()).await.expect("follows");
+    let states: Vec<ViewState> =
+        server.features.status().expect("known").views.into_iter().map(|of| of.state).collect();
+    assert!(!states.iter().any(ViewState::is_unavailable), "{states:?}");
+    assert_eq!(rated.log().await.set_aside.events, 451);
+    write_rates(&rated.project, 5);
+    assert_eq!(rated.retry().await, (451, 0));
+    rated.check(&server, &[("ann", Some(9)), ("bob", Some(460)), ("cid", Some(7))]).await;
+}
+
+#[tokio::test]
+async fn more_failing_events_than_a_table_has_are_committed_and_counted_when_they_pass() {
+    let rated = Rated::new(0).await;
+    let server = rated.server().await;
+    let many: Vec<Event> = (0..12_000).map(|at| ("bob", 100 + at / 20, 0, Some(5.0))).collect();
+    push(&server, 1, &many).await;
+    server.pushes.flush().await.expect("flushes, however many they are");
+    server.features.follow(&()).await.expect("follows");
+    assert!(push(&server, 2, &[("ann", 900, 900, Some(8.0))]).await.is_empty(), "it goes on");
+    assert_eq!(share_of(&server, "ann"), Some(6));
+    server.pushes.flush().await.expect("flushes");
+    let log = rated.log().await;
+    let beyond: u64 = log.set_aside.beyond.iter().map(Beyond::events).sum();
+    assert_eq!((log.set_aside.events, log.set_aside.files["paid"].rows, beyond), (12_000, MOST_SET_ASIDE, 2_000));
+    write_rates(&rated.project, 5);
+    assert_eq!(rated.retry().await, (12_000, 0));
+    rated.check(&server, &[("ann", Some(6)), ("bob", Some(12_000))]).await;
+}
+
+#[tokio::test]
+async fn a_view_that_is_defined_later_does_without_an_old_event_on_which_it_fails() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(4.0))]);
+    write_rates(&project, 0);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    let server = Server::start_on(&project, &project.store, 1 << 20).await;
+    push(&server, 1, &[("cid", 890, 890, Some(7.0))]).await;
+    push(&server, 2, &PUSHED).await;
+    push(&server, 3, &[("cid", 910, 910, Some(1.0)), ("bob", 911, 911, Some(5.0))]).await;
+    server.pushes.flush().await.expect("flushes");
+    let state = project.apply(&(definitions() + SHARES)).await.expect("valid definitions");
+    let view = state.live_views().into_iter().find(|view| view.name == "shares").expect("defined").clone();
+    let done = project.jobs().refresh(&state, &view).await.expect("two events are nobody else's");
+    assert_eq!((done.set_aside, done.rows), (2, 5));
+    let rated = Rated { project, state, view };
+    assert_eq!(rated.set_aside().await.0, [(2, 1), (3, 1)]);
+    rated.check(&server, &[("ann", Some(9)), ("bob", None), ("cid", Some(8))]).await;
+    write_rates(&rated.project, 5);
+    assert_eq!(rated.retry().await, (2, 0));
+    rated.check(&server, &[("ann", Some(9)), ("bob", Some(11)), ("cid", Some(8))]).await;
+}
+
+#[tokio::test]
+async fn a_backfill_leaves_out_an_event_on_which_the_view_still_fails() {
+    let rated = Rated::new(0).await;
+    let server = rated.server().await;
+    push(&server, 1, &PUSHED).await;
+    server.pushes.flush().await.expect("flushes");
+    let asked = BackfillAsked { from: None, until: None, every: Span::from_secs(86_400) };
+    rated.project.jobs().backfill(&rated.state, &rated.view, asked, &()).await.expect("backfills");
+    assert_eq!(rated.set_aside().await.0, [(1, 1)]);
+    rated.check(&server, &[("ann", Some(9)), ("bob", None)]).await;
+    write_rates(&rated.project, 5);
+    assert_eq!(rated.retry().await, (1, 0));
+    rated.check(&server, &[("ann", Some(9)), ("bob", Some(10))]).await;
 }
 
 #[tokio::test]

@@ -6,12 +6,16 @@
 //! are left. Files that hold rows both in the stretch and outside are written again without the former. Until the commit
 //! nobody sees any of it; after it the tiers load the view as a new generation, so no reader sees a mixture.
 //!
+//! Events that are set aside are tried again when it begins: those on which the view's query still fails are left out.
+//!
 //! What is known is as of the commit that the backfill began from: history until its last refresh, and the pushes that
 //! are committed, whatever their times. What refreshes and pushes have committed since stays, and wins over rows of the same
 //! times; only where flushes have brought events that it reads in history too, and that are one (rule T12), it is to be run
 //! again. New files whose rows the next refresh takes in by itself are left to it, so that each counts once.
 //!
 //! Ranges follow the data: where the stretch would be cut into many, it is looked once which of them have rows.
+
+mod left_out;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,8 +28,8 @@ use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
-    Backfill, BackfillAsked, BackfillLog, BackfillPlan, DataFile, HistoryFiles, Progress, ViewCommit, ViewCommitKind,
-    ViewLog, ViewLogState,
+    Backfill, BackfillAsked, BackfillLog, BackfillPlan, Beyond, DataFile, HistoryFiles, Progress, ViewCommit,
+    ViewCommitKind, ViewLog, ViewLogState,
 };
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
@@ -134,17 +138,14 @@ impl Jobs {
         }
         let log = BackfillLog::new(self.store().clone(), &view.pinned());
         let backfill = self.begin(catalog, view, (asked, reset), &log).await?;
-        let plan = backfill.plan.clone();
         let resumed = backfill.done.len();
         if resumed > 0 {
             tracing::info!(view = %view.name, ranges = resumed, "going on with the backfill that was cut off");
         }
-        let pushed = self.pushed().events_until(plan.pushed).await?;
-        let backfill = Mutex::new(backfill);
-        self.compute(catalog, view, &pushed, (&log, &backfill), progress).await?;
-        let backfill = backfill.into_inner();
+        let backfill = self.computed(catalog, view, (&log, backfill), progress).await?;
         let commit = self.commit_backfill(catalog, view, &backfill).await?;
         log.committed(&backfill, commit).await?;
+        let plan = &backfill.plan;
         let rows = backfill.done.values().flatten().map(|file| file.rows).sum();
         tracing::info!(view = %view.name, rows, from = %plan.from, until = %plan.until, "backfilled");
         let (from, until) = (plan.from, plan.until);
@@ -178,9 +179,11 @@ impl Jobs {
         if state.number == 0 {
             self.refuse_pushed(view).await?;
         }
-        let pushed = self.pushed().events_until(state.pushed).await?;
+        let left_out = self.left_out_of_backfill(catalog, view, (&state, asked.is_whole())).await?;
+        let places = Arc::new(left_out.iter().flat_map(Beyond::places).collect());
+        let pushed = self.pushed().events_until(state.pushed).await?.leaving_out(&places);
         let plan = self.plan(catalog, view, (asked, reset), (&state, &pushed), history).await?;
-        log.begin(plan).await
+        log.begin(BackfillPlan { left_out, ..plan }).await
     }
 
     /// What was pushed before a view's first commit is taken by its first refresh alone.
@@ -233,7 +236,8 @@ impl Jobs {
         }
         let (base, pushed) = (state.number, state.pushed);
         let none = HistoryFiles::new();
-        let plan = BackfillPlan { asked, from, until, known, base, pushed, history: none, cut: None, reset };
+        let left_out = Vec::new();
+        let plan = BackfillPlan { asked, from, until, known, base, pushed, history: none, cut: None, left_out, reset };
         let kind = usize::from(!view.reaches_back());
         let mut cut = None;
         if plan.even_ranges() > FEW_RANGES[kind] as u64 {
@@ -275,7 +279,6 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
-        pushed: &PushedEvents,
         (log, backfill): (&BackfillLog, &Mutex<Backfill>),
         progress: &dyn Progress,
     ) -> Result<()> {
@@ -283,9 +286,11 @@ impl Jobs {
             let backfill = backfill.lock().await;
             (backfill.plan.clone(), backfill.done.clone())
         };
+        let left_out = Arc::new(plan.left_out.iter().flat_map(Beyond::places).collect());
+        let pushed = self.pushed().events_until(plan.pushed).await?.leaving_out(&left_out);
         let left = plan.ranges().into_iter().enumerate().filter(|(index, _)| !done.contains_key(index));
         let left: Vec<(usize, EventTimes)> = left.collect();
-        let sources = Sources { catalog, store: self.store(), pushed };
+        let sources = Sources { catalog, store: self.store(), pushed: &pushed };
         for ranges in left.chunks(MOST_RANGES) {
             self.compute_ranges(&sources, view, (&plan, ranges), (log, backfill), progress).await?;
         }

@@ -93,10 +93,11 @@ impl Jobs {
                 some => late_events = some.unwrap_or(0),
             }
         }
+        let is_pushed = view.sources.iter().any(|source| pushed.knows(&source.name));
         let rows_before = state.files.iter().map(|(_, file)| file.rows).sum();
         let compared = match self.compared(catalog, view, state, now, pushed, until).await {
-            // Of events that are set aside, and on which the view's query fails, it cannot be told.
-            Err(error) if error.kind() == ErrorKind::Invalid && state.set_aside.events > 0 => Compared::Unknown,
+            // Of pushed events on which the view's query fails now it cannot be told.
+            Err(error) if error.kind() == ErrorKind::Invalid && is_pushed => Compared::Unknown,
             compared => compared?,
         };
         let (rows_now, rows_changed) = match compared {
@@ -199,7 +200,8 @@ impl Jobs {
                 // What a push found when it came is not what would be found today.
                 return Ok(Compared::Unknown);
             }
-            events = self.pushed().events_until(state.pushed).await?;
+            let left_out = self.left_out(&state.set_aside).await?;
+            events = self.pushed().events_until(state.pushed).await?.leaving_out(&left_out);
         }
         let sources = Sources { catalog, store: self.store(), pushed: &events };
         let session = self.seeing(self.session()?, catalog, view, now)?;

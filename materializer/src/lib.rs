@@ -18,6 +18,7 @@
 //! 6. [`schedule`] — every view refreshed by its `REFRESH EVERY`.
 //! 7. [`audit`] — the same rows looked up online at their own time, compared value by value.
 
+mod at_fault;
 pub mod audit;
 pub mod backfill;
 pub mod check;

@@ -12,6 +12,8 @@
 //! dropped had no rows. But rows of a view that reaches back say that they come after the pushes which were known, a retry's as the
 //! refresh's do, and could say the same place: the refresh is computed anew.
 //!
+//! *A refresh that sets events aside* tells of all that are: where others have changed that meanwhile it is computed anew.
+//!
 //! *Views that reach back* (`LOOKBACK`) need nothing more. A refresh lists history before it looks which pushes there are. A
 //! flush that it does not know of computes the rows of its pushes after that, from no less history, and its rows win.
 //!
@@ -41,8 +43,10 @@ pub(crate) const ATTEMPTS_ON_TOP: usize = 64;
 struct Computed {
     /// Whether pushes are part of it;
     takes_pushes: bool,
-    /// and whether its rows reach back to other events.
+    /// whether its rows reach back to other events;
     reaches_back: bool,
+    /// and whether it says which events are set aside.
+    sets_aside: bool,
 }
 
 /// What commits leave of what was computed before them.
@@ -57,7 +61,10 @@ enum Left {
 }
 
 /// What these commits leave of it.
-fn left_by(Computed { takes_pushes, reaches_back }: Computed, commits: &[(u64, ViewCommit)]) -> Left {
+fn left_by(Computed { takes_pushes, reaches_back, sets_aside }: Computed, commits: &[(u64, ViewCommit)]) -> Left {
+    if sets_aside && commits.iter().any(|(_, commit)| commit.set_aside.is_some()) {
+        return Left::Nothing;
+    }
     let leaves = |kind| match kind {
         ViewCommitKind::Compact | ViewCommitKind::Drop => true,
         ViewCommitKind::Push => !takes_pushes,
@@ -100,7 +107,8 @@ impl Jobs {
                 Err(error) if error.kind() == ErrorKind::Conflict => error,
                 done => return done,
             };
-            let computed = Computed { takes_pushes: commit.pushed.is_some(), reaches_back: view.reaches_back() };
+            let (takes_pushes, sets_aside) = (commit.pushed.is_some(), commit.set_aside.is_some());
+            let computed = Computed { takes_pushes, reaches_back: view.reaches_back(), sets_aside };
             let newest = self.newest_right(catalog, (view, log), (&base, &read), computed).await?;
             let Some(newest) = newest else { return Err(conflict) };
             let commits = newest.number - base.commit;
@@ -140,7 +148,7 @@ impl Jobs {
 
 #[cfg(test)]
 mod tests {
-    use springhouse_featurestore::tier::PushedRange;
+    use springhouse_featurestore::tier::{PushedRange, SetAside};
 
     use super::*;
 
@@ -171,6 +179,11 @@ mod tests {
         // Two rows of several events would say the same place in the order of writes.
         let reaches_back = Computed { reaches_back: true, ..Computed::default() };
         assert_eq!(left_by(reaches_back, &[(8, commit(Retry, at(1)))]), Left::Nothing);
+        // Two tables of what is set aside would be one.
+        let flush = ViewCommit { set_aside: Some(SetAside::default()), ..commit(Push, at(1)) };
+        let sets_aside = Computed { sets_aside: true, ..Computed::default() };
+        assert_eq!(left_by(sets_aside, &[(8, flush)]), Left::Nothing);
+        assert_eq!(left_by(sets_aside, &[(8, commit(Push, at(1)))]), Left::Right);
     }
 
     #[test]

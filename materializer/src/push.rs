@@ -1,6 +1,6 @@
 //! Push: events that producers send live.
 //!
-//! One push's way: checked against its source ([`accept`]), and tried against the queries of its views ([`set_aside`]);
+//! One push's way: checked against its source ([`accept`]), and tried against the queries of its views ([`tried`]);
 //! written to the log with all others that wait, in one synced write; applied to every view of its source ([`apply`]), while
 //! the next are written; acknowledged. What a view lacks comes to it beside them ([`lacking`]). By size or time the
 //! log is flushed to object storage ([`flush`]), as events beside the history and as a commit of each view's rows.
@@ -15,8 +15,10 @@ mod due;
 mod fence;
 mod flush;
 mod lacking;
+mod left_out;
 mod producers;
 mod set_aside;
+mod tried;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, Weak};
@@ -312,11 +314,6 @@ impl EventSink for Pushes {
 
     fn silent_producers(&self) -> Vec<ProducerState> {
         self.shared.log.producers(None).into_iter().filter(|producer| producer.silent).collect()
-    }
-
-    fn given_up(&self, view: &Pinned) -> Option<(Timestamp, String)> {
-        // Who has been passed follows commits alone, as they come.
-        self.shared.set_aside.given_up(view).filter(|_| !self.shared.fence.is_lost())
     }
 
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {

@@ -1,6 +1,8 @@
 //! Refresh: the rows of a view that became visible since its watermark, as one commit of data and watermark.
 //!
 //! A refresh at time T of a view with watermark W commits the rows with visible time in (W, T] and the watermark T.
+//! Where a view's refreshes read again what was pushed, they leave out what is set aside; and a pushed event on which the view's
+//! query fails is found ([`crate::at_fault`]) and set aside by the same commit. A row of history on which it fails is an error.
 //! What is pushed to a view's sources comes to it otherwise ([`crate::push`]): the first refresh takes what has been
 //! pushed before, later ones read history alone, and the watermark is no later than the producers'. A view whose rows lie
 //! ahead of their events (the end of an hour) has all pushes by its refreshes, once their time has come.
@@ -11,17 +13,18 @@
 
 use std::collections::BTreeSet;
 
+use futures::TryStreamExt;
 use serde::Serialize;
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::object_storage::written_at;
 use springhouse_featurestore::push::{PushHistoryState, PushedEvents};
 use springhouse_featurestore::tier::{
-    DataFile, HistoryFiles, PushedRange, Restated, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
+    DataFile, HistoryFiles, PushedRange, Restated, SetAside, ViewCommit, ViewCommitKind, ViewLog, ViewLogState,
 };
 use springhouse_featurestore::time::{Span, Timestamp};
+use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::view_rows::{RowStream, Sources, oldest_event, rows_between, view_rows};
 
 use crate::Jobs;
@@ -45,6 +48,9 @@ pub struct Refreshed {
     /// Those of the rows that came late, in new files: they had been known by the last refresh.
     #[serde(skip_serializing_if = "is_zero")]
     pub appeared: u64,
+    /// The pushed events that it set aside, since the view's query fails on them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub set_aside: u64,
     /// What of history is not what was committed, from when it was found until a backfill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restated: Option<Restated>,
@@ -59,6 +65,14 @@ pub struct Refreshed {
     /// has not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_ahead: Option<Span>,
+}
+
+/// What a refresh reads: what was pushed, and the files of history, until a time.
+#[derive(Debug, Clone, Copy)]
+struct Read<'a> {
+    history: &'a PushHistoryState,
+    files: &'a HistoryFiles,
+    now: Timestamp,
 }
 
 /// A clock that is further ahead of object storage's is wrong. Clocks that are kept differ by milliseconds, and a store that
@@ -126,6 +140,7 @@ impl Jobs {
             watermark: now,
             late: 0,
             appeared: 0,
+            set_aside: 0,
             restated: state.restated.clone(),
             held_back: None,
             committed: false,
@@ -148,8 +163,10 @@ impl Jobs {
         let past = self.past(catalog, (view, log), &state, &read, &history).await?;
         done.late = past.late + self.count_late(catalog, view, &state, (&history, &read), now).await?;
         done.appeared = past.appeared.as_ref().map_or(0, |file| file.rows);
-        let mut files = self.write_rows(catalog, (view, log), &state, (&history, &read), now).await?;
+        let from = Read { history: &history, files: &read, now };
+        let (mut files, set_aside) = self.write_good_rows(catalog, (view, log), &state, from).await?;
         files.extend(past.appeared);
+        done.set_aside = set_aside.as_ref().map_or(0, |table| table.events.saturating_sub(state.set_aside.events));
         done.rows = files.iter().map(|file| file.rows).sum();
         done.watermark = watermark;
         let kind = if view.is_static() { ViewCommitKind::Replace } else { ViewCommitKind::Refresh };
@@ -163,6 +180,7 @@ impl Jobs {
             late: done.late,
             history: (read != state.history).then_some(read),
             restated: past.restated,
+            set_aside,
             files,
             signed: anew.cloned(),
             ..ViewCommit::new(at, kind, watermark)
@@ -218,33 +236,71 @@ impl Jobs {
         self.count_rejected(catalog, view, &pushed, read, (state.read_until, now)).await
     }
 
-    /// Computes and writes the new rows; without any there is no file.
-    async fn write_rows(
+    /// Computes and writes the new rows; without any there is no file. Pushed events on which the view's query fails are set
+    /// aside: what the commit then says of those that are.
+    async fn write_good_rows(
         &self,
         catalog: &CatalogState,
         (view, log): (&FeatureView, &ViewLog),
         state: &ViewLogState,
-        (history, read): (&PushHistoryState, &HistoryFiles),
-        now: Timestamp,
-    ) -> Result<Vec<DataFile>> {
+        read: Read<'_>,
+    ) -> Result<(Vec<DataFile>, Option<SetAside>)> {
         // Rows that reach back do so to pushed events too; to commit such a row again changes nothing (rule T5).
-        let reads_pushes = state.number == 0 || view.reaches_back() || view.ahead;
-        let pushed = if reads_pushes { history.events() } else { PushedEvents::default() };
-        let sources = Sources { catalog, store: self.store(), pushed: &pushed };
+        if !(state.number == 0 || view.reads_pushes_again()) {
+            let none = PushedEvents::default();
+            return Ok((self.write_new_rows(catalog, (view, log), state, read, &none).await?, None));
+        }
+        let left_out = self.left_out(&state.set_aside).await?;
+        let pushed = read.history.events().leaving_out(&left_out);
+        let error = match self.write_new_rows(catalog, (view, log), state, read, &pushed).await {
+            Err(error) if error.kind() == ErrorKind::Invalid => error,
+            files => return Ok((files?, None)),
+        };
+        let attempt = move |pushed: PushedEvents| async move {
+            let rows = self.new_rows(catalog, view, state, read, &pushed).await?;
+            rows.try_for_each(|_| std::future::ready(Ok(()))).await
+        };
+        let found = self.at_fault(view, read.history, (left_out, error), attempt).await?;
+        let pushed = read.history.events().leaving_out(&found.left_out);
+        let files = self.write_new_rows(catalog, (view, log), state, read, &pushed).await?;
+        Ok((files, Some(self.table_with(catalog, view, (log, state), found.aside).await?)))
+    }
+
+    async fn write_new_rows(
+        &self,
+        catalog: &CatalogState,
+        (view, log): (&FeatureView, &ViewLog),
+        state: &ViewLogState,
+        read: Read<'_>,
+        pushed: &PushedEvents,
+    ) -> Result<Vec<DataFile>> {
+        let rows = self.new_rows(catalog, view, state, read, pushed).await?;
+        self.write_file(view, log, state, rows).await
+    }
+
+    /// Computes the new rows, of history and of some pushed events.
+    async fn new_rows(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        state: &ViewLogState,
+        Read { history, files, now }: Read<'_>,
+        pushed: &PushedEvents,
+    ) -> Result<RowStream> {
+        let sources = Sources { catalog, store: self.store(), pushed };
         let written = WriteOrder::of_commit(history.until.max(state.pushed), state.number + 1);
-        let mut session = self.seeing(self.session()?, catalog, view, read)?.writing(written);
+        let mut session = self.seeing(self.session()?, catalog, view, files)?.writing(written);
         if state.number > 0 && !view.reaches_back() {
-            let new_in = NewIn { files: read, since: state.read_until, until: now, read };
+            let new_in = NewIn { files, since: state.read_until, until: now, read: files };
             session = self.seeing_new(session, catalog, view, state, new_in).await?;
         }
         // The first refresh takes what has been pushed, whatever the clocks of those who pushed say.
-        let rows = if state.number == 0 && !pushed.files.is_empty() && !view.is_static() {
-            rows_between(&session, &sources, view, (Timestamp::MIN, Timestamp::MAX), now).await?
+        if state.number == 0 && !pushed.files.is_empty() && !view.is_static() {
+            rows_between(&session, &sources, view, (Timestamp::MIN, Timestamp::MAX), now).await
         } else {
             let since = self.since(catalog, view, state, history).await?;
-            view_rows(&session, &sources, view, since, now).await?
-        };
-        self.write_file(view, log, state, rows).await
+            view_rows(&session, &sources, view, since, now).await
+        }
     }
 
     /// After what time rows are computed: that until which was read before. Rows that lie ahead of their events come to no view

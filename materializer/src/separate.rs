@@ -2,7 +2,7 @@
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{filter_record_batch, not};
-use springhouse_featurestore::push::{EventPlace, PushEntry, SetAsidePlaces, WhySetAside};
+use springhouse_featurestore::push::{EventPlace, EventPlaces, PushEntry, SetAsidePlaces, WhySetAside};
 use springhouse_featurestore::tier::places_of;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 
@@ -17,48 +17,72 @@ pub(crate) struct Failed {
 /// What was found of some events.
 #[derive(Debug)]
 pub(crate) struct Separated {
-    /// Those that the query takes, in groups that it takes together.
+    /// Those that the query takes, in groups that it takes together, each after those before it.
     pub(crate) good: Vec<Vec<PushEntry>>,
     /// Those on which it fails.
     pub(crate) failed: Vec<Failed>,
     /// How many of these came last, with none after them that it takes.
     pub(crate) in_a_row: usize,
-    /// What the first event failed with that was one too many: those after it were not looked at.
-    pub(crate) stopped: Option<Error>,
+    /// The first push with which there were too many, and what the query failed with: nothing is found of it and of those
+    /// after it.
+    pub(crate) stopped: Option<(u64, Error)>,
 }
 
-/// When it is no use to look at more events.
+impl Separated {
+    /// Forgets what was found of a push and of those after it.
+    fn stop(&mut self, position: u64, error: Error) {
+        for group in &mut self.good {
+            group.retain(|entry| entry.position < position);
+        }
+        self.good.retain(|group| !group.is_empty());
+        self.failed.retain(|failed| failed.place.position < position);
+        self.stopped = Some((position, error));
+    }
+}
+
+/// How far it is looked which events are at fault. Each one that is found costs some attempts, and whoever pushes may send
+/// nothing but such: where many of a push fail, those that are left of it are set aside in parts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// So many have failed in a row so far,
+    /// So many have failed in a row so far.
     pub(crate) in_a_row: usize,
-    /// and so many may.
-    pub(crate) most_in_a_row: usize,
+    /// So many of a push are told apart one by one, and of one that follows as many in a row [`FEW`].
+    pub(crate) alone: usize,
     /// So many may fail in all.
     pub(crate) most: usize,
 }
 
+/// So many events of a push are told apart one by one, whatever came before it.
+const FEW: usize = 8;
+
 impl Limits {
-    /// Every event is looked at.
-    pub(crate) const NONE: Self = Self { in_a_row: 0, most_in_a_row: usize::MAX, most: usize::MAX };
+    /// Every event is looked at by itself.
+    pub(crate) const NONE: Self = Self { in_a_row: 0, alone: usize::MAX, most: usize::MAX };
+
+    /// Whether the rest of a push is not told apart any more, after so many of it that were, and so many in a row that failed.
+    fn are_reached(&self, told_apart: usize, in_a_row: usize) -> bool {
+        told_apart >= self.alone || in_a_row >= self.alone && told_apart >= FEW
+    }
 }
 
-/// Tries events in their order.
+/// Tries events in their order: `attempt` is given those that the query has taken so far, and some that follow them.
 ///
 /// # Errors
 /// Those of `attempt` that say nothing about the events.
 pub(crate) async fn separate<F: Future<Output = Result<()>>>(
     entries: Vec<PushEntry>,
     limits: Limits,
-    attempt: impl Fn(Vec<PushEntry>) -> F,
+    attempt: impl Fn(Vec<PushEntry>, Vec<PushEntry>) -> F,
 ) -> Result<Separated> {
     let mut found = Separated { good: Vec::new(), failed: Vec::new(), in_a_row: limits.in_a_row, stopped: None };
     let mut left = vec![entries];
-    while let Some(some) = left.pop() {
+    // The push that is looked at, and how many of its parts have failed.
+    let mut push = (0, 0);
+    while let Some(mut some) = left.pop() {
         if some.is_empty() {
             continue;
         }
-        let error = match attempt(some.clone()).await {
+        let error = match attempt(found.good.concat(), some.clone()).await {
             Ok(()) => {
                 found.in_a_row = 0;
                 found.good.push(some);
@@ -67,44 +91,68 @@ pub(crate) async fn separate<F: Future<Output = Result<()>>>(
             Err(error) if error.kind() != ErrorKind::Invalid => return Err(error),
             Err(error) => error,
         };
-        match halves(some)? {
-            Halves::Two(first, rest) => left.extend([rest, first]),
-            Halves::One(..) if found.in_a_row >= limits.most_in_a_row || found.failed.len() >= limits.most => {
-                found.stopped = Some(error);
-                break;
-            }
-            Halves::One(source, place) => {
-                found.in_a_row += 1;
-                found.failed.push(Failed { source, place, reason: error.chain() });
-            }
+        if some.len() > 1 {
+            let rest = some.split_off(some.len() / 2);
+            left.extend([rest, some]);
+            continue;
         }
+        let Some(entry) = some.pop() else { continue };
+        if push.0 != entry.position {
+            push = (entry.position, 0);
+        }
+        let rows = entry.ordered_events().num_rows();
+        if rows > 1 && !limits.are_reached(push.1, found.in_a_row) {
+            let [first, rest] = halves(&entry)?;
+            left.extend([vec![rest], vec![first]]);
+            continue;
+        }
+        if found.failed.len() + rows > limits.most {
+            found.stop(entry.position, error);
+            break;
+        }
+        push.1 += 1;
+        found.in_a_row += rows;
+        found.failed.extend(all_of(&entry, &error)?);
     }
     Ok(found)
 }
 
-enum Halves {
-    Two(Vec<PushEntry>, Vec<PushEntry>),
-    /// There is one event, at this place of this source.
-    One(String, EventPlace),
-}
-
-/// Some events in two parts: pushes apart, and the events of one push.
-fn halves(mut some: Vec<PushEntry>) -> Result<Halves> {
-    if some.len() > 1 {
-        let rest = some.split_off(some.len() / 2);
-        return Ok(Halves::Two(some, rest));
-    }
-    let entry = some.pop().ok_or_else(|| Error::internal("there are no events to separate"))?;
+/// The events of a push, or of a part of it, in two parts.
+fn halves(entry: &PushEntry) -> Result<[PushEntry; 2]> {
     // In halves they tell their places themselves.
     let events = entry.ordered_events();
-    let rows = events.num_rows();
-    if rows > 1 {
-        let part = |from, length| with_events(&entry, events.slice(from, length));
-        return Ok(Halves::Two(vec![part(0, rows / 2)?], vec![part(rows / 2, rows - rows / 2)?]));
+    let (rows, half) = (events.num_rows(), events.num_rows() / 2);
+    Ok([with_events(entry, events.slice(0, half))?, with_events(entry, events.slice(half, rows - half))?])
+}
+
+/// All events of a push, or of a part of it, as such on which a query fails.
+///
+/// # Errors
+/// [`ErrorKind::Internal`] when Arrow refuses.
+pub(crate) fn all_of(entry: &PushEntry, error: &Error) -> Result<Vec<Failed>> {
+    let mut places = places_of(entry.ordered_events())?;
+    if places.is_empty() {
+        // A heartbeat has no event; no query fails on it.
+        places.push(EventPlace { position: entry.position, within: 0 });
     }
-    let place = places_of(events)?.first().copied();
-    // A heartbeat has no event; no query fails on it.
-    Ok(Halves::One(entry.source, place.unwrap_or(EventPlace { position: entry.position, within: 0 })))
+    let reason = match places.len() {
+        1 => error.chain(),
+        several => format!("one of {several} events of a push that were not told apart: {}", error.chain()),
+    };
+    let failed = places.into_iter();
+    Ok(failed.map(|place| Failed { source: entry.source.clone(), place, reason: reason.clone() }).collect())
+}
+
+/// The places of all events of some pushes, or of parts of them.
+///
+/// # Errors
+/// As [`places_of`].
+pub(crate) fn places_of_all(entries: &[PushEntry]) -> Result<EventPlaces> {
+    let mut places = EventPlaces::new();
+    for entry in entries {
+        places.extend(places_of(entry.ordered_events())?);
+    }
+    Ok(places)
 }
 
 /// A push with some of its events, which tell their places.
@@ -155,12 +203,12 @@ mod tests {
     }
 
     /// A query that fails on 0.
-    async fn divides(entries: Vec<PushEntry>) -> Result<()> {
+    async fn divides(_taken: Vec<PushEntry>, entries: Vec<PushEntry>) -> Result<()> {
         if values(&entries).contains(&0) { Err(Error::invalid("Divide by zero")) } else { Ok(()) }
     }
 
-    fn within(in_a_row: usize, most_in_a_row: usize) -> Limits {
-        Limits { in_a_row, most_in_a_row, ..Limits::NONE }
+    fn within(in_a_row: usize, alone: usize) -> Limits {
+        Limits { in_a_row, alone, ..Limits::NONE }
     }
 
     fn place(position: u64, within: u64) -> EventPlace {
@@ -181,22 +229,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_query_that_fails_on_one_after_another_is_tried_no_further() {
-        let entries: Vec<PushEntry> = (1..=1_000).map(|position| entry(position, &[0])).collect();
-        let found = separate(entries, within(0, 3), divides).await.expect("separated");
-        assert_eq!((found.failed.len(), found.stopped.is_some()), (3, true));
-        let again = separate(vec![entry(9, &[0])], within(3, 3), divides).await.expect("separated");
-        assert!(again.failed.is_empty() && again.stopped.is_some());
-        let other = separate(vec![entry(9, &[1, 0])], within(3, 3), divides).await.expect("separated");
-        assert_eq!((other.failed.len(), other.in_a_row), (1, 1), "one between that it takes");
-        let few = Limits { most: 1, ..Limits::NONE };
-        let many = separate(vec![entry(9, &[0, 1, 0, 1, 0])], few, divides).await.expect("separated");
-        assert_eq!((many.failed.len(), many.stopped.is_some()), (1, true));
+    async fn the_rest_of_a_push_of_which_many_fail_is_not_told_apart_and_good_ones_after_it_are_taken() {
+        let attempts = std::cell::Cell::new(0);
+        let counting = |taken, some| {
+            attempts.set(attempts.get() + 1);
+            divides(taken, some)
+        };
+        let entries = vec![entry(1, &[0; 4_096]), entry(2, &[0; 4_096]), entry(3, &[5, 0, 6])];
+        let found = separate(entries, within(0, 100), counting).await.expect("separated");
+        assert_eq!((found.failed.len(), found.stopped.is_some()), (2 * 4_096 + 1, false));
+        assert_eq!(values(&found.good.concat()), [5, 6], "one of a push after it costs only itself");
+        assert!(attempts.get() < 400, "{} attempts", attempts.get());
+        assert!(found.failed[4_000].reason.contains("not told apart"), "{}", found.failed[4_000].reason);
+    }
+
+    #[tokio::test]
+    async fn too_many_end_it_before_their_push() {
+        let few = Limits { most: 2, ..Limits::NONE };
+        let entries = vec![entry(3, &[1, 0]), entry(4, &[2, 0, 3, 0]), entry(5, &[4])];
+        let found = separate(entries, few, divides).await.expect("separated");
+        assert_eq!((values(&found.good.concat()), found.failed.len()), (vec![1], 1));
+        assert_eq!(found.stopped.map(|(position, _)| position), Some(4));
+    }
+
+    #[tokio::test]
+    async fn events_are_tried_after_those_that_were_taken_before_them() {
+        // The sum of all must not be 3.
+        let sums = async |taken: Vec<PushEntry>, some: Vec<PushEntry>| {
+            let sum: i64 = values(&taken).into_iter().chain(values(&some)).sum();
+            if sum == 3 { Err(Error::invalid("three")) } else { Ok(()) }
+        };
+        let found = separate(vec![entry(1, &[1]), entry(2, &[2])], Limits::NONE, sums).await.expect("separated");
+        assert_eq!((values(&found.good.concat()), found.failed[0].place), (vec![1], place(2, 0)));
     }
 
     #[tokio::test]
     async fn what_is_not_about_the_events_sets_none_aside() {
-        let away = async |_| Err(Error::unavailable("no store"));
+        let away = async |_, _| Err(Error::unavailable("no store"));
         let error = separate(vec![entry(1, &[1])], within(0, 9), away).await.expect_err("the store's");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
     }

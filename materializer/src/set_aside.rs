@@ -5,38 +5,49 @@
 //! places in the order of writes (rule T5), in the same commit that takes them out of the table: so each counts once, whatever
 //! is killed or comes first, and whoever follows the view gets them like any commit's rows. *Dropped*, they leave the table
 //! by a commit that says who did it, and why. A backfill that computes them anew takes them out too.
+//!
+//! Refreshes of some views read again what was pushed, as do backfills and training sets: they all leave out the places that
+//! [`Jobs::left_out`] gives.
 
-use std::collections::BTreeMap;
+mod tables;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, new_null_array};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
 use arrow::compute::{cast, concat_batches, filter_record_batch, not};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimestampMicrosecondType};
-use async_trait::async_trait;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use serde::Serialize;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
-use springhouse_featurestore::definition::{Column, ColumnType, Definition, EventTime, FeatureView, Source};
+use springhouse_featurestore::definition::{Column, EventTime, FeatureView, Source};
 use springhouse_featurestore::encoding::WriteOrder;
 use springhouse_featurestore::push::{
-    EventPlace, PushEntry, PushHistoryState, PushOrigin, PushedEvents, WhySetAside, late_events,
+    EventPlace, EventPlaces, PushEntry, PushHistoryState, PushOrigin, PushedEvents, WhySetAside, late_events,
 };
 use springhouse_featurestore::tier::{
-    BackfillPlan, DataFile, MOST_SET_ASIDE, REASON, SET_ASIDE_AT, SetAside, SetAsideEvents, ViewCommit, ViewCommitKind,
-    ViewLog, ViewLogState, WRITE_POSITION, WRITE_WITHIN, places_of, read_set_aside, reasons_of, with_reasons,
-    write_set_aside,
+    BackfillPlan, Beyond, DataFile, MOST_BEYOND, MOST_SET_ASIDE, REASON, SET_ASIDE_AT, SetAside, SetAsideEvents,
+    ViewCommit, ViewCommitKind, ViewLog, ViewLogState, WRITE_POSITION, WRITE_WITHIN, places_of, read_set_aside,
+    reasons_of, with_reasons, write_set_aside,
 };
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use springhouse_sql::session::OnDemand;
-use springhouse_sql::view_rows::{RowStream, Sources, pushed_rows};
+use springhouse_sql::view_rows::{RowStream, Sources, oldest_event, pushed_rows, view_rows};
 
+pub(crate) use self::tables::SetAsideTables;
 use crate::Jobs;
 use crate::jobs::until_first;
-use crate::separate::{Aside, Limits, Separated, separate};
+use crate::separate::{Aside, Limits, Separated, places_of_all, separate};
 
-/// The source of an event, among those of several.
-const SOURCE: &str = "@source";
+/// The most events of a view that are set aside, those included of which the places alone are told.
+const MOST_IN_ALL: u64 = 1_000_000;
+
+/// What is said of an event on which a backfill failed.
+const BACKFILL_FAILED: &str =
+    "a backfill has failed on it: springhouse set-aside VIEW --retry tells with what it fails";
+
+/// What is said of an event of which the place alone was told.
+const NO_ROOM: &str = "it was set aside when the view's table had no room for it";
 
 /// What became of a view's events that had been set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -104,7 +115,8 @@ impl Jobs {
         if dropped == 0 {
             return Ok(SettledNow::nothing(view, 0));
         }
-        let table = SetAside { counted_by: state.set_aside.counted_by, ..SetAside::default() };
+        let let_go = self.let_go_with(&state.set_aside).await?;
+        let table = SetAside { counted_by: state.set_aside.counted_by, let_go, ..SetAside::default() };
         self.commit_table(log, &mut state, (ViewCommitKind::Drop, by), (Vec::new(), 0), table).await?;
         Ok(SettledNow { dropped, commit: Some(state.number), ..SettledNow::nothing(view, 0) })
     }
@@ -121,60 +133,155 @@ impl Jobs {
         if events == 0 {
             return Ok(SettledNow::nothing(view, 0));
         }
-        let before = read_set_aside(self.store(), &state.set_aside).await?;
         let pushed = self.pushed().state().await?;
+        let mut before = read_set_aside(self.store(), &state.set_aside).await?;
+        let beyond = self.take_beyond(catalog, view, (&pushed, &state), &mut before).await?;
         let found = self.tried_again(catalog, view, (&pushed, &state), &before).await?;
         let after = still_aside(&before, &found)?;
-        let left = found.failed.len() as u64;
-        if left == events && after == before {
+        let counted = before.values().map(|events| events.num_rows() as u64).sum::<u64>() - found.failed.len() as u64;
+        let left = events - counted;
+        if counted == 0 && (after == before || !state.set_aside.beyond.is_empty()) {
             return Ok(SettledNow::nothing(view, left));
         }
+        let still = self.table_of(log, &state, (after, beyond)).await?;
+        let left_out = self.left_out(&still).await?;
         let (mut files, mut late) = (Vec::new(), 0);
         for some in &found.good {
-            let rows = self.rows_set_aside(catalog, view, (&pushed, &state), some).await?;
+            let rows = self.rows_set_aside(catalog, view, (&pushed, &state), (some, &left_out)).await?;
             files.extend(self.write_file(view, log, &state, rows).await?);
             for entry in some {
                 late += late_events(source_of(catalog, view, &entry.source)?, &entry.events);
             }
         }
-        let counted = events - left;
         let counted_by = if counted > 0 { state.number + 1 } else { state.set_aside.counted_by };
-        let table = self.write_table(log, &state, &after).await?;
-        let table = SetAside { counted_by, ..table };
+        let table = SetAside { counted_by, ..still };
         self.commit_table(log, &mut state, (ViewCommitKind::Retry, by), (files, late), table).await?;
         Ok(SettledNow { counted, commit: Some(state.number), ..SettledNow::nothing(view, left) })
     }
 
-    /// Which events of a table the view's query takes now.
-    async fn tried_again(
+    /// Which events of a table the view's query takes now. Of a view whose rows rest on several events each is tried with those
+    /// that are taken before it, and all are then one group.
+    pub(crate) async fn tried_again(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         at: (&PushHistoryState, &ViewLogState),
         table: &SetAsideEvents,
     ) -> Result<Separated> {
-        let attempt = move |some: Vec<PushEntry>| async move {
-            let rows = self.rows_set_aside(catalog, view, at, &some).await?;
+        let entries = pushes_of(table)?;
+        let mut tried = EventPlaces::clone(&*self.left_out(&at.1.set_aside).await?);
+        tried.extend(places_of_all(&entries)?);
+        let tried = &tried;
+        let attempt = move |taken: Vec<PushEntry>, some: Vec<PushEntry>| async move {
+            let counts = places_of_all(&[taken, some.clone()].concat())?;
+            let left_out = Arc::new(tried.difference(&counts).copied().collect());
+            let rows = self.rows_set_aside(catalog, view, at, (&some, &left_out)).await?;
             rows.try_for_each(|_| std::future::ready(Ok(()))).await
         };
         // Somebody waits for the answer, for each event.
-        separate(pushes_of(table)?, Limits::NONE, attempt).await
+        let mut found = separate(entries, Limits::NONE, attempt).await?;
+        if view.reaches_back() && !found.good.is_empty() {
+            found.good = vec![found.good.concat()];
+        }
+        Ok(found)
     }
 
-    /// The rows that events bring which were set aside. Each has its own place in the order of writes; a row of several events is
-    /// written after all that is committed.
+    /// The rows that events bring which were set aside; those at some places are still. Each has its own place in the order of
+    /// writes; a row of several events is written after all that is committed.
     async fn rows_set_aside(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         (history, state): (&PushHistoryState, &ViewLogState),
-        entries: &[PushEntry],
+        (entries, left_out): (&[PushEntry], &Arc<EventPlaces>),
     ) -> Result<RowStream> {
         let pushed = if view.reaches_back() { history.events() } else { PushedEvents::default() };
+        let (pushed, new) = (pushed.leaving_out(left_out), PushedEvents::of_entries(entries));
         let sources = Sources { catalog, store: self.store(), pushed: &pushed };
         let written = WriteOrder::of_commit(history.until.max(state.pushed), state.number + 1);
         let session = self.session()?.writing(written);
-        pushed_rows(&session, &sources, view, &PushedEvents::of_entries(entries)).await
+        match state.read_until {
+            // Later rows come by refreshes, once their time has come.
+            Some(read) if view.ahead => {
+                let before = oldest_event(catalog, view, &new)? - Span::from_micros(1);
+                view_rows(&session, &sources, view, Some(before), read).await
+            }
+            _ => pushed_rows(&session, &sources, view, &new).await,
+        }
+    }
+
+    /// Moves those events into a table that are set aside beyond it, as many as it may have; gives those that are left.
+    async fn take_beyond(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        (history, state): (&PushHistoryState, &ViewLogState),
+        table: &mut SetAsideEvents,
+    ) -> Result<Vec<Beyond>> {
+        let (mut left, mut taken) = (Vec::new(), 0);
+        for stretch in &state.set_aside.beyond {
+            let room = MOST_SET_ASIDE - taken;
+            if room == 0 {
+                left.push(stretch.clone());
+                continue;
+            }
+            let last = stretch.last.min(stretch.first + (room - 1));
+            if last < stretch.last {
+                left.push(Beyond { first: last + 1, ..stretch.clone() });
+            }
+            let now = Beyond { last, ..stretch.clone() };
+            taken += now.events();
+            self.add_events_of(catalog, view, (history, &now, NO_ROOM), table).await?;
+        }
+        Ok(left)
+    }
+
+    /// Adds a stretch of a push's events to a table, as they are among what was pushed.
+    async fn add_events_of(
+        &self,
+        catalog: &CatalogState,
+        view: &FeatureView,
+        (history, of, reason): (&PushHistoryState, &Beyond, &str),
+        table: &mut SetAsideEvents,
+    ) -> Result<()> {
+        let range = (of.position.saturating_sub(1), of.position);
+        for entry in self.pushed().entries(history, &BTreeSet::from([of.source.as_str()]), range).await? {
+            let events = entry.ordered_events();
+            let is_of = |place: &EventPlace| (of.first..=of.last).contains(&place.within);
+            let is_of: BooleanArray = places_of(events)?.iter().map(|place| Some(is_of(place))).collect();
+            let events = filter_record_batch(events, &is_of)?;
+            let why = WhySetAside { at: self.clock().now(), reason: reason.to_owned() };
+            let source = source_of(catalog, view, &of.source)?;
+            let told = with_reasons(&of_source(source, &events)?, &vec![why; events.num_rows()])?;
+            add_to(table, &of.source, told)?;
+        }
+        Ok(())
+    }
+
+    /// The places of the events that a view does without by its commits.
+    ///
+    /// # Errors
+    /// Those of reading its table.
+    pub(crate) async fn left_out(&self, set_aside: &SetAside) -> Result<Arc<EventPlaces>> {
+        let mut places = EventPlaces::new();
+        for events in read_set_aside(self.store(), set_aside).await?.values() {
+            places.extend(places_of(events)?);
+        }
+        places.extend(set_aside.beyond.iter().chain(&set_aside.let_go).flat_map(Beyond::places));
+        Ok(Arc::new(places))
+    }
+
+    /// The places that a view lets go of, with all that are set aside of it: whoever reads pushes for it does without them. Beyond
+    /// some thousand stretches those that were let go of first are read again.
+    async fn let_go_with(&self, set_aside: &SetAside) -> Result<Vec<Beyond>> {
+        let mut let_go = set_aside.let_go.clone();
+        for (source, events) in read_set_aside(self.store(), set_aside).await? {
+            places_of(&events)?.into_iter().for_each(|place| Beyond::add(&mut let_go, &source, place));
+        }
+        let_go.extend(set_aside.beyond.iter().cloned());
+        let forgotten = let_go.len().saturating_sub(MOST_BEYOND);
+        let_go.drain(..forgotten);
+        Ok(let_go)
     }
 
     async fn commit_table(
@@ -198,10 +305,10 @@ impl Jobs {
         log.commit(state, commit).await
     }
 
-    /// A view's table with more events, written for its next commit.
+    /// A view's table with more events, written for its next commit. What is there already is not there twice.
     ///
     /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Busy`] where the table is full.
+    /// [`springhouse_featurestore::ErrorKind::Busy`] where there is no room for them.
     pub(crate) async fn table_with(
         &self,
         catalog: &CatalogState,
@@ -210,27 +317,46 @@ impl Jobs {
         more: Vec<(String, Aside)>,
     ) -> Result<SetAside> {
         let mut events = read_set_aside(self.store(), &state.set_aside).await?;
+        let known = self.left_out(&state.set_aside).await?;
         for (source, (aside, whys)) in more {
             let told = with_reasons(&of_source(source_of(catalog, view, &source)?, &aside)?, &whys)?;
-            let all = match events.remove(&source) {
-                Some(before) => concat_batches(before.schema_ref(), [&before, &told])?,
-                None => told,
-            };
-            events.insert(source, all);
+            let new: BooleanArray = places_of(&told)?.iter().map(|place| Some(!known.contains(place))).collect();
+            add_to(&mut events, &source, filter_record_batch(&told, &new)?)?;
         }
-        let count: u64 = events.values().map(|events| events.num_rows() as u64).sum();
-        if count > MOST_SET_ASIDE {
+        let table = self.table_of(log, state, (events, state.set_aside.beyond.clone())).await?;
+        if table.beyond.len() > MOST_BEYOND || table.events > MOST_IN_ALL {
             return Err(Error::busy("too many of a view's events are set aside")
                 .with("view", &view.name)
-                .with("events", count)
-                .with("limit", MOST_SET_ASIDE)
+                .with("events", table.events)
+                .with("limit", MOST_IN_ALL)
                 .remedy("try them again or drop them: springhouse set-aside VIEW --retry, or --drop -m WHY"));
         }
-        Ok(SetAside { counted_by: state.set_aside.counted_by, ..self.write_table(log, state, &events).await? })
+        Ok(table)
     }
 
-    async fn write_table(&self, log: &ViewLog, state: &ViewLogState, table: &SetAsideEvents) -> Result<SetAside> {
-        let mut written = SetAside::default();
+    /// Writes a table for a view's next commit, and tells the places alone of the events that have no room in it.
+    async fn table_of(
+        &self,
+        log: &ViewLog,
+        state: &ViewLogState,
+        (mut table, mut beyond): (SetAsideEvents, Vec<Beyond>),
+    ) -> Result<SetAside> {
+        let mut room = usize::try_from(MOST_SET_ASIDE).unwrap_or(usize::MAX);
+        for (source, events) in &mut table {
+            let fits = events.num_rows().min(room);
+            room -= fits;
+            places_of(&events.slice(fits, events.num_rows() - fits))?
+                .into_iter()
+                .for_each(|place| Beyond::add(&mut beyond, source, place));
+            *events = events.slice(0, fits);
+        }
+        let mut written = SetAside {
+            events: beyond.iter().map(Beyond::events).sum(),
+            beyond,
+            counted_by: state.set_aside.counted_by,
+            let_go: state.set_aside.let_go.clone(),
+            ..SetAside::default()
+        };
         for (source, events) in table.iter().filter(|(_, events)| events.num_rows() > 0) {
             let name = format!("{:012}-{}-aside", state.number + 1, self.mark());
             let file = write_set_aside(self.store(), log.folder(), &name, events).await?;
@@ -258,7 +384,9 @@ impl Jobs {
                 .with("commit", state.set_aside.counted_by)
                 .remedy("run the backfill again"));
         }
-        if state.set_aside.events == 0 {
+        // What was let go of counts again, where all that was pushed was computed.
+        let forgets = plan.is_whole() && !state.set_aside.let_go.is_empty();
+        if state.set_aside.events == 0 && !forgets && plan.left_out.is_empty() {
             return Ok(None);
         }
         let mut table = read_set_aside(self.store(), &state.set_aside).await?;
@@ -266,8 +394,17 @@ impl Jobs {
             let computed = computed_by(source_of(catalog, view, name)?, view, plan, events)?;
             *events = filter_record_batch(events, &not(&computed)?)?;
         }
-        let counted_by = state.set_aside.counted_by;
-        Ok(Some(SetAside { counted_by, ..self.write_table(log, state, &table).await? }))
+        // Those on which it has failed itself.
+        let (known, history) = (self.left_out(&state.set_aside).await?, self.pushed().state().await?);
+        for of in plan.left_out.iter().filter(|of| !of.places().all(|place| known.contains(&place))) {
+            self.add_events_of(catalog, view, (&history, of, BACKFILL_FAILED), &mut table).await?;
+        }
+        let mut table = self.table_of(log, state, (table, state.set_aside.beyond.clone())).await?;
+        if forgets {
+            let left_out: EventPlaces = plan.left_out.iter().flat_map(Beyond::places).collect();
+            table.let_go.retain(|of| of.places().any(|place| left_out.contains(&place)));
+        }
+        Ok(Some(table))
     }
 }
 
@@ -288,8 +425,21 @@ fn computed_by(source: &Source, view: &FeatureView, plan: &BackfillPlan, events:
             plan.from <= time && time < plan.until
         })
     };
-    let computed = places.iter().enumerate();
-    Ok(computed.map(|(row, place)| Some(place.position <= plan.pushed && (plan.is_whole() || within(row)))).collect())
+    let left_out: EventPlaces = plan.left_out.iter().flat_map(Beyond::places).collect();
+    let of = |row: usize, place: &EventPlace| {
+        place.position <= plan.pushed && !left_out.contains(place) && (plan.is_whole() || within(row))
+    };
+    Ok(places.iter().enumerate().map(|(row, place)| Some(of(row, place))).collect())
+}
+
+/// Adds events of a source to a table.
+fn add_to(table: &mut SetAsideEvents, source: &str, more: RecordBatch) -> Result<()> {
+    let all = match table.remove(source) {
+        Some(before) => concat_batches(before.schema_ref(), [&before, &more])?,
+        None => more,
+    };
+    table.insert(source.to_owned(), all);
+    Ok(())
 }
 
 /// A view's source of a name, at the version that the view reads.
@@ -362,87 +512,6 @@ fn still_aside(table: &SetAsideEvents, found: &Separated) -> Result<SetAsideEven
     Ok(left)
 }
 
-/// The schema `set_aside` of queries that people write: of each current view a table of its events that are set aside.
-#[derive(Debug)]
-pub(crate) struct SetAsideTables {
-    jobs: Jobs,
-    catalog: CatalogState,
-}
-
-impl SetAsideTables {
-    pub(crate) fn of(jobs: Jobs, catalog: &CatalogState) -> Self {
-        Self { jobs, catalog: catalog.clone() }
-    }
-}
-
-#[async_trait]
-impl OnDemand for SetAsideTables {
-    fn names(&self) -> Vec<String> {
-        let names = self.catalog.definitions().filter_map(|definition| match definition.as_ref() {
-            Definition::FeatureView(view) => Some(view.name.clone()),
-            _ => None,
-        });
-        names.collect()
-    }
-
-    async fn read(&self, name: &str) -> Result<Option<RecordBatch>> {
-        let view = self.catalog.definitions().find_map(|definition| match definition.as_ref() {
-            Definition::FeatureView(view) if view.name == name => Some(view.clone()),
-            _ => None,
-        });
-        let Some(view) = view else { return Ok(None) };
-        let table = self.jobs.set_aside(&view).await?;
-        let sources = view.sources.iter().map(|pinned| self.catalog.source(pinned)).collect::<Result<Vec<_>>>()?;
-        let timed = sources.into_iter().filter(|source| source.event_time != EventTime::Static);
-        one_table(&timed.collect::<Vec<_>>(), &table).map(Some)
-    }
-}
-
-/// The events of several sources as one table: [`SOURCE`], the columns of all sources, and what tells of each event. A column that
-/// two sources have in different types is that of the first; the other's is called `source.column`.
-fn one_table(sources: &[&Source], table: &SetAsideEvents) -> Result<RecordBatch> {
-    let mut fields: Vec<FieldRef> = vec![Arc::new(Field::new(SOURCE, DataType::Utf8, false))];
-    let mut named: BTreeMap<(&str, &str), String> = BTreeMap::new();
-    for source in sources {
-        for column in &source.columns {
-            let field = Column::to_field(column).with_nullable(true);
-            let known = fields.iter().find(|other| other.name() == field.name());
-            let name = match known {
-                Some(other) if other.data_type() != field.data_type() => format!("{}.{}", source.name, column.name),
-                _ => column.name.clone(),
-            };
-            if !fields.iter().any(|other| *other.name() == name) {
-                fields.push(Arc::new(field.with_name(&name)));
-            }
-            named.insert((&source.name, &column.name), name);
-        }
-    }
-    let told = [
-        (WRITE_POSITION, DataType::Int64),
-        (WRITE_WITHIN, DataType::Int64),
-        (SET_ASIDE_AT, ColumnType::Timestamp.to_arrow()),
-        (REASON, DataType::Utf8),
-    ];
-    fields.extend(told.map(|(name, kind)| Arc::new(Field::new(name, kind, true))));
-    let schema: SchemaRef = Arc::new(Schema::new(fields));
-    let mut batches = vec![RecordBatch::new_empty(Arc::clone(&schema))];
-    for (source, events) in table {
-        let rows = events.num_rows();
-        let mut columns: BTreeMap<String, ArrayRef> = BTreeMap::new();
-        columns.insert(SOURCE.to_owned(), Arc::new(StringArray::from_iter_values(std::iter::repeat_n(source, rows))));
-        for (field, array) in events.schema_ref().fields().iter().zip(events.columns()) {
-            let name = named.get(&(source.as_str(), field.name().as_str())).unwrap_or(field.name());
-            columns.insert(name.clone(), Arc::clone(array));
-        }
-        let column = |field: &FieldRef| match columns.get(field.name()) {
-            Some(array) => Arc::clone(array),
-            None => new_null_array(field.data_type(), rows),
-        };
-        batches.push(RecordBatch::try_new(Arc::clone(&schema), schema.fields().iter().map(column).collect())?);
-    }
-    Ok(concat_batches(&schema, &batches)?)
-}
-
 /// What people are shown of a table: each event's place, when and why it was set aside, and its own columns.
 ///
 /// # Errors
@@ -457,9 +526,10 @@ pub fn taken_apart(events: &RecordBatch) -> Result<(Vec<(EventPlace, WhySetAside
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Array, Int64Array};
-    use springhouse_featurestore::definition::{Available, Version};
+    use arrow::array::{Array, Int64Array, StringArray};
+    use springhouse_featurestore::definition::{Available, ColumnType, Version};
 
+    use super::tables::{SOURCE, one_table};
     use super::*;
 
     fn source(name: &str, columns: Vec<Column>) -> Source {

@@ -25,7 +25,7 @@ use springhouse_sql::inputs::CompiledInputs;
 use springhouse_sql::point_in_time::RowsAsOf;
 use springhouse_sql::session::EventRange;
 use springhouse_sql::spine::{ROW, Spine, SpineFeatures, SpineOrder, SpineSource, SpineSubset, TIME};
-use springhouse_sql::view_rows::{RowStream, Sources};
+use springhouse_sql::view_rows::{RowStream, Sources, visible_in};
 
 use crate::Jobs;
 use crate::jobs::views_of;
@@ -168,9 +168,13 @@ impl Jobs {
                 RowsFrom::Sources => {
                     let until = latest.unwrap_or(Timestamp::MIN);
                     let separate = self.session()?;
+                    let set_aside = self.log(view).state().await?.set_aside;
+                    let pushed = pushed.clone().leaving_out(&self.left_out(&set_aside).await?);
                     let sources = Sources { catalog, store: self.store(), pushed: &pushed };
                     sources.add(&separate, view, EventRange::known_by(until)).await?;
-                    separate.view_frame(view).await?
+                    let rows = separate.view_frame(view).await?;
+                    // Rows that do not hold yet are not made: no refresh has looked at the events that they are made of.
+                    if view.ahead { visible_in(rows, view, None, until)? } else { rows }
                 }
             };
             rows.push((frame, as_of));

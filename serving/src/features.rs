@@ -21,8 +21,8 @@ use springhouse_featurestore::{Error, Result};
 
 use self::following::{FOLLOWED_AT_ONCE, Followed};
 pub(crate) use self::views::in_words;
+use self::views::Views;
 pub use self::views::{Trouble, ViewState};
-use self::views::{Views, unavailable};
 use crate::package::Package;
 
 /// A contract with a package that answers for it, and everything a worker needs to do so.
@@ -242,30 +242,7 @@ impl FeatureServer {
     /// a view of the contract that is not available, and why.
     pub fn lookup_with(&self, plan: &LookupPlan, keys: &RecordBatch) -> Result<RecordBatch> {
         self.views.check(plan.contract())?;
-        self.check_pushed(plan.contract())?;
         plan.lookup(self.tier.as_ref(), &plan.take_asked_keys(keys)?, self.clock.now())
-    }
-
-    /// How a view stands: it may be followed, and have been given up by whoever takes its pushes.
-    fn state_of(&self, view: &Pinned) -> ViewState {
-        let given_up = || self.sink.get().and_then(|sink| sink.given_up(view));
-        match self.views.state(view) {
-            ViewState::Unavailable(trouble) => ViewState::Unavailable(trouble),
-            state => {
-                given_up().map_or(state, |(since, reason)| ViewState::Unavailable(Trouble::of_query(since, reason)))
-            }
-        }
-    }
-
-    /// Refuses the lookup of a contract that needs a view which takes no pushes any more: what it says could be false.
-    fn check_pushed(&self, contract: &Contract) -> Result<()> {
-        let Some(sink) = self.sink.get() else { return Ok(()) };
-        for rule in &contract.features {
-            if let Some((since, reason)) = sink.given_up(&rule.view) {
-                return Err(unavailable(contract, &rule.view, &Trouble::of_query(since, reason)));
-            }
-        }
-        Ok(())
     }
 
     /// How it stands.
@@ -280,7 +257,7 @@ impl FeatureServer {
             // Why a view cannot be read is what its state tells.
             let watermark = self.tier.mark(&view.pinned()).ok().and_then(|mark| mark.watermark);
             views.push(ViewStatus {
-                state: self.state_of(&view.pinned()),
+                state: self.views.state(&view.pinned()),
                 view: view.pinned().to_string(),
                 watermark,
                 lag_seconds: watermark.map(|_| lag(now, watermark).as_secs_f64()),

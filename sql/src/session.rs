@@ -7,6 +7,7 @@
 mod checked;
 mod distinct;
 mod extremes;
+mod left_out;
 mod listing;
 mod local_casts;
 mod local_time;

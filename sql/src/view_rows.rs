@@ -147,7 +147,7 @@ pub async fn pushed_rows(
     if !view.reaches_back() {
         for pinned in &view.sources {
             let source = sources.catalog.source(pinned)?;
-            let alone = new.batches.contains_key(&source.name);
+            let alone = new.has(&source.name);
             let pushed = if alone { new } else { sources.pushed };
             sources.add_one(session, (view, source), None, !alone, pushed).await?;
         }
@@ -280,7 +280,16 @@ fn read_from(view: &FeatureView, since: Option<Timestamp>) -> Timestamp {
     }
 }
 
-fn visible_in(frame: DataFrame, view: &FeatureView, since: Option<Timestamp>, until: Timestamp) -> Result<DataFrame> {
+/// Those of a view's rows that became visible after `since` (all, where it is `None`) and by `until`.
+///
+/// # Errors
+/// Those of planning.
+pub fn visible_in(
+    frame: DataFrame,
+    view: &FeatureView,
+    since: Option<Timestamp>,
+    until: Timestamp,
+) -> Result<DataFrame> {
     if view.is_static() {
         return Ok(frame);
     }

@@ -43,6 +43,13 @@ impl Refresh {
                     if let Some(restated) = &refreshed.restated {
                         note(&told(&refreshed.view, restated));
                     }
+                    if refreshed.set_aside > 0 {
+                        let name = &view.name;
+                        note(&format!(
+                            "warning: {name}: its query fails on {} pushed events, which it does without: springhouse set-aside {name}",
+                            refreshed.set_aside
+                        ));
+                    }
                     if let Some(held_back) = &refreshed.held_back {
                         note(&waits(&refreshed, held_back));
                     }

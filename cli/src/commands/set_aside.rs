@@ -23,7 +23,7 @@ pub struct SetAsideCommand {
     /// Try them again: those that the view's query takes now count from here on, the others stay
     #[arg(long, requires = "view", conflicts_with = "drop")]
     retry: bool,
-    /// Let them go: they stay among what was pushed, and a backfill still counts them
+    /// Let them go: they stay among what was pushed, and a backfill of everything still counts them
     #[arg(long, requires_all = ["view", "message"])]
     drop: bool,
     /// Why they are let go: it stands in the view's history

@@ -107,6 +107,12 @@ impl FeatureView {
         self.windowed.as_ref().is_none_or(Windowed::keeps_order)
     }
 
+    /// Whether its refreshes read again what was pushed: rows of several events are computed of all of them, and rows that lie
+    /// ahead of their events come by refreshes alone.
+    pub fn reads_pushes_again(&self) -> bool {
+        self.reaches_back() || self.ahead
+    }
+
     /// Whether its rows hold at every time.
     pub fn is_static(&self) -> bool {
         self.row_time == RowTime::Static

@@ -14,6 +14,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::object::{DataFile, HistoryFiles};
+use super::set_aside::Beyond;
 use crate::Result;
 use crate::catalog::{CommitLog, Signature};
 use crate::definition::Pinned;
@@ -39,6 +40,9 @@ pub struct BackfillPlan {
     /// The ranges that have rows, in order, where it was looked which have; else the stretch is cut evenly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<Vec<(Timestamp, Timestamp)>>,
+    /// The pushed events that it leaves out, since they are set aside and the view's query still fails on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Beyond>,
     /// Of one that sets back how far the view has got to what is known: who wanted it, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Signature>,
@@ -55,10 +59,17 @@ pub struct BackfillAsked {
     pub every: Span,
 }
 
+impl BackfillAsked {
+    /// Whether it is everything that there is, not a stretch that somebody named.
+    pub fn is_whole(&self) -> bool {
+        self.from.is_none() && self.until.is_none()
+    }
+}
+
 impl BackfillPlan {
     /// Whether it computes everything that there is, not a stretch that somebody named.
     pub fn is_whole(&self) -> bool {
-        self.asked.from.is_none() && self.asked.until.is_none()
+        self.asked.is_whole()
     }
 
     /// How many ranges the stretch has when it is cut evenly.
@@ -194,6 +205,7 @@ mod tests {
             pushed: 0,
             history: HistoryFiles::new(),
             cut: None,
+            left_out: Vec::new(),
             reset: None,
         }
     }

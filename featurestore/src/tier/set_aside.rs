@@ -9,7 +9,8 @@
 //! | `@set_aside_at` | when it was set aside, by the writer's clock |
 //! | `@reason` | what the query failed with, when it was tried last |
 //!
-//! There are at most [`MOST_SET_ASIDE`], so that the files are written anew each time.
+//! There are at most [`MOST_SET_ASIDE`], so that the files are written anew each time. Of events beyond them the commit tells the
+//! places alone ([`Beyond`]): they are read from where all pushes are, when they are tried again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,8 +36,47 @@ pub const SET_ASIDE_AT: &str = "@set_aside_at";
 /// What the view's query failed with.
 pub const REASON: &str = "@reason";
 
-/// The most events of one view: beyond them its pushes are not committed until some are tried again or dropped.
+/// The most events of one view that its table has; of more the places are told alone.
 pub const MOST_SET_ASIDE: u64 = 10_000;
+
+/// The most stretches of such places: beyond them a view's pushes are not committed until some are tried again or dropped.
+pub const MOST_BEYOND: usize = 10_000;
+
+/// Events of one push, one row after another, that are set aside and have no room in the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beyond {
+    /// Their source.
+    pub source: String,
+    /// The push's position.
+    pub position: u64,
+    /// The first of its rows,
+    pub first: u64,
+    /// and the last.
+    pub last: u64,
+}
+
+impl Beyond {
+    /// How many they are.
+    pub fn events(&self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+
+    /// Adds the place of an event of a source, which comes after those that are there.
+    pub fn add(stretches: &mut Vec<Self>, source: &str, EventPlace { position, within }: EventPlace) {
+        let follows =
+            |of: &&mut Self| of.source == source && of.position == position && of.last.checked_add(1) == Some(within);
+        match stretches.last_mut().filter(follows) {
+            Some(of) => of.last = within,
+            None => stretches.push(Self { source: source.to_owned(), position, first: within, last: within }),
+        }
+    }
+
+    /// Their places.
+    pub fn places(&self) -> impl Iterator<Item = EventPlace> + use<> {
+        let position = self.position;
+        (self.first..=self.last).map(move |within| EventPlace { position, within })
+    }
+}
 
 /// The most characters of a reason that are kept.
 pub const REASON_CHARS: usize = 1_000;
@@ -44,12 +84,18 @@ pub const REASON_CHARS: usize = 1_000;
 /// A view's events that are set aside.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetAside {
-    /// How many.
+    /// How many in all.
     #[serde(default)]
     pub events: u64,
-    /// The files that have all of them, by source.
+    /// The files that have them, by source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, DataFile>,
+    /// Those of them that have no room there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beyond: Vec<Beyond>,
+    /// Events that were let go of: whoever reads again what was pushed does without them, until everything is backfilled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub let_go: Vec<Beyond>,
     /// The newest commit that counted some after all; 0 before the first.
     #[serde(default)]
     pub counted_by: u64,
@@ -108,6 +154,11 @@ pub fn with_reasons(events: &RecordBatch, whys: &[WhySetAside]) -> Result<Record
         arrays.push(column);
     }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+}
+
+/// Whether events tell their places.
+pub fn tells_places(events: &RecordBatch) -> bool {
+    [WRITE_POSITION, WRITE_WITHIN].iter().all(|name| events.column_by_name(name).is_some())
 }
 
 /// The places of events that tell them.
@@ -221,6 +272,18 @@ mod tests {
         // What is tried again has a new reason in the place of the old one.
         let again = with_reasons(&read["paid"], &[why("a"), why("b")]).expect("as many reasons");
         assert_eq!((again.num_columns(), reasons_of(&again).expect("reasons")[1].reason.as_str()), (5, "b"));
+    }
+
+    #[test]
+    fn places_one_after_another_of_a_push_are_one_stretch() {
+        let mut stretches = Vec::new();
+        let places = [(4, 2), (4, 3), (4, 5), (6, 6)].map(|(position, within)| EventPlace { position, within });
+        places.iter().for_each(|place| Beyond::add(&mut stretches, "paid", *place));
+        assert_eq!(stretches.iter().map(Beyond::events).collect::<Vec<_>>(), [2, 1, 1]);
+        assert_eq!(stretches.iter().flat_map(Beyond::places).collect::<Vec<_>>(), places);
+        let told = SetAside { events: 4, beyond: stretches, ..SetAside::default() };
+        let text = serde_json::to_string(&told).expect("JSON");
+        assert_eq!(serde_json::from_str::<SetAside>(&text).expect("readable"), told);
     }
 
     #[test]

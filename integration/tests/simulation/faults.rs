@@ -39,12 +39,15 @@ pub enum Fault {
     LostAck,
     /// The disk tier is deleted at some instant of a load or of a flush.
     LostDisk,
-    /// Events on which a view's query fails.
+    /// Events on which a view's query fails, and which are refused.
     Poison,
     /// The power is cut: what was not synced is gone. It needs a process that was started on such a disk.
     PowerCut,
     /// The clock of who refreshes is ahead of the takers', or behind, by seconds or by hours.
     RefreshClock,
+    /// Events on which queries fail that are not tried before a push is taken: of a view that looks back, of one that groups by
+    /// hour, and of one that is defined later. Those do without them, and nobody else.
+    SetAside,
     /// Another process takes pushes for the same store, and the first one comes back.
     Takers,
     /// Events with equal times, of which the later write counts, in windows too; and views whose rows are made of several
@@ -58,7 +61,7 @@ pub enum Fault {
     Wrong,
 }
 
-const NAMES: [(&str, Fault); 24] = [
+const NAMES: [(&str, Fault); 26] = [
     ("ambiguous", Fault::Ambiguous),
     ("backfill", Fault::Backfill),
     ("clock", Fault::Clock),
@@ -79,6 +82,7 @@ const NAMES: [(&str, Fault); 24] = [
     ("poison", Fault::Poison),
     ("power_cut", Fault::PowerCut),
     ("refresh_clock", Fault::RefreshClock),
+    ("set_aside", Fault::SetAside),
     ("takers", Fault::Takers),
     ("ties", Fault::Ties),
     ("twice", Fault::Twice),

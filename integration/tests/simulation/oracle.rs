@@ -84,8 +84,30 @@ CREATE FEATURE VIEW shares ENTITY user_account REFRESH EVERY '1 minute'
   AS SELECT user_name, seen_at, 1000 / mark AS share FROM seen;
 ";
 
+/// The mark of events on which the queries of [`SPREADS`] fail, and that of a view that comes later. None is tried before a push is
+/// taken: their rows rest on several events, or on another table.
+pub const FAILS: i64 = 1_000;
+
+/// Views of which refreshes read again what was pushed.
+const SPREADS: &str = "
+CREATE FEATURE VIEW spread ENTITY user_account REFRESH EVERY '1 minute' LOOKBACK '1 hour'
+  AS SELECT user_name, seen_at, count(1000 / (mark - 1000)) AS n, sum(amount) AS total FROM seen GROUP BY user_name, seen_at;
+CREATE FEATURE VIEW hourly_spread ENTITY user_account EVENT TIME hour_end REFRESH EVERY '1 minute' LOOKBACK '1 hour'
+  AS SELECT user_name, date_trunc('hour', seen_at) + INTERVAL '1 hour' AS hour_end, count(1000 / (mark - 1000)) AS n,
+            sum(amount) AS total FROM seen GROUP BY user_name, date_trunc('hour', seen_at);
+";
+
+/// Views that do without the events on which they fail.
+const DO_WITHOUT: [&str; 3] = ["spread", "hourly_spread", "later_spread"];
+
 /// Views that come later, by name.
-const NEWCOMERS: [(&str, &str); 2] = [
+const NEWCOMERS: [(&str, &str); 3] = [
+    (
+        "later_spread",
+        "CREATE FEATURE VIEW later_spread ENTITY user_account WINDOWS ('2 days') STEP '1 minute' REFRESH EVERY '1 minute'
+           AS SELECT user_name, count(1000 / (mark - 1000)) AS n, sum(amount) AS total FROM seen JOIN branches ON customer = user_name
+              GROUP BY user_name;",
+    ),
     (
         "newcomer",
         "CREATE FEATURE VIEW newcomer ENTITY user_account WINDOWS ('2 days') STEP '1 minute' REFRESH EVERY '1 minute'
@@ -118,6 +140,9 @@ pub fn views_of_seen(faults: &Faults, newcomers: usize) -> Vec<&'static str> {
     if faults.has(Fault::Poison) {
         views.push("shares");
     }
+    if faults.has(Fault::SetAside) {
+        views.extend(["spread", "hourly_spread"]);
+    }
     views.extend(NEWCOMERS[..newcomers].iter().map(|(name, _)| *name));
     views
 }
@@ -135,6 +160,7 @@ pub fn definitions(faults: &Faults, newcomers: usize) -> String {
     let together = if faults.has(Fault::Ties) { format!("{TOGETHER}{TURNS}") } else { String::new() };
     let hourly = if faults.has(Fault::Hours) { HOURLY } else { "" };
     let shares = if faults.has(Fault::Poison) { SHARES } else { "" };
+    let spreads = if faults.has(Fault::SetAside) { SPREADS } else { "" };
     let later: String = NEWCOMERS[..newcomers].iter().map(|(_, text)| *text).collect();
     let bills = if faults.has(Fault::Twice) { BILLS } else { "" };
     let views = VIEWS_OF_PAID.into_iter().chain(views_of_seen(faults, newcomers));
@@ -142,7 +168,7 @@ pub fn definitions(faults: &Faults, newcomers: usize) -> String {
     let rules = views.map(|view| format!("{view} FRESH WITHIN '2 minutes' ON STALE SERVE ON MISSING DEFAULT"));
     let rules = rules.collect::<Vec<_>>().join(", ");
     format!(
-        "{}{SEEN}{together}{hourly}{shares}{bills}{later}
+        "{}{SEEN}{together}{hourly}{shares}{spreads}{bills}{later}
          CREATE CONTRACT everything TIER interactive REQUEST (user_name VARCHAR) FEATURES ({rules})
            INPUTS (coalesce(visits.n_10m, -1) AS visits) OUTPUT (limit FLOAT);",
         windows::definitions()
@@ -218,7 +244,9 @@ fn in_turn(suffix: &str, events: &[&Seen]) -> Vec<(String, Value)> {
 
 /// The row of a user in a view over `seen` as of a second, from the events in the order in which they were written.
 fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
-    let known: Vec<&Seen> = events.iter().filter(|event| event.user == user && event.at <= now).collect();
+    let counts = |event: &Seen| event.mark != FAILS || !DO_WITHOUT.contains(&view);
+    let known: Vec<&Seen> =
+        events.iter().filter(|event| event.user == user && event.at <= now && counts(event)).collect();
     let newest = known.iter().map(|event| event.at).max()?;
     let since = |first: i64| -> Vec<&Seen> { known.iter().copied().filter(|event| event.at >= first).collect() };
     let over = |windows: &[(&str, i64)], features: fn(&str, &[&Seen]) -> Vec<(String, Value)>| {
@@ -239,9 +267,9 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
             vec![("share".to_owned(), Value::Integer(1_000 / last.mark))]
         }
         "visits" | "billed" => over(&[("10m", 600), ("1d", 86_400)], count_and_total),
-        "newcomer" => over(&[("2d", 172_800)], count_and_total),
+        "newcomer" | "later_spread" => over(&[("2d", 172_800)], count_and_total),
         "turns" => over(&[("10m", 600), ("1d", 86_400)], in_turn),
-        "at_once" => count_and_total("", &since(newest)),
+        "at_once" | "spread" => count_and_total("", &since(newest)),
         "lately" => count_and_total("", &since(newest - HOUR)),
         "at_branch" => {
             let branch = if user == "bob" { "south" } else { "north" };
@@ -249,7 +277,7 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
             features[1] = ("branch".to_owned(), Value::Text(branch));
             features
         }
-        "hourly" => {
+        "hourly" | "hourly_spread" => {
             let end = known.iter().map(|event| hour_end(event.at)).filter(|end| *end <= now).max()?;
             let of_hour: Vec<&Seen> = known.into_iter().filter(|event| hour_end(event.at) == end).collect();
             return Some((end, count_and_total("", &of_hour)));

@@ -100,6 +100,7 @@ impl World {
             Fault::Poison => self.poison().await,
             Fault::PowerCut => self.crash(End::PowerCut).await,
             Fault::RefreshClock => self.drift(),
+            Fault::SetAside => self.set_aside().await,
             Fault::Takers => self.take_over().await,
             Fault::Twice => Box::pin(self.twice()).await,
             Fault::Watermark => self.watermark().await,

@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{EventTime, FeatureView};
 use springhouse_featurestore::encoding::WriteOrder;
-use springhouse_featurestore::push::{LogReach, PushEntry, PushedEvents};
+use springhouse_featurestore::push::{EventPlaces, LogReach, PushEntry, PushedEvents};
 use springhouse_featurestore::tier::{KeyedRow, Mark, Packer, merge_rows};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, ErrorKind, Result};
@@ -113,14 +113,11 @@ impl Shared {
                 for some in good {
                     merge_rows(&mut rows, self.packed_rows(catalog, view, &some, mark).await?.into_iter().collect())?;
                 }
-                self.set_aside.goes_on(view);
                 rows
             }
             packed => {
                 let rows = packed?;
-                if new.is_empty() {
-                    self.set_aside.goes_on(view);
-                } else {
+                if !new.is_empty() {
                     self.set_aside.took(view);
                 }
                 rows
@@ -167,8 +164,11 @@ impl Shared {
         match &prepared.query {
             Some(query) => query.run(&PushedEvents::of_entries(entries)),
             // Tiers take what the flush computes again of views that reach back.
-            None if view.reaches_back() => self.rows_of(catalog, view, entries, WriteOrder::when_pushed).await,
-            None => self.rows_of(catalog, view, entries, WriteOrder::of_pushes).await,
+            None if view.reaches_back() => {
+                let left_out = self.left_out(view).await?;
+                self.rows_of(catalog, view, (entries, &left_out), WriteOrder::when_pushed).await
+            }
+            None => self.rows_of(catalog, view, (entries, &Arc::default()), WriteOrder::of_pushes).await,
         }
     }
 
@@ -185,27 +185,30 @@ impl Shared {
         Ok(prepared)
     }
 
-    /// A view's rows of some entries of the log. Those that rest on several events have the place of the last.
-    async fn rows_of(
+    /// A view's rows of some entries of the log. Those that rest on several events have the place of the last; they reach back to
+    /// all that was pushed until then, but to what is left out.
+    pub(super) async fn rows_of(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
-        entries: &[PushEntry],
+        (entries, left_out): (&[PushEntry], &Arc<EventPlaces>),
         written: fn(u64) -> WriteOrder,
     ) -> Result<RowStream> {
         let new = PushedEvents::of_entries(entries);
+        let last = entries.last().map_or(0, |entry| entry.position);
         let mut pushed = PushedEvents::default();
         if view.reaches_back() {
             // Their values reach back to other events: those that have been flushed, and those that have not.
             // In this order: what leaves the log between the two is in the history.
             let mut held = self.held_after(self.history().until).await?;
             let history = self.history();
-            held.retain(|entry| entry.position > history.until);
-            pushed = PushedEvents { files: history.files.clone(), ..PushedEvents::of_entries(&held) };
+            held.retain(|entry| history.until < entry.position && entry.position <= last);
+            let files = history.files.clone();
+            pushed = PushedEvents { files, until: Some(last), ..PushedEvents::of_entries(&held) };
+            pushed = pushed.leaving_out(left_out);
         }
         let sources = Sources { catalog, store: self.jobs.store(), pushed: &pushed };
         // What rests on several events has all of them up to the last.
-        let last = entries.last().map_or(0, |entry| entry.position);
         let session = self.jobs.session()?.writing(written(last));
         pushed_rows(&session, &sources, view, &new).await
     }
@@ -221,7 +224,8 @@ impl Shared {
         let events: usize = entries.iter().map(|entry| entry.events.num_rows()).sum();
         let Some(query) = prepared.query.as_ref().filter(|_| view.windowed.is_some() && events <= SORTED_IN_MEMORY)
         else {
-            return self.rows_of(catalog, view, entries, WriteOrder::of_pushes).await;
+            let left_out = if view.reaches_back() { self.left_out(view).await? } else { Arc::default() };
+            return self.rows_of(catalog, view, (entries, &left_out), WriteOrder::of_pushes).await;
         };
         let rows: Vec<RecordBatch> = query.run(&PushedEvents::of_entries(entries))?.try_collect().await?;
         let view = view.clone();

@@ -148,6 +148,9 @@ impl Shared {
             // Its first refresh reads what has been flushed from object storage.
             return Ok(true);
         }
+        if view.reaches_back() {
+            self.saw_told(view, &state.set_aside).await?;
+        }
         let Piece { entries, last, .. } = self.flushed_piece(sources, state.pushed, history).await?;
         let since = state.watermark;
         // What producers say holds once all that they sent by then is there.
@@ -181,6 +184,9 @@ impl Shared {
             ..ViewCommit::new(self.jobs.clock().now(), ViewCommitKind::Push, watermark)
         };
         log.commit(&mut state, commit).await?;
+        if view.reaches_back() {
+            self.saw_told(view, &state.set_aside).await?;
+        }
         if let Some(range) = pushed {
             self.told_of_set_aside(view, range.until)?;
         }

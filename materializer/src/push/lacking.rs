@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
 
 use futures::{StreamExt, stream};
+use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState, PushLog};
 use springhouse_featurestore::tier::{KeyedRow, Mark};
-use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
 use super::distinct::on_log;
@@ -59,26 +59,9 @@ impl Shared {
         }
         let reach = self.log.reach();
         let piece = self.missing(&sources, mark.pushed, &reach).await?;
-        match self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await {
-            Ok((rows, reached, seen)) => {
-                self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, reached.pushed), seen)?;
-                Ok(Lacking { rows, mark: reached, more: !piece.last })
-            }
-            Err(error) => {
-                let (rows, mark) = self.without_the_rest(view, mark, error)?;
-                Ok(Lacking { rows, mark, more: false })
-            }
-        }
-    }
-
-    /// A view that is given up is loaded without what it cannot take, and brought up beside pushes like any view that is behind.
-    fn without_the_rest(&self, view: &FeatureView, mark: Mark, error: Error) -> Result<(Vec<KeyedRow>, Mark)> {
-        if self.set_aside.given_up(&view.pinned()).is_none() {
-            return Err(error);
-        }
-        self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, mark.pushed), self.set_aside.seen(&view.pinned()))?;
-        self.note(view, Err(error));
-        Ok((Vec::new(), mark))
+        let (rows, reached, seen) = self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await?;
+        self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, reached.pushed), seen)?;
+        Ok(Lacking { rows, mark: reached, more: !piece.last })
     }
 
     /// All of it, where the log holds it and the view's query reads nothing else. The caller holds the lock of those who
@@ -93,19 +76,14 @@ impl Shared {
         let (entries, in_log) = self.lacking(&sources, mark.pushed)?;
         let by_itself = entries.is_empty() || self.is_at_hand(&catalog, view, mark, &entries).await?;
         if !in_log || !by_itself {
-            let Some((_, reason)) = self.set_aside.given_up(&view.pinned()) else { return Ok(None) };
-            return self.without_the_rest(view, mark, Error::unavailable(reason)).map(Some);
+            return Ok(None);
         }
         // Some may have come since it was asked how far the log had got.
         let until = entries.last().map_or(mark.pushed, |last| last.position).max(reach.last).max(mark.pushed);
         let piece = Piece { entries, until, last: true };
-        match self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await {
-            Ok((rows, reached, seen)) => {
-                self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, reached.pushed), seen)?;
-                Ok(Some((rows, reached)))
-            }
-            Err(error) => self.without_the_rest(view, mark, error).map(Some),
-        }
+        let (rows, reached, seen) = self.rows_of_piece(&catalog, view, mark, (&piece, &reach)).await?;
+        self.set_aside.hand_to_load(&view.pinned(), (mark.pushed, reached.pushed), seen)?;
+        Ok(Some((rows, reached)))
     }
 
     /// Whether what entries bring to a view at a mark is computed from them alone: no storage is read for that.

@@ -1,48 +1,53 @@
 //! Events on which a view's query fails.
 //!
-//! A push is tried against the queries of its source's views before it is taken: where one fails the push is refused with
-//! the row, the view and the reason. A query that can fail for no event (it reads columns, compares, does arithmetic with
+//! A push is tried against the queries of its source's views before it is taken ([`super::tried`]), and refused where one fails. A query that can fail for no event (it reads columns, compares, does arithmetic with
 //! floats) is not tried. What fails later all the same (a view that came after the push, one that reads other tables or events
 //! too) is set aside for that view alone: every other view has it.
 //!
 //! Whoever tries an event first decides, whether to apply it or to commit it: that is noted in the log before anybody sees what
 //! follows from it, and told by the view's next commit ([`crate::set_aside`] is what happens then). Rows are computed by several
 //! at once, and what is noted meanwhile would make them wrong: they are handed out while it is as it was ([`Seen`]), and once
-//! they are, or are being committed, none but a flush notes anything of their events. Where too many fail in a row it is not the
-//! events: the view is given up by itself, until its query takes one again.
+//! they are, or are being committed, none but a flush notes anything of their events.
+//!
+//! Whoever pushes may send nothing but such. What is spent on a push is bounded: after many that fail the rest of it is set aside
+//! in parts, and what comes after it is tried like any push. So no view stops for what is pushed to it.
+//!
+//! Views that reach back read pushes again, and leave out more ([`super::left_out`]).
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{FeatureView, Pinned};
-use springhouse_featurestore::push::{EventPlace, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside};
+use springhouse_featurestore::push::{EventPlace, EventPlaces, PushEntry, PushLog, SetAsidePlaces, WhySetAside};
 use springhouse_featurestore::tier::{Mark, OnlineTier, SetAside, ViewLog, ViewLogState};
-use springhouse_featurestore::time::Timestamp;
-use springhouse_featurestore::{Error, ErrorKind, Result};
-use springhouse_sql::pushed::PushedQuery;
+use springhouse_featurestore::{Error, Result};
+use springhouse_sql::view_rows::RowStream;
 
-use super::{Prepared, Shared};
+use super::Shared;
 use crate::separate::{Aside, Limits, Separated, parted, separate};
 
-/// The most events of a view that fail one after another, with none between that its query takes. Beyond it the fault is the
-/// query's, or that of a table that it reads; and each more would be tried by itself.
-const MOST_IN_A_ROW: usize = 100;
+/// So many events of a push are told apart one by one where they fail. Each costs some runs of the view's query.
+const ALONE: usize = 32;
 
-/// The most events of a view that no commit tells of yet. They have room in its table, once that has been let go of: it holds
-/// [`springhouse_featurestore::tier::MOST_SET_ASIDE`].
+/// The most events of a view that no commit tells of yet: beyond them it gets its pushes after the next flush, which tells of
+/// them.
 const MOST_UNTOLD: usize = 5_000;
 
-/// What views do without and no commit tells of yet, and which are given up.
+/// What views do without and no commit tells of yet, and what their commits tell of.
 #[derive(Debug, Default)]
 pub(super) struct SetAsideHere {
     views: Mutex<HashMap<Pinned, OfView>>,
-    given_up: RwLock<BTreeMap<Pinned, (Timestamp, String)>>,
-    /// How many are: lookups look no further while none is.
-    given_up_count: AtomicUsize,
+    /// Of views that reach back: the newest table that was seen, and the places of its events.
+    told: Mutex<HashMap<Pinned, Told>>,
+}
+
+/// What a view's commits tell of events that are set aside.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) table: SetAside,
+    pub(super) places: Arc<EventPlaces>,
 }
 
 /// What had been noted of a view when rows were computed: how often, before and after they were.
@@ -93,15 +98,10 @@ impl SetAsideHere {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn places(&self, view: &Pinned) -> (Arc<SetAsidePlaces>, Seen) {
+    pub(super) fn places(&self, view: &Pinned) -> (Arc<SetAsidePlaces>, Seen) {
         let views = self.views();
         let Some(of) = views.get(view) else { return (Arc::default(), Seen { before: 0, after: 0 }) };
         (Arc::clone(&of.places), Seen { before: of.noted, after: of.noted })
-    }
-
-    /// What has been noted of a view so far.
-    pub(super) fn seen(&self, view: &Pinned) -> Seen {
-        self.places(view).1
     }
 
     /// Whether rows that a tier is to have, which then has all up to a position, are right still: nothing has been noted of the
@@ -120,7 +120,7 @@ impl SetAsideHere {
     /// The same of rows between two positions that whoever loads a view adds to those that it has; they are seen with the last.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when something was noted since the load began, or commits tell of what was noted of its events.
+    /// [`springhouse_featurestore::ErrorKind::Unavailable`] when something was noted since the load began, or commits tell of what was noted of its events.
     pub(super) fn hand_to_load(&self, view: &Pinned, (from, until): (u64, u64), seen: Seen) -> Result<()> {
         let mut views = self.views();
         let of = views.entry(view.clone()).or_default();
@@ -140,24 +140,12 @@ impl SetAsideHere {
         self.views().entry(view.pinned()).or_default().committing = until;
     }
 
-    fn limits(&self, view: &FeatureView) -> Limits {
+    /// How far it is looked which events are at fault that are to be applied, or committed: who commits them tells of them.
+    fn limits(&self, view: &FeatureView, flushing: bool) -> Limits {
         let views = self.views();
         let (in_a_row, untold) = views.get(&view.pinned()).map_or((0, 0), |of| (of.in_a_row, of.places.len()));
-        Limits { in_a_row, most_in_a_row: MOST_IN_A_ROW, most: MOST_UNTOLD.saturating_sub(untold) }
-    }
-
-    /// Since when and why a view is given up.
-    pub(super) fn given_up(&self, view: &Pinned) -> Option<(Timestamp, String)> {
-        if self.given_up_count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        self.given_up.read().unwrap_or_else(PoisonError::into_inner).get(view).cloned()
-    }
-
-    fn give_up(&self, view: &FeatureView, at: Timestamp, error: &Error) {
-        let mut given_up = self.given_up.write().unwrap_or_else(PoisonError::into_inner);
-        given_up.entry(view.pinned()).or_insert_with(|| (at, error.chain()));
-        self.given_up_count.store(given_up.len(), Ordering::Release);
+        let most = if flushing { usize::MAX } else { MOST_UNTOLD.saturating_sub(untold) };
+        Limits { in_a_row, alone: ALONE, most }
     }
 
     /// A view's query took what it was given.
@@ -165,61 +153,14 @@ impl SetAsideHere {
         if let Some(of) = self.views().get_mut(&view.pinned()) {
             of.in_a_row = 0;
         }
-        self.goes_on(view);
     }
 
-    /// A view has what it was given, without what is set aside of it.
-    pub(super) fn goes_on(&self, view: &FeatureView) {
-        if self.given_up_count.load(Ordering::Acquire) > 0 {
-            let mut given_up = self.given_up.write().unwrap_or_else(PoisonError::into_inner);
-            given_up.remove(&view.pinned());
-            self.given_up_count.store(given_up.len(), Ordering::Release);
-        }
+    pub(super) fn told(&self) -> MutexGuard<'_, HashMap<Pinned, Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Too many events of a view fail.
-fn too_many(view: &FeatureView, reason: Error) -> Error {
-    Error::invalid("a view's query fails on one pushed event after another")
-        .with("view", &view.name)
-        .with("events in a row", MOST_IN_A_ROW)
-        .remedy(
-            "mend the view's query, or the table that it reads; what was pushed is durable, and the view has it then",
-        )
-        .source(reason)
 }
 
 impl Shared {
-    /// Tries the queries of a source's views on events that are to be pushed.
-    ///
-    /// # Errors
-    /// [`springhouse_featurestore::ErrorKind::Invalid`] names the first row that fails, the view and the reason.
-    pub(super) async fn try_events(&self, catalog: &CatalogState, source: &str, events: &RecordBatch) -> Result<()> {
-        if events.num_rows() == 0 {
-            return Ok(());
-        }
-        for view in catalog.live_views() {
-            if !view.sources.iter().any(|of| of.name == source) {
-                continue;
-            }
-            // A view that cannot be planned is in trouble by itself.
-            let Ok(prepared) = self.prepared(catalog, view).await else { continue };
-            if !prepared.query.as_ref().is_some_and(PushedQuery::may_fail) {
-                continue;
-            }
-            if let Err(error) = runs(&prepared, source, events).await {
-                let (row, reason) = first_failing(&prepared, source, events, error).await?;
-                return Err(Error::invalid("a view's query fails on an event")
-                    .with("source", source)
-                    .with("row", row)
-                    .with("view", &view.name)
-                    .remedy("correct the event, or let the view's query take it: nullif(x, 0), try_cast")
-                    .source(reason));
-            }
-        }
-        Ok(())
-    }
-
     /// Pushes without those of their events that a view does without, and what had been noted of it.
     pub(super) fn without_set_aside(
         &self,
@@ -238,8 +179,8 @@ impl Shared {
     /// The events that are to be applied, in groups that a view's query takes together; from here on it does without the others.
     ///
     /// # Errors
-    /// Those that say nothing about the events; [`ErrorKind::Unavailable`] where the next flush is to decide; and
-    /// [`ErrorKind::Invalid`] where too many fail in a row: the view is given up.
+    /// Those that say nothing about the events; [`springhouse_featurestore::ErrorKind::Unavailable`] where the next flush is to decide, or is to tell of what
+    /// is set aside first.
     pub(super) async fn separated_to_apply(
         &self,
         catalog: &CatalogState,
@@ -247,13 +188,17 @@ impl Shared {
         entries: Vec<PushEntry>,
         seen: Seen,
     ) -> Result<(Vec<Vec<PushEntry>>, Seen)> {
-        let found = self.separated(catalog, view, entries).await?;
+        let found = self.separated(catalog, view, entries, false).await?;
         let new = self.note_set_aside(view, &found, false)?;
         let seen = Seen { after: seen.after + u64::from(!new.is_empty()), ..seen };
-        if let Some(reason) = found.stopped {
-            let error = too_many(view, reason);
-            self.set_aside.give_up(view, self.jobs.clock().now(), &error);
-            return Err(error);
+        if let Some((position, reason)) = found.stopped {
+            self.full.notify_one();
+            return Err(Error::unavailable("many events of a view are set aside and not told of in its commits yet")
+                .with("view", &view.name)
+                .with("position", position)
+                .with("limit", MOST_UNTOLD)
+                .remedy("it has the rest after the next flush, which begins now")
+                .source(reason));
         }
         Ok((found.good, seen))
     }
@@ -261,35 +206,38 @@ impl Shared {
     /// The same of events that are to be committed. Those that fail now, and that the tier has taken before, are taken from it.
     ///
     /// # Errors
-    /// As [`Self::separated_to_apply`].
+    /// Those that say nothing about the events.
     pub(super) async fn separated_to_commit(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         entries: Vec<PushEntry>,
     ) -> Result<Vec<Vec<PushEntry>>> {
-        let found = self.separated(catalog, view, entries).await?;
+        let found = self.separated(catalog, view, entries, true).await?;
         let new = self.note_set_aside(view, &found, true)?;
         self.take_from_tier(view, new.keys().next().copied()).await?;
-        match found.stopped {
-            Some(reason) => Err(too_many(view, reason)),
-            None => Ok(found.good),
-        }
+        Ok(found.good)
     }
 
+    /// Tells the events apart on which a view's query fails. Where its rows rest on several events each is tried with those before
+    /// it that were taken, and these are one group.
     async fn separated(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
         entries: Vec<PushEntry>,
+        flushing: bool,
     ) -> Result<Separated> {
+        let limits = self.set_aside.limits(view, flushing);
+        if view.reaches_back() {
+            return self.separated_reaching_back(catalog, view, entries, limits).await;
+        }
         let prepared = self.prepared(catalog, view).await?;
         let prepared = &prepared;
-        let attempt = move |some: Vec<PushEntry>| async move {
-            let rows = self.rows_by(prepared, catalog, view, &some).await?;
-            rows.try_for_each(|_| std::future::ready(Ok(()))).await
+        let attempt = move |_taken: Vec<PushEntry>, some: Vec<PushEntry>| async move {
+            drained(self.rows_by(prepared, catalog, view, &some).await).await
         };
-        separate(entries, self.set_aside.limits(view), attempt).await
+        separate(entries, limits, attempt).await
     }
 
     /// Notes events that a view does without from here on; gives those that it had not done without before. What a tier has, or
@@ -387,34 +335,9 @@ impl Shared {
     }
 }
 
-/// Runs a planned query on events alone.
-async fn runs(prepared: &Prepared, source: &str, events: &RecordBatch) -> Result<()> {
-    let Some(query) = &prepared.query else { return Ok(()) };
-    let entry = PushEntry::new(0, source.to_owned(), events.clone(), PushOrigin::default())?;
-    let new = springhouse_featurestore::push::PushedEvents::of_entries([&entry]);
-    query.run(&new)?.try_for_each(|_| std::future::ready(Ok(()))).await
-}
-
-/// The first row on which a query fails, and why.
-async fn first_failing(
-    prepared: &Prepared,
-    source: &str,
-    events: &RecordBatch,
-    error: Error,
-) -> Result<(usize, Error)> {
-    if error.kind() != ErrorKind::Invalid {
-        return Err(error);
-    }
-    // The least number of rows that fail together ends with it.
-    let (mut fine, mut failing, mut reason) = (0, events.num_rows(), error);
-    while failing - fine > 1 {
-        let middle = fine.midpoint(failing);
-        match runs(prepared, source, &events.slice(0, middle)).await {
-            Ok(()) => fine = middle,
-            Err(error) => (failing, reason) = (middle, error),
-        }
-    }
-    Ok((failing - 1, reason))
+/// Computes rows for nobody.
+pub(super) async fn drained(rows: Result<RowStream>) -> Result<()> {
+    rows?.try_for_each(|_| std::future::ready(Ok(()))).await
 }
 
 #[cfg(test)]
@@ -427,7 +350,7 @@ mod tests {
     fn rows_are_handed_out_while_nothing_is_noted_of_their_view() {
         let (here, view) = (SetAsideHere::default(), Pinned::new("shares", Version::from_text("3f2a")));
         let note = || here.views().entry(view.clone()).or_default().noted += 1;
-        let seen = here.seen(&view);
+        let seen = here.places(&view).1;
         assert!(here.hand_out(&view, 4, seen));
         note();
         assert!(!here.hand_out(&view, 5, seen), "they may have what is set aside");
@@ -440,7 +363,7 @@ mod tests {
     fn a_load_that_has_what_was_set_aside_since_is_begun_again() {
         let (here, view) = (SetAsideHere::default(), Pinned::new("shares", Version::from_text("3f2a")));
         let note = || here.views().entry(view.clone()).or_default().noted += 1;
-        let load = |from, until| here.hand_to_load(&view, (from, until), here.seen(&view)).is_ok();
+        let load = |from, until| here.hand_to_load(&view, (from, until), here.places(&view).1).is_ok();
         assert!(load(0, 3) && load(3, 6));
         note();
         assert!(!load(6, 9), "its first pieces are of before");

@@ -152,6 +152,7 @@ impl Work for Scripted {
             watermark: self.now(),
             late: 0,
             appeared: 0,
+            set_aside: 0,
             restated: None,
             held_back: None,
             committed: true,

@@ -13,6 +13,7 @@ use springhouse_featurestore::tier::{DataFile, ObjectStore, WRITE_POSITION};
 use springhouse_featurestore::time::Timestamp;
 use springhouse_featurestore::{Error, Result};
 
+use super::left_out::counts;
 use super::local_time::utc_of_local_column;
 use super::write_order::{no_order, order_names, tells_order, with_order};
 use super::{Rule, Session, columns_of, exact, query_error, ruled, timestamp};
@@ -129,7 +130,11 @@ impl Session {
             // What is sorted below is a union, of which one side has no order of writes.
             whole = as_it_comes(self, whole).await?;
         }
-        let once = self.each_event_once(source, whole).map_err(query_error)?;
+        let mut once = self.each_event_once(source, whole).map_err(query_error)?;
+        if !pushed.left_out.is_empty() {
+            // After its copies: where the event that counts is left out, they do not count in its place.
+            once = once.filter(counts(&pushed.left_out)).map_err(query_error)?;
+        }
         if tell {
             return Ok(once);
         }
@@ -137,7 +142,7 @@ impl Session {
         once.select(own).map_err(query_error)
     }
 
-    /// The same with every copy of each.
+    /// The same with every copy of each, and of sources that tell their events apart with those too that are left out.
     pub(super) async fn whole(
         &self,
         source: &Source,
@@ -166,7 +171,9 @@ impl Session {
             parts.push((files, of_pushed));
         }
         let batches = pushed.batches.get(&source.name).into_iter().flatten();
-        let batches = batches.map(|batch| of_schema(batch, &schema)).collect::<Result<Vec<_>>>()?;
+        let counted =
+            |batch| if source.identity().is_some() { Ok(Clone::clone(batch)) } else { pushed.counted_of(batch) };
+        let batches = batches.map(|batch| of_schema(&counted(batch)?, &schema)).collect::<Result<Vec<_>>>()?;
         if !batches.is_empty() || parts.is_empty() {
             let empty = arrow::array::RecordBatch::new_empty(Arc::clone(&schema));
             let batches = if batches.is_empty() { vec![empty] } else { batches };
@@ -197,18 +204,26 @@ impl Session {
     ) -> Result<Vec<DataFrame>> {
         let files = pushed.files.get(&source.name).into_iter().flatten();
         let wanted = files.filter(|file| range.is_none_or(|range| may_hold(file, source, range)));
-        let (cut, whole): (Vec<DataFile>, Vec<DataFile>) = wanted.cloned().partition(|file| pushed.cut(file).is_some());
+        let leaves_out = |file: &DataFile| source.identity().is_none() && pushed.leaves_out_of(file);
+        let in_part = |file: &DataFile| pushed.cut(file).is_some() || leaves_out(file);
+        let (cut, whole): (Vec<DataFile>, Vec<DataFile>) = wanted.cloned().partition(in_part);
         let mut parts = Vec::new();
         if !whole.is_empty() {
             parts.push(self.data_files(store, &whole, schema, &[]).await?);
         }
-        if let Some(until) = pushed.until.filter(|_| !cut.is_empty()) {
+        if !cut.is_empty() {
             let has_order = schema.field_with_name(WRITE_POSITION).is_ok();
             let schema = if has_order { Arc::clone(schema) } else { with_order(schema) };
-            let position = exact(WRITE_POSITION);
-            let counts = position.clone().is_null().or(position.lt_eq(lit(until.cast_signed())));
-            let files = self.data_files(store, &cut, &schema, &[]).await?;
-            parts.push(files.filter(counts).map_err(query_error)?);
+            let mut files = self.data_files(store, &cut, &schema, &[]).await?;
+            if let Some(until) = pushed.until {
+                let position = exact(WRITE_POSITION);
+                let is_until = position.clone().is_null().or(position.lt_eq(lit(until.cast_signed())));
+                files = files.filter(is_until).map_err(query_error)?;
+            }
+            if !pushed.left_out.is_empty() && source.identity().is_none() {
+                files = files.filter(counts(&pushed.left_out)).map_err(query_error)?;
+            }
+            parts.push(files);
         }
         Ok(parts)
     }

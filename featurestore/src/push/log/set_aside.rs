@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use rocksdb::{Direction, IteratorMode, WriteBatch};
+use serde::{Deserialize, Serialize};
 
 use super::{PushLog, damaged, number};
 use crate::Result;
@@ -20,7 +21,7 @@ use crate::time::Timestamp;
 pub(super) const KIND: u8 = b'a';
 
 /// The place of an event among those of all pushes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EventPlace {
     /// The push's position.
     pub position: u64,
