@@ -8,6 +8,7 @@ use object_store::memory::InMemory;
 
 use super::*;
 use crate::catalog::Signature;
+use crate::push::{ProducerChange, ProducerCorrection, PushOrigin};
 
 fn entry(position: u64, sequence: u64, values: &[i64]) -> PushEntry {
     let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
