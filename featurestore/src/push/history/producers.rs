@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::push::{ProducerChange, ProducerCorrection};
+use crate::push::{Corrections, ProducerChange, ProducerCorrection};
 use crate::time::Timestamp;
 
 /// What a producer said in the pushes of a flush.
@@ -19,9 +19,9 @@ pub struct SaidByProducer {
     /// The sequences of the pushes among them, as runs of numbers that follow each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken: Runs,
-    /// What a person changed about it last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub corrected: Option<ProducerCorrection>,
+    /// What people changed about it last.
+    #[serde(default, skip_serializing_if = "Corrections::is_empty")]
+    pub corrected: Corrections,
     /// The caller whose name it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -29,6 +29,9 @@ pub struct SaidByProducer {
     /// the correction.
     #[serde(skip)]
     pub set_back: Option<Timestamp>,
+    /// Whether it has said how far it is since it was retired. Not in commits either.
+    #[serde(skip)]
+    pub spoke_again: bool,
 }
 
 /// Sequences of a producer that a log has taken: from one to another, all of them.
@@ -51,15 +54,18 @@ pub struct KnownProducer {
     pub watermark: Option<Timestamp>,
     /// Which logs took which of its batches, the newest last.
     pub taken: Vec<Taken>,
-    /// What a person changed about it last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub corrected: Option<ProducerCorrection>,
+    /// What people changed about it last.
+    #[serde(default, skip_serializing_if = "Corrections::is_empty")]
+    pub corrected: Corrections,
     /// The caller whose name it is; none where it was never one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// When a person set its sequence back last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_back: Option<Timestamp>,
+    /// Whether it has said how far it is since it was retired last, as far as that was kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spoke_again: bool,
 }
 
 impl KnownProducer {
@@ -72,6 +78,7 @@ impl KnownProducer {
             corrected: self.corrected.clone(),
             owner: self.owner.clone(),
             set_back: self.set_back,
+            spoke_again: self.spoke_again,
         }
     }
 
@@ -84,14 +91,32 @@ impl KnownProducer {
         });
     }
 
+    /// Changes what a person changed, unless it was changed again since.
+    fn correct(&mut self, correction: &ProducerCorrection) {
+        let ProducerCorrection { change, by } = correction;
+        if self.corrected.of_kind(change).is_some_and(|known| known.by.at > by.at) {
+            return;
+        }
+        match change {
+            ProducerChange::Retire => (self.watermark, self.spoke_again) = (None, false),
+            ProducerChange::Watermark(to) => self.watermark = self.watermark.map(|said| said.min(*to)),
+            // A log from when one change was kept tells an older one once more.
+            ProducerChange::Sequence(_) if self.set_back >= Some(by.at) => {}
+            ProducerChange::Sequence(sequence) => self.set_back(*sequence, by.at),
+            // The log says whose it is.
+            ProducerChange::HandOver(_) => {}
+        }
+        self.corrected.put(correction.clone());
+    }
+
     pub(super) fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
-        if let Some(ProducerCorrection { change: ProducerChange::Sequence(sequence), by }) = &said.corrected {
-            self.set_back(*sequence, by.at);
+        for correction in said.corrected.iter() {
+            self.correct(correction);
         }
         self.last = self.last.max(said.last);
         self.watermark = said.watermark.or(self.watermark);
+        self.spoke_again |= said.watermark.is_some() && self.corrected.retired().is_some();
         self.owner = said.owner.or_else(|| self.owner.take());
-        self.corrected = said.corrected.or_else(|| self.corrected.take());
         for (first, last) in said.taken {
             match self.taken.last_mut().filter(|taken| taken.log == log && taken.last.checked_add(1) == Some(first)) {
                 Some(taken) => taken.last = last,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Flush, KnownProducer, PushCommit, PushCommitKind, Runs, Said, SaidByProducer, Taker};
-use crate::push::{ProducerCorrection, PushEntry, PushOrigin, PushedEvents};
+use crate::push::{Corrections, PushEntry, PushOrigin, PushedEvents};
 use crate::tier::{DataFile, PushedRange};
 use crate::time::Timestamp;
 
@@ -147,14 +147,15 @@ impl PushHistoryState {
 
     /// Whether all corrections among what producers have said are on object storage.
     pub fn has_corrections(&self, said: &BTreeMap<(String, String), SaidByProducer>) -> bool {
-        said.iter().all(|((source, producer), said)| {
-            said.corrected.as_ref().is_none_or(|correction| self.has_correction(source, producer, correction))
-        })
+        said.iter().all(|((source, producer), said)| self.lacks_of(source, producer, &said.corrected).is_empty())
     }
 
-    fn has_correction(&self, source: &str, producer: &str, correction: &ProducerCorrection) -> bool {
-        let known = self.producers.get(source).and_then(|of| of.get(producer));
-        known.is_some_and(|known| known.corrected.as_ref() == Some(correction))
+    /// Those corrections of a producer that are not on object storage.
+    fn lacks_of(&self, source: &str, producer: &str, corrected: &Corrections) -> Corrections {
+        match self.producers.get(source).and_then(|of| of.get(producer)) {
+            Some(known) => corrected.not_in(&known.corrected),
+            None => corrected.clone(),
+        }
     }
 
     /// What producers have said that is new here, with the sequences of some entries.
@@ -178,9 +179,9 @@ impl PushHistoryState {
             };
             taken.drain(..taken.len().saturating_sub(self.most_runs()));
             let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
-            let corrected = said.corrected.clone().filter(|of| !self.has_correction(source, producer, of));
+            let corrected = self.lacks_of(source, producer, &said.corrected);
             let owner = said.owner.clone().filter(|of| known.and_then(|known| known.owner.as_ref()) != Some(of));
-            if last.is_some() || !same || corrected.is_some() || owner.is_some() {
+            if last.is_some() || !same || !corrected.is_empty() || owner.is_some() {
                 let said = SaidByProducer { last, taken, corrected, owner, ..said.clone() };
                 news.entry(source.clone()).or_default().insert(producer.clone(), said);
             }
