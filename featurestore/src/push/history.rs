@@ -122,6 +122,8 @@ impl Claim {
         let newest = state.epoch_of(self.log);
         let later = match self.epoch {
             Some(epoch) => newest > epoch,
+            // A log from before logs were told apart: there may be several, which all are number 0. Who comes first is it.
+            None if self.log == 0 => state.taker.epoch > 0,
             // A log that has just begun, and was given a number that another one has been given.
             None => self.log == self.process && newest > 0,
         };

@@ -110,6 +110,22 @@ async fn changes_of_two_kinds_that_were_not_flushed_come_to_the_store_together()
 }
 
 #[tokio::test]
+async fn of_two_logs_from_before_logs_were_told_apart_one_is_number_0() {
+    let (history, at) = (PushHistory::new(Arc::new(InMemory::new())), Timestamp::from_micros(1));
+    let old = |last, process| Claim { log: 0, epoch: None, last, older: false, process };
+    let mut state = history.take_over(&old(500, 201), at).await.expect("taken");
+    assert_eq!(state.taker, Taker { epoch: 1, log: 0 });
+    history.commit(&mut state, flush(&[entry(600, 1, &[10])])).await.expect("flushed");
+    // It has unflushed pushes of its own at positions that the other one has flushed.
+    let state = history.take_over(&old(900, 202), at).await.expect("taken");
+    assert_eq!(state.taker, Taker { epoch: 2, log: 202 });
+    assert_eq!((state.flushed_of(0), state.flushed_of(202)), (600, 0));
+    let known = Claim { epoch: Some(1), ..old(600, 203) };
+    let state = history.take_over(&known, at).await.expect("taken");
+    assert_eq!(state.taker, Taker { epoch: 3, log: 0 }, "the first one comes back");
+}
+
+#[tokio::test]
 async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_commits() {
     let store = Arc::new(InMemory::new());
     let history = PushHistory::new(Arc::clone(&store) as Arc<dyn ObjectStore>);
