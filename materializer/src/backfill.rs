@@ -429,9 +429,7 @@ impl Jobs {
         if plan.base == 0 || state.pushed <= plan.pushed || told_apart(catalog, view)?.is_empty() {
             return Ok(false);
         }
-        let mut commits = self.log(view).commits_after(0).await?;
-        commits.retain(|(number, _)| *number <= plan.base);
-        let began = Got::default().after(&commits);
+        let began = Got::of(&self.log(view).state_at(plan.base).await?);
         let read = Got { until: Some(plan.known), files: Arc::new(plan.history.clone()), ..began.clone() };
         self.flushed_meanwhile(catalog, view, (&began, &read), state.pushed).await
     }
