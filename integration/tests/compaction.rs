@@ -310,6 +310,31 @@ async fn many_new_rows_are_added_to_those_that_a_tier_has() {
     assert_eq!(read.rows, [Some(row.1)]);
 }
 
+/// What a process that was killed had been writing is named by a check, and goes with the garbage; what is written now stays.
+#[tokio::test]
+async fn files_of_a_folder_that_were_cut_off_are_named_and_removed() {
+    let (project, state) = refreshed(3).await;
+    let store = project.folder.path().join("store");
+    let view = state.live_views()[0];
+    let data = store.join(project.jobs().log(view).folder().to_string()).join("data");
+    let (old, new) = (data.join("000000000009-1.parquet#1"), data.join("000000000009-2.parquet#1"));
+    for (path, second) in [(&old, 200_000), (&new, 399_000)] {
+        std::fs::write(path, "half of it").expect("writable");
+        let file = std::fs::File::options().write(true).open(path).expect("there");
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(second)).expect("settable");
+    }
+    project.clock.set(at(400_000));
+    let jobs = project.jobs().in_folder(Some(store));
+    let checked = jobs.check(&state, None, true).await.expect("checks");
+    assert!(wrong(&checked).is_empty(), "{checked:?}");
+    let named: Vec<_> = checked.iter().flat_map(|of| &of.cut_off).collect();
+    assert!(named.len() == 1 && named[0].contains("000000000009-1.parquet#1: 10 bytes"), "{named:?}");
+    let collected = jobs.collect_garbage(&state, Span::from_secs(86_400)).await.expect("collects");
+    assert_eq!((collected.removed, collected.bytes), (1, 10));
+    assert!(!old.exists() && new.exists());
+    assert!(wrong(&jobs.check(&state, None, true).await.expect("checks")).is_empty());
+}
+
 /// A view of so many commits costs a replica what came since the last checkpoint, and not a request for each of them.
 #[tokio::test]
 async fn a_first_load_of_a_view_of_many_commits_reads_what_they_add_up_to() {

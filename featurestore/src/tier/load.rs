@@ -51,8 +51,8 @@ impl Progress for () {
 /// Brings a view in `tier` up to its log's newest commit. Returns the mark reached.
 ///
 /// A tier that holds nothing, that holds a commit which the log does not have (another store's folder), or that is
-/// behind by a replacement or by very many commits, is loaded anew. Else the rows of the commits that it lacks are added to those that it has, few
-/// as writes, many as sorted files; in either case together with the mark, once.
+/// behind by a replacement or by very many commits, is loaded anew. Else the rows of the commits that it lacks are added to
+/// those that it has, few as writes, many as sorted files; in either case together with the mark, once.
 ///
 /// # Errors
 /// Those of the log and of the tier; the tier is then at a mark that it has had.
