@@ -145,9 +145,17 @@ impl PushHistoryState {
         taken.iter().any(|taken| taken.log != log && taken.first <= sequence && sequence <= taken.last)
     }
 
-    /// Whether all corrections among what producers have said are on object storage.
-    pub fn has_corrections(&self, said: &BTreeMap<(String, String), SaidByProducer>) -> bool {
-        said.iter().all(|((source, producer), said)| self.lacks_of(source, producer, &said.corrected).is_empty())
+    /// Whether how far producers have said that they are, and what people changed about them, is all on object storage. Who
+    /// takes over knows of nothing else: the least of their watermarks is not enough.
+    pub fn has_said(&self, said: &BTreeMap<(String, String), SaidByProducer>) -> bool {
+        said.iter().all(|((source, producer), said)| {
+            self.has_watermark(source, producer, said) && self.lacks_of(source, producer, &said.corrected).is_empty()
+        })
+    }
+
+    fn has_watermark(&self, source: &str, producer: &str, said: &SaidByProducer) -> bool {
+        let known = self.producers.get(source).and_then(|of| of.get(producer));
+        said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)))
     }
 
     /// Those corrections of a producer that are not on object storage.
@@ -178,7 +186,7 @@ impl PushHistoryState {
                 None => (None, Vec::new()),
             };
             taken.drain(..taken.len().saturating_sub(self.most_runs()));
-            let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
+            let same = self.has_watermark(source, producer, said);
             let corrected = self.lacks_of(source, producer, &said.corrected);
             let owner = said.owner.clone().filter(|of| known.and_then(|known| known.owner.as_ref()) != Some(of));
             if last.is_some() || !same || !corrected.is_empty() || owner.is_some() {

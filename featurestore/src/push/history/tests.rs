@@ -80,7 +80,10 @@ async fn a_producer_that_was_retired_says_nothing_until_it_speaks_again() {
         corrected,
         ..SaidByProducer::default()
     };
+    let of = |said: SaidByProducer| [(("paid".to_owned(), "till".to_owned()), said)].into();
+    assert!(!state.has_said(&of(said(Some(50), Corrections::default()))));
     say(&history, &mut state, said(Some(50), Corrections::default())).await;
+    assert!(state.has_said(&of(said(Some(50), Corrections::default()))));
     assert_eq!(told(&state), (Some(50), false));
     say(&history, &mut state, said(None, corrected(ProducerChange::Retire, 60))).await;
     assert_eq!(told(&state), (None, false), "nobody waits for it");
@@ -102,11 +105,11 @@ async fn changes_of_two_kinds_that_were_not_flushed_come_to_the_store_together()
     corrected.put(ProducerCorrection { change: ProducerChange::HandOver("bob".to_owned()), by: by(30) });
     let said = SaidByProducer { corrected: corrected.clone(), ..SaidByProducer::default() };
     let of = [(("paid".to_owned(), "till".to_owned()), said.clone())].into();
-    assert!(!state.has_corrections(&of));
+    assert!(!state.has_said(&of));
     say(&history, &mut state, said).await;
     let known = &state.producers["paid"]["till"];
     assert_eq!((known.last, known.set_back), (Some(5), Some(Timestamp::from_micros(20))));
-    assert!(state.has_corrections(&of) && known.corrected == corrected);
+    assert!(state.has_said(&of) && known.corrected == corrected);
 }
 
 #[tokio::test]
