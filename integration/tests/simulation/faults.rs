@@ -41,6 +41,8 @@ pub enum Fault {
     Poison,
     /// The power is cut: what was not synced is gone. It needs a process that was started on such a disk.
     PowerCut,
+    /// Producers are retired, or set back, and then the takers change.
+    Producers,
     /// The clock of who refreshes is ahead of the takers', or behind, by seconds or by hours.
     RefreshClock,
     /// Another process takes pushes for the same store, and the first one comes back.
@@ -53,7 +55,7 @@ pub enum Fault {
     Wrong,
 }
 
-const NAMES: [(&str, Fault); 23] = [
+const NAMES: [(&str, Fault); 24] = [
     ("ambiguous", Fault::Ambiguous),
     ("backfill", Fault::Backfill),
     ("clock", Fault::Clock),
@@ -72,6 +74,7 @@ const NAMES: [(&str, Fault); 23] = [
     ("lost_disk", Fault::LostDisk),
     ("poison", Fault::Poison),
     ("power_cut", Fault::PowerCut),
+    ("producers", Fault::Producers),
     ("refresh_clock", Fault::RefreshClock),
     ("takers", Fault::Takers),
     ("ties", Fault::Ties),

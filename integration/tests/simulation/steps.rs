@@ -96,6 +96,7 @@ impl World {
             Fault::LostDisk => Box::pin(self.lost_disk()).await,
             Fault::Poison => self.poison().await,
             Fault::PowerCut => self.crash(End::PowerCut).await,
+            Fault::Producers => Box::pin(self.change_producers()).await,
             Fault::RefreshClock => self.drift(),
             Fault::Takers => self.take_over().await,
             Fault::Watermark => self.watermark().await,
