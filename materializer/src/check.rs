@@ -90,7 +90,9 @@ impl Jobs {
         let files = CutOffFile::list(folder, CUT_OFF_AFTER, self.clock().now()).await?;
         let told = |file: &CutOffFile| {
             let (path, bytes, written) = (file.path.display(), file.bytes, file.written);
-            format!("{path}: {bytes} bytes, cut off at {written} while it was written; springhouse gc removes it after a day")
+            format!(
+                "{path}: {bytes} bytes, cut off at {written} while it was written; springhouse gc removes it after a day"
+            )
         };
         let cut_off: Vec<String> = files.iter().map(told).collect();
         Ok((!cut_off.is_empty()).then(|| Checked { what: "folder".to_owned(), cut_off, ..Checked::default() }))

@@ -32,8 +32,7 @@ impl CutOffFile {
             find(&folder, &mut found).map_err(|error| failed(&folder, error))?;
             Ok::<_, Error>(found)
         });
-        let mut found =
-            listed.await.map_err(|error| Error::internal("listing a folder panicked").source(error))??;
+        let mut found = listed.await.map_err(|error| Error::internal("listing a folder panicked").source(error))??;
         found.retain(|file| now.since(file.written) >= age);
         found.sort_unstable_by(|one, other| one.path.cmp(&other.path));
         Ok(found)
@@ -104,7 +103,7 @@ mod tests {
         for name in ["1.parquet", "1.parquet#1", "2.parquet#12", "3.parquet#", "4#a", "#5"] {
             std::fs::write(below.join(name), "rows").expect("writable");
         }
-        let second = |second| Timestamp::from_micros(second * 1_000_000);
+        let second = |second: i64| Timestamp::from_micros(second * 1_000_000);
         for (name, at) in [("1.parquet#1", 1_000), ("2.parquet#12", 5_000)] {
             let file = std::fs::File::options().write(true).open(below.join(name)).expect("there");
             file.set_modified(UNIX_EPOCH + std::time::Duration::from_secs(at)).expect("settable");

@@ -45,7 +45,7 @@ impl Corrections {
     }
 
     /// All of them, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &ProducerCorrection> {
+    pub fn all(&self) -> impl Iterator<Item = &ProducerCorrection> {
         self.0.iter()
     }
 
@@ -74,9 +74,7 @@ impl Corrections {
     /// Those among these that others do not have, or have an older one of the kind of.
     #[must_use]
     pub fn newer_than(&self, others: &Self) -> Self {
-        let is_newer = |of: &&ProducerCorrection| {
-            others.of_kind(&of.change).is_none_or(|known| known.by.at < of.by.at)
-        };
+        let is_newer = |of: &&ProducerCorrection| others.of_kind(&of.change).is_none_or(|known| known.by.at < of.by.at);
         Self(self.0.iter().filter(is_newer).cloned().collect())
     }
 
@@ -104,11 +102,11 @@ mod tests {
         known.put(correction(ProducerChange::Sequence(7), 1));
         known.put(correction(ProducerChange::Retire, 2));
         known.put(correction(ProducerChange::Sequence(5), 3));
-        assert_eq!(known.iter().map(|of| of.by.at.micros()).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(known.all().map(|of| of.by.at.micros()).collect::<Vec<_>>(), [2, 3]);
         let mut other = Corrections::default();
         other.put(correction(ProducerChange::Retire, 1));
         other.put(correction(ProducerChange::Sequence(5), 3));
-        assert_eq!(known.newer_than(&other).iter().map(|of| of.by.at.micros()).collect::<Vec<_>>(), [2]);
+        assert_eq!(known.newer_than(&other).all().map(|of| of.by.at.micros()).collect::<Vec<_>>(), [2]);
         assert!(other.newer_than(&known).is_empty());
         let json = serde_json::to_string(&known).expect("JSON");
         assert_eq!(serde_json::from_str::<Corrections>(&json).expect("as it was written"), known);

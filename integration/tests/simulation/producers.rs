@@ -21,11 +21,7 @@ impl World {
     pub async fn change_producers(&mut self) {
         let source = if self.chance(2) { "seen" } else { "paid" };
         let said = self.at() - BEHIND;
-        let change = if self.chance(2) {
-            ProducerChange::Retire
-        } else {
-            ProducerChange::Watermark(at(said - BACK))
-        };
+        let change = if self.chance(2) { ProducerChange::Retire } else { ProducerChange::Watermark(at(said - BACK)) };
         self.say(format!("{PRODUCER} of {source} says that it has sent everything up to {said}"));
         let nothing = if source == "seen" { seen_batch(&[]) } else { batch(&[]) };
         let header = PushHeader { producer: Some(PRODUCER.to_owned()), sequence: None, watermark: Some(at(said)) };

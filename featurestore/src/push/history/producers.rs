@@ -110,7 +110,7 @@ impl KnownProducer {
     }
 
     pub(super) fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
-        for correction in said.corrected.iter() {
+        for correction in said.corrected.all() {
             self.correct(correction);
         }
         self.last = self.last.max(said.last);

@@ -165,7 +165,8 @@ fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
         serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
     assert_eq!((known.last, known.owner, known.set_back), (Some(7), None, None));
     assert!(known.corrected.is_empty() && !known.spoke_again);
-    let one = r#"{"corrected": {"change": "retire", "by": {"at": "2024-05-01T00:00:00Z", "who": "ann", "why": "gone"}}}"#;
+    let one =
+        r#"{"corrected": {"change": "retire", "by": {"at": "2024-05-01T00:00:00Z", "who": "ann", "why": "gone"}}}"#;
     let said: SaidByProducer = serde_json::from_str(one).expect("one change, as it was written");
     assert!(said.corrected.retired().is_some_and(|correction| correction.by.who == "ann"));
     let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");

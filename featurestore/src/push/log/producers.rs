@@ -216,7 +216,9 @@ impl Learned {
         self.add_watermark(state, of, &said, (&known, &newer));
         if !newer.is_empty() {
             let mut corrected = known;
-            newer.iter().for_each(|correction| corrected.put(correction.clone()));
+            for correction in newer.all() {
+                corrected.put(correction.clone());
+            }
             self.batch.put(producer_key(b'c', source, producer), json(&corrected)?);
             self.corrected.insert(of.clone(), corrected);
         }
@@ -262,8 +264,7 @@ impl Learned {
             return;
         };
         let retired_here = state.retired.get(of);
-        let is_back =
-            said.spoke_again && said.corrected.retired().map(|correction| &correction.by.at) >= retired_here;
+        let is_back = said.spoke_again && said.corrected.retired().map(|correction| &correction.by.at) >= retired_here;
         // A correction that was made here and never flushed comes before what the store says.
         let corrected_here = known.newer_than(&said.corrected).watermark().is_some();
         let is_other = match state.watermarks.get(of) {

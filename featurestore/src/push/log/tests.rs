@@ -236,7 +236,11 @@ fn who_was_retired_at_another_log_is_retired_here_until_it_speaks_again() {
     learn(&new, retired.clone(), 12);
     assert_eq!((mark(&new), new.producers(None)[0].retired), (None, Some(Timestamp::from_micros(9))));
     // It has spoken to the other log since.
-    learn(&log, SaidByProducer { watermark: Some(Timestamp::from_micros(6)), spoke_again: true, ..retired.clone() }, 20);
+    learn(
+        &log,
+        SaidByProducer { watermark: Some(Timestamp::from_micros(6)), spoke_again: true, ..retired.clone() },
+        20,
+    );
     assert_eq!((mark(&log), log.producers(None)[0].retired), (Some(6), None));
     // It spoke to this log after it was retired at another.
     log.append(vec![push("a", 30, &[10], Some(7))]).expect("writable");
