@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change};
+use springhouse_featurestore::object_storage::{folder_of, open_store};
 use springhouse_featurestore::push::{EventSink, PushLog};
-use springhouse_featurestore::tier::{DiskTier, ObjectStore, open_store};
+use springhouse_featurestore::tier::{DiskTier, ObjectStore};
 use springhouse_featurestore::time::{Clock, DrivenClock, SystemClock, Timestamp};
 use springhouse_featurestore::{Error, ErrorKind, Result};
 use springhouse_materializer::Jobs;
@@ -80,12 +81,12 @@ impl Project {
 
     /// Object storage.
     pub fn store(&self) -> Result<Arc<dyn ObjectStore>> {
+        open_store(&self.store_location(), [])
+    }
+
+    fn store_location(&self) -> String {
         let store = &self.settings.store;
-        if store.contains("://") {
-            open_store(store, [])
-        } else {
-            open_store(&self.folder.join(store).to_string_lossy(), [])
-        }
+        if store.contains("://") { store.clone() } else { self.folder.join(store).to_string_lossy().into_owned() }
     }
 
     /// Everything that jobs need.
@@ -101,7 +102,8 @@ impl Project {
         };
         let started = SystemClock.now().micros().cast_unsigned() & 0xFFFF_FFFF;
         let writer = u64::from(std::process::id()) << 32 | started;
-        Ok(Jobs::new(self.store()?, options, Arc::clone(&self.clock), writer))
+        let jobs = Jobs::new(self.store()?, options, Arc::clone(&self.clock), writer);
+        Ok(jobs.in_folder(folder_of(&self.store_location())))
     }
 
     /// The catalog and its state.

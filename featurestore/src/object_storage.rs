@@ -3,6 +3,7 @@
 //! A store may act and then answer an error: a time-out after the fact, or a retry that meets its own first attempt. What
 //! came of such a put is found out in one place, [`put_once`], for every commit of every log.
 
+mod cut_off;
 mod folder;
 mod open;
 
@@ -12,8 +13,9 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+pub use cut_off::CutOffFile;
 pub use folder::{DurableFolder, create_folder};
-pub use open::open_store;
+pub use open::{folder_of, open_store};
 
 use crate::Error;
 use crate::time::Timestamp;

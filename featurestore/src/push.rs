@@ -11,6 +11,7 @@
 //! So a push is applied once to every view, whatever crashes between: what a tier lacks is replayed from the log, and a
 //! commit of rows that it has already is passed over.
 
+mod corrections;
 mod history;
 mod log;
 
@@ -24,12 +25,14 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub use corrections::Corrections;
 pub use history::{
     Claim, Flush, KnownProducer, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
     SaidByProducer, Taken, Taker,
 };
 pub use log::{
-    EventPlace, LogPiece, LogReach, NameInUse, OldestHeld, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces, WhySetAside,
+    EventPlace, LogPiece, LogReach, NameInUse, OldestHeld, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces,
+    WhySetAside,
 };
 
 use crate::Result;

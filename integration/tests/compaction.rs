@@ -9,15 +9,17 @@ use futures::TryStreamExt;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::KeyCodec;
+use springhouse_featurestore::object_storage::api::memory::InMemory;
 use springhouse_featurestore::tier::{
-    BackfillAsked, COMMIT, DiskTier, KeyedRow, Mark, ObjectStore, OnlineTier, Progress, ReferenceTier, ViewCommitKind,
-    ViewLogState, catch_up, open_store,
+    BackfillAsked, COMMIT, DiskTier, KeyedRow, Mark, ObjectStore, OnlineTier, Progress, ReferenceTier, ViewCommit,
+    ViewCommitKind, ViewLogState, catch_up, open_store,
 };
 use springhouse_featurestore::time::Span;
 use springhouse_materializer::check::Checked;
 use springhouse_serving::FeatureServer;
 
 use crate::crash::DyingStore;
+use crate::faulty_store::FaultyStore;
 use crate::project::{DEFINITIONS, Event, TestProject, at, write_events};
 
 const USERS: [&str; 5] = ["ann", "bob", "cid", "dee", "eve"];
@@ -306,6 +308,82 @@ async fn many_new_rows_are_added_to_those_that_a_tier_has() {
     assert_eq!(answers(&pushed, view), answers(&anew, view));
     let read = pushed.read(&view.pinned(), &[key]).expect("readable");
     assert_eq!(read.rows, [Some(row.1)]);
+}
+
+/// What a process that was killed had been writing is named by a check, and goes with the garbage; what is written now stays.
+#[tokio::test]
+async fn files_of_a_folder_that_were_cut_off_are_named_and_removed() {
+    let (project, state) = refreshed(3).await;
+    let store = project.folder.path().join("store");
+    let view = state.live_views()[0];
+    let data = store.join(project.jobs().log(view).folder().to_string()).join("data");
+    let (old, new) = (data.join("000000000009-1.parquet#1"), data.join("000000000009-2.parquet#1"));
+    for (path, second) in [(&old, 200_000), (&new, 399_000)] {
+        std::fs::write(path, "half of it").expect("writable");
+        let file = std::fs::File::options().write(true).open(path).expect("there");
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(second)).expect("settable");
+    }
+    project.clock.set(at(400_000));
+    let jobs = project.jobs().in_folder(Some(store));
+    let checked = jobs.check(&state, None, true).await.expect("checks");
+    assert!(wrong(&checked).is_empty(), "{checked:?}");
+    let named: Vec<_> = checked.iter().flat_map(|of| &of.cut_off).collect();
+    assert!(named.len() == 1 && named[0].contains("000000000009-1.parquet#1: 10 bytes"), "{named:?}");
+    let collected = jobs.collect_garbage(&state, Span::from_secs(86_400)).await.expect("collects");
+    assert_eq!((collected.removed, collected.bytes), (1, 10));
+    assert!(!old.exists() && new.exists());
+    assert!(wrong(&jobs.check(&state, None, true).await.expect("checks")).is_empty());
+}
+
+/// A view of so many commits costs a replica what came since the last checkpoint, and not a request for each of them.
+#[tokio::test]
+async fn a_first_load_of_a_view_of_many_commits_reads_what_they_add_up_to() {
+    let mut project = TestProject::new(&[("ann", 30, 30, Some(1.0)), ("bob", 40, 40, Some(2.0))]);
+    let counting = FaultyStore::new(Arc::new(InMemory::new()));
+    project.store = Arc::clone(&counting) as _;
+    let state = project.apply(DEFINITIONS).await.expect("valid definitions");
+    let view = state.live_views()[0];
+    project.clock.set(at(60));
+    project.jobs().refresh(&state, view).await.expect("refreshes");
+    let log = project.jobs().log(view);
+    let mut last = log.state().await.expect("readable");
+    let mut early = None;
+    let commit = async |last: &mut ViewLogState| {
+        let second = at(60 + i64::try_from(last.number).expect("small"));
+        log.commit(last, ViewCommit::new(second, ViewCommitKind::Refresh, second)).await.expect("committed");
+    };
+    while last.number < 500 {
+        commit(&mut last).await;
+        if last.number == 450 {
+            early = Some(last.clone());
+        }
+    }
+    let tier = ReferenceTier::default();
+    let load = async || {
+        let log = project.jobs().log(view);
+        counting.requests();
+        let mark = catch_up(&tier, &log, view, &()).await.expect("loads");
+        (mark.commit, counting.requests())
+    };
+    let (reached, requests) = load().await;
+    assert!(reached == 500 && requests < 100, "{requests} requests up to {reached}");
+    assert_eq!(answers(&tier, view).iter().flatten().count(), 2);
+    // Of a few commits each is read, and of many what they add up to.
+    for _ in 0..100 {
+        commit(&mut last).await;
+    }
+    let (reached, requests) = load().await;
+    assert!(reached == 600 && requests < 150, "{requests} requests up to {reached}");
+    for _ in 0..1_200 {
+        commit(&mut last).await;
+    }
+    let (reached, requests) = load().await;
+    assert!(reached == 1_800 && requests < 250, "{requests} requests up to {reached}");
+    assert_eq!(answers(&tier, view).iter().flatten().count(), 2);
+    // What counted then is told whether a checkpoint of before is left or not.
+    let early = early.expect("one of them");
+    assert_eq!(log.state_at(450).await.expect("readable"), early);
+    assert_eq!(log.state_at(1_800).await.expect("readable"), last);
 }
 
 /// Applies a push to a tier while the rows that it lacks are read.

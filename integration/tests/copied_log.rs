@@ -5,7 +5,7 @@ use std::path::Path;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
-use springhouse_featurestore::push::{EventSink, PushHeader};
+use springhouse_featurestore::push::{EventSink, Push, PushEntry, PushHeader, PushLog};
 
 use crate::project::{Event, TestProject, at};
 use crate::push::{Server, batch, closed, refresh_all};
@@ -144,6 +144,30 @@ async fn a_process_whose_log_was_copied_stops_and_shows_what_is_committed() {
     house.end(one, "one").await;
     let one = house.start("one").await;
     assert_eq!(house.counted(&one).await, [4, 4]);
+}
+
+#[tokio::test]
+async fn two_logs_from_before_logs_were_told_apart_lose_nothing() {
+    let (mut maker, house) = (House::new().await, House::new().await);
+    for folder in ["one", "two"] {
+        let server = maker.start(folder).await;
+        maker.push(&server, true).await;
+        maker.end(server, folder).await;
+        // The same push in a log that has no number, at the same position in both.
+        let path = |of: &House| of.project.folder.path().join(folder).join("log");
+        let made = PushLog::open(&path(&maker)).expect("nobody has it open").entries_after(0).expect("readable");
+        let old = PushLog::open(&path(&house)).expect("new");
+        for PushEntry { source, events, origin, .. } in made {
+            let header = PushHeader { producer: Some(origin.producer), sequence: origin.sequence, watermark: None };
+            old.append(vec![Push { source, events, header, at: at(1_000) }]).expect("writable");
+        }
+        assert_eq!((old.last(), old.incarnation(), old.epoch()), (1, 0, None));
+    }
+    for (folder, expected) in [("one", 1), ("two", 2), ("one", 2), ("two", 2)] {
+        let server = house.start(folder).await;
+        assert_eq!(house.counted(&server).await, [expected; 2], "at {folder}");
+        house.end(server, folder).await;
+    }
 }
 
 #[tokio::test]

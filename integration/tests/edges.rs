@@ -328,6 +328,26 @@ async fn of_an_hour_that_comes_twice_a_push_means_the_one_that_is_not_in_the_fut
     }
 }
 
+/// A producer that is not the one that is waited for is known to whoever takes over all the same.
+#[tokio::test]
+async fn a_producer_that_is_ahead_of_others_is_told_by_a_flush_too() {
+    let project = TestProject::new(&[]);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    let server = Server::start_on(&project, &project.store, 0).await;
+    for (producer, second) in [("behind", 500), ("ahead", 600)] {
+        server.pushes.push("paid", batch(&[]), header(producer, Some(at(second)))).await.expect("taken");
+        server.pushes.flush().await.expect("flushes");
+    }
+    drop(server);
+    let other = tempfile::tempdir().expect("a folder");
+    let server = Server::start_in(other.path(), project.jobs(), 0).await;
+    let producers = server.pushes.producers("paid").await.expect("known");
+    let told: Vec<_> = producers.iter().map(|of| (of.producer.as_str(), of.watermark)).collect();
+    assert_eq!(told, [("ahead", Some(at(600))), ("behind", Some(at(500)))]);
+}
+
 #[tokio::test]
 async fn an_event_of_a_clock_that_is_ahead_counts_from_its_own_time_on() {
     let project = TestProject::new(&[]);
@@ -415,7 +435,7 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     assert_eq!(signed, [Some((back(), by("said too much"))), Some((ProducerChange::Retire, by("gone")))]);
     let flushed = project.jobs().pushed().state().await.expect("readable");
     for producer in &producers {
-        assert_eq!(flushed.producers["paid"][&producer.producer].corrected, producer.corrected);
+        assert_eq!(flushed.producers["paid"][&producer.producer].corrected.last(), producer.corrected.as_ref());
     }
     let view = state.live_views().into_iter().find(|view| view.name == "spending").expect("defined");
     let commits = project.jobs().log(view).commits_after(0).await.expect("readable");

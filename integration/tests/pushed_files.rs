@@ -12,7 +12,9 @@ use futures::TryStreamExt;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{Column, Source};
 use springhouse_featurestore::object_storage::api::memory::InMemory;
-use springhouse_featurestore::push::{Claim, EventSink, Flush, PushEntry, PushHeader, PushOrigin, PushedEvents};
+use springhouse_featurestore::push::{
+    Claim, EventSink, Flush, PushCommit, PushEntry, PushHeader, PushOrigin, PushedEvents,
+};
 use springhouse_featurestore::tier::{ObjectStore, list_objects};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_materializer::Jobs;
@@ -23,7 +25,7 @@ use springhouse_sql::spine::{SpineOrder, SpineSource};
 use crate::compaction::{copy_of, sum, wrong};
 use crate::crash::DyingStore;
 use crate::faulty_store::FaultyStore;
-use crate::project::{Event, TestProject, at};
+use crate::project::{Event, TestProject, at, write_events};
 use crate::push::{Server, batch, refresh_all};
 use crate::windows::{USERS, definitions};
 
@@ -332,6 +334,47 @@ async fn flush_of(jobs: &Jobs, source: &Source, minute: i64) {
     let (watermarks, said) = Default::default();
     let flush = Flush { at: at(60 * minute), entries: &[entry], watermarks, said };
     pushed.commit(&mut state, flush).await.expect("flushed");
+}
+
+/// A flush of an event, as it was written before events had their places.
+async fn flush_of_before(project: &TestProject, jobs: &Jobs) {
+    let pushed = jobs.pushed();
+    let state = pushed.state().await.expect("readable");
+    let (number, until) = (state.number + 1, state.until + 1);
+    let path = format!("pushes/data/paid/{number:012}.parquet");
+    let file = project.folder.path().join("store").join(&path);
+    std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+    write_events(&file, &[("ann", 60, 60, Some(1.0))]);
+    let bytes = file.metadata().expect("there").len();
+    let commit = format!(
+        r#"{{"at": "2020-01-01T00:00:00Z", "until": {until}, "watermarks": {{}},
+             "files": {{"paid": [{{"path": "{path}", "rows": 1, "bytes": {bytes}}}]}}}}"#
+    );
+    let commit: PushCommit = serde_json::from_str(&commit).expect("as it was written");
+    pushed.log().append(number, &commit).await.expect("written");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_merged_keep_no_others_from_it() {
+    // So many of before, and so many of now, by turns.
+    let stores: [&[(i64, i64)]; 2] = [&[(70, 16), (64, 16)], &[(0, 16), (64, 16)]];
+    for flushes in stores {
+        let project = TestProject::new(&[]);
+        let state = project.apply(&further()).await.expect("valid definitions");
+        let (jobs, mut all) = (project.jobs(), 0);
+        for (before, now) in flushes {
+            for _ in 0..*before {
+                flush_of_before(&project, &jobs).await;
+            }
+            for minute in 0..*now {
+                flush_of(&jobs, source(&state), minute).await;
+            }
+            all += before + now;
+            let done = jobs.compact_pushes_to("paid").await.expect("compacts");
+            assert_eq!((done.merged, done.written), (16, 1), "{flushes:?}");
+            assert_eq!(rows(&jobs).await, all.cast_unsigned(), "{flushes:?}");
+        }
+    }
 }
 
 /// The size of the greatest checkpoint.

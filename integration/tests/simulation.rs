@@ -10,6 +10,7 @@ mod faults;
 mod history;
 mod loads;
 mod oracle;
+mod producers;
 mod refused;
 pub mod steps;
 mod takers;

@@ -15,12 +15,13 @@ use serde::Serialize;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::encoding::{KeyCodec, ROW_HEADER_BYTES, is_chunk};
+use springhouse_featurestore::object_storage::CutOffFile;
 use springhouse_featurestore::push::PushHistory;
 use springhouse_featurestore::tier::{
     DataFile, DataFolder, Expiry, Fingerprint, Mark, OnlineTier, Packer, ViewLog, data_schema, merge_rows,
     read_data_file,
 };
-use springhouse_featurestore::time::Timestamp;
+use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, ErrorKind, Result};
 
 use crate::Jobs;
@@ -28,6 +29,9 @@ use crate::push::CLOCK_TOLERANCE;
 
 /// Keys of each view that are compared with the disk tier.
 const SAMPLE: usize = 200;
+
+/// A file that nobody has written to for so long is not being written any more: a put takes seconds.
+const CUT_OFF_AFTER: Span = Span::from_secs(3_600);
 
 /// What was looked at of one log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -44,6 +48,9 @@ pub struct Checked {
     pub keys: Option<usize>,
     /// What is wrong, each with its place.
     pub wrong: Vec<String>,
+    /// Files that were cut off while they were written: nothing is wrong with the rest, and `springhouse gc` removes them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cut_off: Vec<String>,
 }
 
 impl Jobs {
@@ -58,6 +65,7 @@ impl Jobs {
         full: bool,
     ) -> Result<Vec<Checked>> {
         let mut all = vec![self.check_catalog().await?, self.check_pushes(full).await?];
+        all.extend(self.check_folder().await?);
         let live: BTreeSet<Pinned> = catalog.live_views().into_iter().map(FeatureView::pinned).collect();
         for view in catalog.all_views() {
             let mut checked = self.check_view(view, tier, full).await?;
@@ -74,6 +82,20 @@ impl Jobs {
     async fn check_catalog(&self) -> Result<Checked> {
         let (commits, wrong) = self.catalog().log().verify().await?;
         Ok(Checked { what: "catalog".to_owned(), commits, wrong: told(&wrong), ..Checked::default() })
+    }
+
+    /// What lies in the store's folder that was being written when its process was killed.
+    async fn check_folder(&self) -> Result<Option<Checked>> {
+        let Some(folder) = self.folder() else { return Ok(None) };
+        let files = CutOffFile::list(folder, CUT_OFF_AFTER, self.clock().now()).await?;
+        let told = |file: &CutOffFile| {
+            let (path, bytes, written) = (file.path.display(), file.bytes, file.written);
+            format!(
+                "{path}: {bytes} bytes, cut off at {written} while it was written; springhouse gc removes it after a day"
+            )
+        };
+        let cut_off: Vec<String> = files.iter().map(told).collect();
+        Ok((!cut_off.is_empty()).then(|| Checked { what: "folder".to_owned(), cut_off, ..Checked::default() }))
     }
 
     async fn check_pushes(&self, full: bool) -> Result<Checked> {

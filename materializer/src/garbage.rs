@@ -1,7 +1,8 @@
 //! Garbage: what lies on object storage and no commit names is removed after a grace time.
 //!
 //! Named are the files of a view's newest state, its table of events that are set aside among them, those of a backfill that has
-//! begun, the flushed pushes, and nothing else. How a
+//! begun, the flushed pushes, and nothing else. In a folder what was being written when its process was killed is garbage too.
+//! How a
 //! file that is being written, or read, is told from one that nobody needs: [`springhouse_featurestore::tier::DataFolder`].
 
 use std::collections::HashSet;
@@ -9,6 +10,7 @@ use std::collections::HashSet;
 use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::{CatalogState, Heads};
 use springhouse_featurestore::definition::{FeatureView, Pinned};
+use springhouse_featurestore::object_storage::CutOffFile;
 use springhouse_featurestore::push::PushHistory;
 use springhouse_featurestore::tier::{BackfillLog, Collected, DataFolder};
 use springhouse_featurestore::time::Span;
@@ -41,6 +43,13 @@ impl Jobs {
             let named = history.files.values().flatten().map(|file| file.path.clone()).collect();
             collected += folder.collect(&named, grace, self.clock().now()).await?;
         }
+        match self.remove_cut_off(grace).await {
+            Ok(cut_off) => collected += cut_off,
+            Err(error) => {
+                tracing::error!(error = %error.chain(), "files that were cut off stay");
+                failed.get_or_insert(error);
+            }
+        }
         let live: Vec<Pinned> = catalog.live_views().into_iter().map(FeatureView::pinned).collect();
         Heads::keep(self.store(), &live).await?;
         if collected != Collected::default() {
@@ -52,6 +61,18 @@ impl Jobs {
             );
         }
         failed.map_or(Ok(collected), Err)
+    }
+
+    /// Removes what processes that were killed had been writing, where the store lies in a folder.
+    async fn remove_cut_off(&self, grace: Span) -> Result<Collected> {
+        let mut collected = Collected::default();
+        let Some(folder) = self.folder() else { return Ok(collected) };
+        for file in CutOffFile::list(folder, grace, self.clock().now()).await? {
+            file.remove().await?;
+            collected.removed += 1;
+            collected.bytes += file.bytes;
+        }
+        Ok(collected)
     }
 
     async fn collect_garbage_of(&self, view: &FeatureView, grace: Span) -> Result<Collected> {

@@ -1,5 +1,6 @@
 //! What every job needs.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,6 +21,8 @@ use crate::set_aside::SetAsideTables;
 #[derive(Debug, Clone)]
 pub struct Jobs {
     store: Arc<dyn ObjectStore>,
+    /// Where the store lies, if that is a folder.
+    folder: Option<PathBuf>,
     options: SessionOptions,
     clock: Arc<dyn Clock>,
     writer: u64,
@@ -42,7 +45,19 @@ impl Jobs {
     /// Jobs on a store. `writer` tells concurrent processes apart in the names of files that are not yet committed.
     pub fn new(store: Arc<dyn ObjectStore>, options: SessionOptions, clock: Arc<dyn Clock>, writer: u64) -> Self {
         let (begun, pool, states, pushes) = Default::default();
-        Self { store, options, clock, writer, begun, pool, states, pushes, piece_bytes: PIECE_BYTES }
+        let folder = None;
+        Self { store, folder, options, clock, writer, begun, pool, states, pushes, piece_bytes: PIECE_BYTES }
+    }
+
+    /// The same jobs, of a store that lies in a folder, if there is one: what was cut off in it is garbage.
+    #[must_use]
+    pub fn in_folder(self, folder: Option<PathBuf>) -> Self {
+        Self { folder, ..self }
+    }
+
+    /// The folder in which the store lies, where that is known.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     /// The object store.

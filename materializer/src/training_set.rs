@@ -90,6 +90,9 @@ pub struct TrainingSet {
     metadata: BTreeMap<String, String>,
 }
 
+/// So many commits of a view are read at once; of each two times are kept.
+const COMMITS_AT_ONCE: usize = 256;
+
 impl Jobs {
     /// Plans the training set of a contract.
     ///
@@ -188,14 +191,21 @@ impl Jobs {
 
     /// How far a view had got at past times.
     async fn serving_history(&self, view: &FeatureView) -> Result<ServingHistory> {
-        let commits = self.log(view).commits_after(0).await?;
-        let pushed_from = commits
-            .iter()
-            .find(|(_, commit)| commit.kind == ViewCommitKind::Push)
-            .map(|(_, push)| push.pushed_from.unwrap_or(push.at));
-        let told = commits.iter().filter(|(_, commit)| commit.kind != ViewCommitKind::Compact);
-        let commits = told.map(|(_, commit)| (commit.at, commit.watermark)).collect();
-        Ok(ServingHistory::new(commits, pushed_from, view.refresh_every))
+        let log = self.log(view);
+        let (mut told, mut read, mut pushed_from) = (Vec::new(), 0, None);
+        // From the first push on everything was known at once: what was committed later tells nothing.
+        while pushed_from.is_none() {
+            let some = log.some_commits_after(read, COMMITS_AT_ONCE).await?;
+            let Some((last, _)) = some.last() else { break };
+            read = *last;
+            for (_, commit) in some.into_iter().filter(|(_, commit)| commit.kind != ViewCommitKind::Compact) {
+                if commit.kind == ViewCommitKind::Push && pushed_from.is_none() {
+                    pushed_from = Some(commit.pushed_from.unwrap_or(commit.at));
+                }
+                told.push((commit.at, commit.watermark));
+            }
+        }
+        Ok(ServingHistory::new(told, pushed_from, view.refresh_every))
     }
 }
 

@@ -20,8 +20,8 @@ use springhouse_featurestore::time::{Clock, Timestamp};
 use springhouse_featurestore::{Error, Result};
 
 use self::following::{FOLLOWED_AT_ONCE, Followed};
-pub(crate) use self::views::in_words;
 use self::views::Views;
+pub(crate) use self::views::in_words;
 pub use self::views::{Trouble, ViewState};
 use crate::package::Package;
 

@@ -106,6 +106,9 @@ impl Check {
             complain(&format!("{of}: {wrong}"));
             code = ExitCode::FAILURE;
         }
+        for cut_off in checked.iter().flat_map(|of| &of.cut_off) {
+            note(cut_off);
+        }
         Ok(code)
     }
 }

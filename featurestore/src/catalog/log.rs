@@ -50,8 +50,19 @@ impl<T: Serialize + DeserializeOwned> CommitLog<T> {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] for a record that does not match its checksum, or a gap in the numbers.
     pub async fn read_after(&self, number: u64) -> Result<Vec<(u64, T)>> {
+        self.read_some_after(number, usize::MAX).await
+    }
+
+    /// The first of them: all, where there are fewer than `enough`, and else about as many.
+    ///
+    /// # Errors
+    /// As [`Self::read_after`].
+    pub async fn read_some_after(&self, number: u64, enough: usize) -> Result<Vec<(u64, T)>> {
         let (mut records, mut next, mut at_once) = (Vec::new(), number + 1, 2);
         loop {
+            if records.len() >= enough {
+                return Ok(records);
+            }
             let numbers = next..next + at_once;
             let asked =
                 stream::iter(numbers).map(|number| async move { Ok::<_, Error>((number, self.read(number).await?)) });

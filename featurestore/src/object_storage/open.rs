@@ -1,6 +1,6 @@
 //! Opening the store that a person names: a URL, or a local folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,11 +35,7 @@ pub fn open_store<'a>(
     location: &str,
     options: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Arc<dyn ObjectStore>> {
-    let url = Url::parse(location).ok().filter(|url| url.scheme().len() > 1 && url.scheme() != "file");
-    let Some(url) = url else {
-        let folder = location.strip_prefix("file://").unwrap_or(location);
-        return open_folder(Path::new(folder));
-    };
+    let Some(url) = url_of(location) else { return open_folder(path_of(location)) };
     let wrong = |error: object_store::Error| {
         Error::invalid("the store's URL cannot be opened")
             .with("url", &url)
@@ -55,6 +51,19 @@ pub fn open_store<'a>(
         _ => object_store::parse_url_opts(&url, options).map_err(wrong)?,
     };
     Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
+/// The folder in which a store lies; none of one at a URL that is not a folder's.
+pub fn folder_of(location: &str) -> Option<PathBuf> {
+    url_of(location).is_none().then(|| path_of(location).to_owned())
+}
+
+fn url_of(location: &str) -> Option<Url> {
+    Url::parse(location).ok().filter(|url| url.scheme().len() > 1 && url.scheme() != "file")
+}
+
+fn path_of(location: &str) -> &Path {
+    Path::new(location.strip_prefix("file://").unwrap_or(location))
 }
 
 /// A store that speaks S3; an endpoint that does not answer is an error within a minute.

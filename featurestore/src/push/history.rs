@@ -24,27 +24,25 @@
 
 mod entries;
 mod files;
+mod producers;
+mod state;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use super::{ProducerChange, ProducerCorrection, PushEntry, PushOrigin, PushedEvents};
+pub use self::producers::{KnownProducer, Runs, SaidByProducer, Taken};
+pub use self::state::PushHistoryState;
+
+use self::producers::Said;
+use super::{PushEntry, PushedEvents};
 use crate::catalog::{Checkpoints, CommitLog};
 use crate::tier::{DataFile, PushedRange};
 use crate::time::Timestamp;
 use crate::{ErrorKind, Result};
-
-/// How many runs of sequences are remembered of a producer, to tell what was taken twice. What is forgotten is taken again
-/// rather than lost.
-const RUNS_REMEMBERED: usize = 4_096;
-
-/// The same where one log alone has fed the store: only a copy of it can hold what was taken. Who numbers without gaps has
-/// one run.
-const RUNS_OF_ONE_LOG: usize = 16;
 
 /// Who takes pushes for a store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,108 +52,6 @@ pub struct Taker {
     /// The incarnation of the log that it writes.
     pub log: u64,
 }
-
-/// What a producer said in the pushes of a flush.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SaidByProducer {
-    /// The greatest sequence that it has sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last: Option<u64>,
-    /// It has sent every event up to this time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub watermark: Option<Timestamp>,
-    /// The sequences of the pushes among them, as runs of numbers that follow each other.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub taken: Runs,
-    /// What a person changed about it last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub corrected: Option<ProducerCorrection>,
-    /// The caller whose name it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<String>,
-    /// When a person set its sequence back last: what a log remembers from before does not count. Not in commits, which have
-    /// the correction.
-    #[serde(skip)]
-    pub set_back: Option<Timestamp>,
-}
-
-/// Sequences of a producer that a log has taken: from one to another, all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taken {
-    /// The log.
-    pub log: u64,
-    /// The least,
-    pub first: u64,
-    /// and the greatest.
-    pub last: u64,
-}
-
-/// What is known of a producer of a source.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownProducer {
-    /// The greatest sequence that it has sent.
-    pub last: Option<u64>,
-    /// It has sent every event up to this time.
-    pub watermark: Option<Timestamp>,
-    /// Which logs took which of its batches, the newest last.
-    pub taken: Vec<Taken>,
-    /// What a person changed about it last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub corrected: Option<ProducerCorrection>,
-    /// The caller whose name it is; none where it was never one's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<String>,
-    /// When a person set its sequence back last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub set_back: Option<Timestamp>,
-}
-
-impl KnownProducer {
-    /// What a log learns of it that did not take its pushes.
-    pub fn told(&self) -> SaidByProducer {
-        SaidByProducer {
-            last: self.last,
-            watermark: self.watermark,
-            taken: Vec::new(),
-            corrected: self.corrected.clone(),
-            owner: self.owner.clone(),
-            set_back: self.set_back,
-        }
-    }
-
-    /// Begins its sequences anew after one: those above it are nobody's any more.
-    fn set_back(&mut self, sequence: u64, at: Timestamp) {
-        (self.last, self.set_back) = (Some(sequence), Some(at));
-        self.taken.retain_mut(|taken| {
-            taken.last = taken.last.min(sequence);
-            taken.first <= sequence
-        });
-    }
-
-    fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
-        if let Some(ProducerCorrection { change: ProducerChange::Sequence(sequence), by }) = &said.corrected {
-            self.set_back(*sequence, by.at);
-        }
-        self.last = self.last.max(said.last);
-        self.watermark = said.watermark.or(self.watermark);
-        self.owner = said.owner.or_else(|| self.owner.take());
-        self.corrected = said.corrected.or_else(|| self.corrected.take());
-        for (first, last) in said.taken {
-            match self.taken.last_mut().filter(|taken| taken.log == log && taken.last.checked_add(1) == Some(first)) {
-                Some(taken) => taken.last = last,
-                None => self.taken.push(Taken { log, first, last }),
-            }
-        }
-        let forgotten = self.taken.len().saturating_sub(most_runs);
-        self.taken.drain(..forgotten);
-    }
-}
-
-/// Sequences as runs of numbers that follow each other.
-pub type Runs = Vec<(u64, u64)>;
-
-/// What producers said, by source and producer.
-type Said = BTreeMap<String, BTreeMap<String, SaidByProducer>>;
 
 /// What a commit of pushes did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +122,8 @@ impl Claim {
         let newest = state.epoch_of(self.log);
         let later = match self.epoch {
             Some(epoch) => newest > epoch,
+            // A log from before logs were told apart: there may be several, which all are number 0. Who comes first is it.
+            None if self.log == 0 => state.taker.epoch > 0,
             // A log that has just begun, and was given a number that another one has been given.
             None => self.log == self.process && newest > 0,
         };
@@ -252,168 +150,6 @@ pub struct Flush<'a> {
     pub watermarks: BTreeMap<String, Timestamp>,
     /// What producers have said, by source and producer.
     pub said: BTreeMap<(String, String), SaidByProducer>,
-}
-
-/// All flushes together.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PushHistoryState {
-    /// The newest commit's number; 0 before the first.
-    pub number: u64,
-    /// Who takes pushes.
-    #[serde(default)]
-    pub taker: Taker,
-    /// The position up to which pushes are on object storage.
-    pub until: u64,
-    /// The greatest position that each log has flushed.
-    #[serde(default)]
-    pub flushed: BTreeMap<u64, u64>,
-    /// The last epoch of each log.
-    #[serde(default)]
-    pub epochs: BTreeMap<u64, u64>,
-    /// How far each source's producers have got.
-    pub watermarks: BTreeMap<String, Timestamp>,
-    /// What is known of producers, by source and producer.
-    #[serde(default)]
-    pub producers: BTreeMap<String, BTreeMap<String, KnownProducer>>,
-    /// All pushed events by source, each in the order of their positions.
-    pub files: BTreeMap<String, Vec<DataFile>>,
-}
-
-impl PushHistoryState {
-    fn apply(&mut self, number: u64, commit: PushCommit) {
-        self.number = number;
-        if commit.kind == PushCommitKind::Compact {
-            self.replace(&commit.replaced, commit.files);
-            return;
-        }
-        let log = commit.taker.log;
-        let positions = PushedRange { after: self.until, until: commit.until, log };
-        self.taker = commit.taker;
-        // A log that has begun to take pushes is known by a position of 0.
-        let flushed = self.flushed.entry(log).or_default();
-        if commit.until > self.until {
-            (*flushed, self.until) = (commit.until, commit.until);
-        }
-        self.epochs.insert(log, commit.taker.epoch);
-        self.watermarks.extend(commit.watermarks);
-        let most_runs = self.most_runs();
-        for (source, producers) in commit.producers {
-            let known = self.producers.entry(source).or_default();
-            for (producer, said) in producers {
-                known.entry(producer).or_default().hear(log, most_runs, said);
-            }
-        }
-        for (source, files) in commit.files {
-            let files =
-                files.into_iter().map(|file| DataFile { positions: file.positions.or(Some(positions)), ..file });
-            self.files.entry(source).or_default().extend(files);
-        }
-    }
-
-    /// Puts files in the place of others.
-    fn replace(&mut self, replaced: &[String], files: BTreeMap<String, Vec<DataFile>>) {
-        let gone: HashSet<&str> = replaced.iter().map(String::as_str).collect();
-        for (source, files) in files {
-            let of_source = self.files.entry(source).or_default();
-            of_source.retain(|file| !gone.contains(file.path.as_str()));
-            of_source.extend(files);
-            of_source.sort_by_key(|file| file.positions.map(|range| range.after));
-        }
-    }
-
-    /// Whether all of these files of a source count.
-    fn holds(&self, source: &str, files: &[DataFile]) -> bool {
-        let held: HashSet<&str> = self.files_of(source).iter().map(|file| file.path.as_str()).collect();
-        files.iter().all(|file| held.contains(file.path.as_str()))
-    }
-
-    /// The files of a source's events, in the order of their positions.
-    pub fn files_of(&self, source: &str) -> &[DataFile] {
-        self.files.get(source).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    /// Whether events of a source have been pushed.
-    pub fn knows(&self, source: &str) -> bool {
-        self.files.contains_key(source) || self.watermarks.contains_key(source)
-    }
-
-    /// The pushed events.
-    pub fn events(&self) -> PushedEvents {
-        PushedEvents { files: self.files.clone(), ..PushedEvents::default() }
-    }
-
-    /// The greatest position that a log has flushed; 0 for a log that has flushed nothing.
-    pub fn flushed_of(&self, log: u64) -> u64 {
-        self.flushed.get(&log).copied().unwrap_or_default()
-    }
-
-    /// Who has ever taken pushes, each log in its last epoch.
-    pub fn takers(&self) -> impl Iterator<Item = Taker> + '_ {
-        let known = self.epochs.iter().map(|(log, epoch)| Taker { epoch: *epoch, log: *log });
-        known.chain([self.taker])
-    }
-
-    /// The last epoch that a log has taken; 0 for a log that has taken none.
-    fn epoch_of(&self, log: u64) -> u64 {
-        let newest = if self.taker.log == log { self.taker.epoch } else { 0 };
-        self.epochs.get(&log).copied().unwrap_or(newest)
-    }
-
-    /// How many runs of sequences of a producer are remembered.
-    fn most_runs(&self) -> usize {
-        if self.flushed.len() > 1 { RUNS_REMEMBERED } else { RUNS_OF_ONE_LOG }
-    }
-
-    /// Whether a push that a log holds was taken by another log too.
-    pub fn taken_elsewhere(&self, log: u64, source: &str, origin: &PushOrigin) -> bool {
-        let Some(sequence) = origin.sequence else { return false };
-        let producer = self.producers.get(source).and_then(|of| of.get(&origin.producer));
-        let taken = producer.map(|producer| producer.taken.as_slice()).unwrap_or_default();
-        taken.iter().any(|taken| taken.log != log && taken.first <= sequence && sequence <= taken.last)
-    }
-
-    /// Whether all corrections among what producers have said are on object storage.
-    pub fn has_corrections(&self, said: &BTreeMap<(String, String), SaidByProducer>) -> bool {
-        said.iter().all(|((source, producer), said)| {
-            said.corrected.as_ref().is_none_or(|correction| self.has_correction(source, producer, correction))
-        })
-    }
-
-    fn has_correction(&self, source: &str, producer: &str, correction: &ProducerCorrection) -> bool {
-        let known = self.producers.get(source).and_then(|of| of.get(producer));
-        known.is_some_and(|known| known.corrected.as_ref() == Some(correction))
-    }
-
-    /// What producers have said that is new here, with the sequences of some entries.
-    fn news(&self, flush: &Flush<'_>) -> Said {
-        let mut taken: BTreeMap<(&str, &str), (u64, Runs)> = BTreeMap::new();
-        for PushEntry { source, origin, .. } in flush.entries {
-            let Some(sequence) = origin.sequence else { continue };
-            let (last, runs) = taken.entry((source, &origin.producer)).or_default();
-            *last = sequence.max(*last);
-            match runs.last_mut().filter(|(_, last)| last.checked_add(1) == Some(sequence)) {
-                Some((_, last)) => *last = sequence,
-                None => runs.push((sequence, sequence)),
-            }
-        }
-        let mut news = Said::new();
-        for ((source, producer), said) in &flush.said {
-            let known = self.producers.get(source).and_then(|of| of.get(producer));
-            let (last, mut taken) = match taken.remove(&(source.as_str(), producer.as_str())) {
-                Some((last, taken)) => (Some(last), taken),
-                None => (None, Vec::new()),
-            };
-            taken.drain(..taken.len().saturating_sub(self.most_runs()));
-            let same = said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)));
-            let corrected = said.corrected.clone().filter(|of| !self.has_correction(source, producer, of));
-            let owner = said.owner.clone().filter(|of| known.and_then(|known| known.owner.as_ref()) != Some(of));
-            if last.is_some() || !same || corrected.is_some() || owner.is_some() {
-                let said = SaidByProducer { last, taken, corrected, owner, ..said.clone() };
-                news.entry(source.clone()).or_default().insert(producer.clone(), said);
-            }
-        }
-        news
-    }
 }
 
 /// The state that a process has seen last: what is new since is all that it reads.

@@ -7,11 +7,11 @@
 //! | `e`, position (8) | source's length (2), source, what is known of the push, events as an Arrow IPC stream |
 //! | `p`, source, `00`, producer | the producer's last sequence (8) |
 //! | `w`, source, `00`, producer | the producer's watermark (8) |
-//! | `h`, source, `00`, producer | when the producer was last heard of (8) |
+//! | `h`, source, `00`, producer | when the producer was last heard of, or learned of from another log (8) |
 //! | `r`, source, `00`, producer | when the producer was retired (8) |
 //! | `o`, source, `00`, producer | the name of the caller whose the producer is |
 //! | `b`, source, `00`, producer | when a person set the producer's sequence back last (8) |
-//! | `c`, source, `00`, producer | what a person changed about the producer last, as JSON |
+//! | `c`, source, `00`, producer | what people changed about the producer last, of each kind, as JSON |
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
 //! | `t` | the epoch that its process took last (8): a copy does not know of later ones |
@@ -163,7 +163,7 @@ impl PushLog {
     }
 
     /// Which log this is: positions that are not flushed are this one's alone. A log that is new gets `new`; one from
-    /// before logs were told apart is number 0.
+    /// before logs were told apart is number 0: of several of a store, the first that takes pushes ([`super::Claim`]).
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.

@@ -52,8 +52,8 @@ impl Progress for () {
 /// Brings a view in `tier` up to its log's newest commit. Returns the mark reached.
 ///
 /// A tier that holds nothing, that holds a commit which the log does not have (another store's folder), or that is
-/// behind by a replacement, is loaded anew. Else the rows of the commits that it lacks are added to those that it has, few
-/// as writes, many as sorted files; in either case together with the mark, once.
+/// behind by a replacement or by very many commits, is loaded anew. Else the rows of the commits that it lacks are added to
+/// those that it has, few as writes, many as sorted files; in either case together with the mark, once.
 ///
 /// # Errors
 /// Those of the log and of the tier; the tier is then at a mark that it has had.
@@ -90,22 +90,28 @@ pub async fn catch_up_with(
     let packer = Packer::new(view)?;
     'anew: loop {
         let mark = tier.mark(log.view())?;
-        let commits = log.commits_after(mark.commit).await?;
-        let unknown = mark.commit > 0 && !log.has(mark).await?;
+        if mark.commit == 0 {
+            // It needs what counts now, and not the commits by which that came to be.
+            let state = log.state().await?;
+            if state.number == 0 {
+                return Ok(mark);
+            }
+            return load_state(tier, log, state, (view, &packer), progress, pushing).await;
+        }
+        let Some(commits) = log.commits_unless_many(mark.commit).await? else {
+            return load_anew(tier, log, (view, &packer), progress, pushing).await;
+        };
+        let unknown = !log.has(mark).await?;
         if commits.is_empty() && !unknown {
             return Ok(mark);
         }
         let mut lacks = Lacks::of(view, mark, &commits);
-        // Beside pushes a view that the tier does not have comes with all that was pushed: nothing may lie before the next.
-        lacks.anew |= unknown || mark.commit == 0 && pushing.is_some() && !commits.is_empty();
-        lacks.anew = lacks.anew || brings_again(pushing, view, (0, mark), &commits).await?;
+        lacks.anew = lacks.anew || unknown || brings_again(pushing, view, (0, mark), &commits).await?;
         let files = if lacks.anew { None } else { lacks.files(log, mark, &commits).await? };
         let Some(files) = files else { return load_anew(tier, log, (view, &packer), progress, pushing).await };
         let rows = files.iter().map(|(_, file)| file.rows).sum::<u64>();
         let read = if rows <= APPLY_AT_MOST_ROWS {
             Added::Few(read_few(log, &packer, (&lacks, &files), progress).await?)
-        } else if mark.commit == 0 {
-            return load_anew(tier, log, (view, &packer), progress, pushing).await;
         } else {
             Added::Many(read_many(tier, log, &packer, (&lacks, &files), progress).await?)
         };
@@ -144,8 +150,11 @@ pub async fn catch_up_with(
 /// Those of the log and of the tier.
 pub async fn brings_unseen(tier: &dyn OnlineTier, log: &ViewLog) -> Result<bool> {
     let mark = tier.mark(log.view())?;
-    let commits = log.commits_after(mark.commit).await?;
-    if mark.commit == 0 || !commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Refresh) {
+    if mark.commit == 0 {
+        return Ok(false);
+    }
+    let Some(commits) = log.commits_unless_many(mark.commit).await? else { return Ok(true) };
+    if !commits.iter().any(|(_, commit)| commit.kind == ViewCommitKind::Refresh) {
         return Ok(false);
     }
     let first = commits.iter().find_map(|(_, commit)| commit.pushed).map(|range| range.after);
@@ -298,8 +307,6 @@ impl Lacks {
             lacks.compacted |= commit.kind == ViewCommitKind::Compact;
             lacks.reached = lacks.reached.after(*number, commit);
         }
-        // A tier that has nothing reads what counts now, not how it came to be.
-        lacks.anew |= mark.commit == 0 && lacks.compacted;
         lacks
     }
 
@@ -383,7 +390,17 @@ async fn load_anew(
     progress: &dyn Progress,
     pushing: Option<Pushing<'_>>,
 ) -> Result<Mark> {
-    let ViewLogState { number, watermark, pushed, pushed_log, files, .. } = log.state().await?;
+    load_state(tier, log, log.state().await?, (view, packer), progress, pushing).await
+}
+
+async fn load_state(
+    tier: &dyn OnlineTier,
+    log: &ViewLog,
+    ViewLogState { number, watermark, pushed, pushed_log, files, .. }: ViewLogState,
+    (view, packer): (&FeatureView, &Packer),
+    progress: &dyn Progress,
+    pushing: Option<Pushing<'_>>,
+) -> Result<Mark> {
     progress.begin(&format!("loading {}", log.view().name), files.iter().map(|(_, file)| file.rows).sum());
     let mut batches = tier.begin_generation(log.view())?;
     for (number, file) in &files {

@@ -11,6 +11,8 @@
 //! wrote each row ([`COMMIT`]).
 //! A crash before the commit leaves files that no commit names: garbage, never half a refresh.
 
+mod commits;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -43,6 +43,8 @@ pub enum Fault {
     Poison,
     /// The power is cut: what was not synced is gone. It needs a process that was started on such a disk.
     PowerCut,
+    /// Producers are retired, or set back, and then the takers change.
+    Producers,
     /// The clock of who refreshes is ahead of the takers', or behind, by seconds or by hours.
     RefreshClock,
     /// Events on which queries fail that are not tried before a push is taken: of a view that looks back, of one that groups by
@@ -61,7 +63,7 @@ pub enum Fault {
     Wrong,
 }
 
-const NAMES: [(&str, Fault); 26] = [
+const NAMES: [(&str, Fault); 27] = [
     ("ambiguous", Fault::Ambiguous),
     ("backfill", Fault::Backfill),
     ("clock", Fault::Clock),
@@ -81,6 +83,7 @@ const NAMES: [(&str, Fault); 26] = [
     ("lost_disk", Fault::LostDisk),
     ("poison", Fault::Poison),
     ("power_cut", Fault::PowerCut),
+    ("producers", Fault::Producers),
     ("refresh_clock", Fault::RefreshClock),
     ("set_aside", Fault::SetAside),
     ("takers", Fault::Takers),

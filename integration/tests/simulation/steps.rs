@@ -99,6 +99,7 @@ impl World {
             Fault::LostDisk => Box::pin(self.lost_disk()).await,
             Fault::Poison => self.poison().await,
             Fault::PowerCut => self.crash(End::PowerCut).await,
+            Fault::Producers => Box::pin(self.change_producers()).await,
             Fault::RefreshClock => self.drift(),
             Fault::SetAside => self.set_aside().await,
             Fault::Takers => self.take_over().await,

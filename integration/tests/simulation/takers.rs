@@ -126,7 +126,7 @@ impl World {
     }
 
     /// The owner ends, and another taker begins.
-    async fn fail_over(&mut self, newer: usize) {
+    pub async fn fail_over(&mut self, newer: usize) {
         let older = self.owner;
         self.say(format!("taker {older} ends"));
         self.moves_on(APART);

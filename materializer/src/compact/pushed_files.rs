@@ -16,7 +16,7 @@
 //! The commit is one of the log of pushes, beside those of whoever takes them: it needs no fence, since it changes no event, and a
 //! flush that finds it goes on from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use arrow::datatypes::SchemaRef;
 use springhouse_featurestore::Result;
@@ -54,7 +54,8 @@ impl Jobs {
         let pushed = self.pushed();
         let mut done = Compacted::nothing_of(format!("pushes to {source}"));
         let mut state = pushed.state().await?;
-        while let Some(file) = self.compact_pushes_once(&pushed, source, &state, &mut done).await? {
+        let mut over = PassedOver::of(&pushed, state.files_of(source)).await?;
+        while let Some(file) = self.compact_pushes_once(&pushed, source, (&state, &mut over), &mut done).await? {
             done.written += 1;
             done.rows += file.rows;
             state = pushed.state().await?;
@@ -71,11 +72,17 @@ impl Jobs {
         &self,
         pushed: &PushHistory,
         source: &str,
-        state: &PushHistoryState,
+        (state, over): (&PushHistoryState, &mut PassedOver),
         done: &mut Compacted,
     ) -> Result<Option<DataFile>> {
-        for run in runs(state.files_of(source)) {
-            let Some(files) = of_one_kind(pushed, run).await? else { continue };
+        while let Some(run) = over.first_run(state.files_of(source)) {
+            let files = match of_one_kind(pushed, run).await? {
+                Run::Same(files) => files,
+                Run::Apart(files) => {
+                    over.paths.extend(files.iter().map(|file| file.path.clone()));
+                    continue;
+                }
+            };
             let name = format!("compact-{:012}-{}", state.number + 1, self.mark());
             let merged = pushed.merge(source, &name, files).await?;
             check_same(&done.what, files.iter(), &merged)?;
@@ -88,6 +95,43 @@ impl Jobs {
             return Ok(None);
         }
         Ok(None)
+    }
+}
+
+/// Files that are not merged: what stands between them is looked at all the same.
+#[derive(Debug, Default)]
+struct PassedOver {
+    /// Those before this position, of a version that did not keep positions: there may be very many.
+    before: u64,
+    /// Those that have other columns than the files beside them.
+    paths: HashSet<String>,
+}
+
+impl PassedOver {
+    /// Finds out where a source's files from before positions were kept end; a few are opened.
+    async fn of(pushed: &PushHistory, files: &[DataFile]) -> Result<Self> {
+        let (mut old, mut known) = (0, files.len());
+        let Some(first) = files.first().filter(|_| !runs(files).is_empty()) else { return Ok(Self::default()) };
+        if pushed.columns_of(first).await?.is_some() {
+            return Ok(Self::default());
+        }
+        while old + 1 < known {
+            let middle = usize::midpoint(old, known);
+            match pushed.columns_of(&files[middle]).await? {
+                None => old = middle,
+                Some(_) => known = middle,
+            }
+        }
+        Ok(Self { before: files[old].positions.map_or(0, |range| range.until), paths: HashSet::new() })
+    }
+
+    fn has(&self, file: &DataFile) -> bool {
+        file.positions.is_some_and(|range| range.until <= self.before) || self.paths.contains(&file.path)
+    }
+
+    /// The first of the runs that the other files have.
+    fn first_run<'a>(&self, files: &'a [DataFile]) -> Option<&'a [DataFile]> {
+        files.split(|file| self.has(file)).find_map(|some| runs(some).into_iter().next())
     }
 }
 
@@ -123,21 +167,30 @@ fn begin_of(run: &[DataFile], wanted: u64) -> Option<&[DataFile]> {
     (taken >= FAN_IN && rows >= wanted).then(|| &run[..taken])
 }
 
+/// What of a run can be merged.
+enum Run<'a> {
+    /// These: they follow each other, and have the same columns.
+    Same(&'a [DataFile]),
+    /// None of it; and these never with the files beside them. The last may be with those that come after the run.
+    Apart(&'a [DataFile]),
+}
+
 /// The first files of a run that follow each other and have the same columns, if they are enough. A source that has gained a
 /// column has files with it and before them files without: half of what makes a run will do.
-async fn of_one_kind<'a>(pushed: &PushHistory, run: &'a [DataFile]) -> Result<Option<&'a [DataFile]>> {
+async fn of_one_kind<'a>(pushed: &PushHistory, run: &'a [DataFile]) -> Result<Run<'a>> {
     let mut columns: Vec<Option<SchemaRef>> = Vec::with_capacity(run.len());
     for file in run {
         columns.push(pushed.columns_of(file).await?);
     }
-    let mut begin = 0;
+    let (mut begin, mut last) = (0, run.len());
     for same in columns.chunk_by(|one, other| one == other) {
         if same[0].is_some() && same.len() >= FAN_IN / 2 {
-            return Ok(Some(&run[begin..begin + same.len()]));
+            return Ok(Run::Same(&run[begin..begin + same.len()]));
         }
+        last = if same[0].is_some() { begin } else { run.len() };
         begin += same.len();
     }
-    Ok(None)
+    Ok(Run::Apart(&run[..last]))
 }
 
 #[cfg(test)]

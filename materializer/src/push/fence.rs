@@ -141,7 +141,8 @@ pub(super) async fn take_over(
             }
         }
     }
-    log.learn(said)?;
+    let others = log.epoch().is_none_or(|own| own + 1 < history.taker.epoch);
+    log.learn(said, jobs.clock().now(), others)?;
     // A new log of an old store goes on where the last one was: positions that a tier has are not given again.
     log.begin_after(used)?;
     log.took(history.taker.epoch)?;

@@ -75,7 +75,7 @@ impl Shared {
             entries.truncate(entries.partition_point(|entry| entry.position <= reach.last));
             let (watermarks, said) = (reach.watermarks.clone(), self.log.said(reach));
             let told = watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark));
-            if entries.is_empty() && told && history.has_corrections(&said) {
+            if entries.is_empty() && told && history.has_said(&said) {
                 return Ok(());
             }
             let flush = Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said };

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
 
 use futures::{StreamExt, stream};
-use springhouse_featurestore::Result;
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::{FeatureView, Pinned};
 use springhouse_featurestore::push::{Lacking, LogReach, PushEntry, PushHistoryState, PushLog};
 use springhouse_featurestore::tier::{KeyedRow, Mark};
+use springhouse_featurestore::{Error, Result};
 
 use super::Shared;
 use super::distinct::on_log;

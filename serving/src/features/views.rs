@@ -57,11 +57,6 @@ impl Trouble {
         Self { since, kind: in_words(error.kind()).to_owned(), reason: error.chain() }
     }
 
-    /// A view was given up by who takes pushes: its query failed on one after another.
-    pub(super) fn of_query(since: Timestamp, reason: String) -> Self {
-        Self { since, kind: in_words(ErrorKind::Invalid).to_owned(), reason }
-    }
-
     /// What it is, as far as it is told.
     pub fn told(&self) -> &str {
         if self.reason.is_empty() { &self.kind } else { &self.reason }
@@ -245,6 +240,7 @@ mod tests {
         let contract = Contract {
             name: "fraud".to_owned(),
             version: Version::from_text("1"),
+            policy: None,
             text: String::new(),
             tier: "interactive".to_owned(),
             request,

@@ -11,8 +11,9 @@ use futures::TryStreamExt;
 use parquet::arrow::async_reader::ParquetRecordBatchStream;
 
 use super::files::{damaged, positions_of};
-use super::{PushEntry, PushHistory, PushHistoryState, PushOrigin};
+use super::{PushEntry, PushHistory, PushHistoryState};
 use crate::Result;
+use crate::push::PushOrigin;
 use crate::tier::{DataFile, ObjectReader, WRITE_POSITION, WRITE_WITHIN};
 
 impl PushHistory {

@@ -7,6 +7,7 @@ use object_store::memory::InMemory;
 
 use super::*;
 use crate::catalog::Signature;
+use crate::push::{Corrections, ProducerChange, ProducerCorrection, PushOrigin};
 
 fn entry(position: u64, sequence: u64, values: &[i64]) -> PushEntry {
     let array: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
@@ -49,6 +50,83 @@ async fn a_flush_of_an_epoch_that_is_over_fails_and_replaces_no_file() {
     assert_eq!(elsewhere, [false, true, false, true, false]);
 }
 
+fn of_one(correction: ProducerCorrection) -> Corrections {
+    let mut all = Corrections::default();
+    all.put(correction);
+    all
+}
+
+/// A flush without events, of what one producer says.
+async fn say(history: &PushHistory, state: &mut PushHistoryState, said: SaidByProducer) {
+    let said = [(("paid".to_owned(), "till".to_owned()), said)].into();
+    let flush = Flush { at: Timestamp::from_micros(9), entries: &[], watermarks: BTreeMap::new(), said };
+    history.commit(state, flush).await.expect("flushed");
+}
+
+#[tokio::test]
+async fn a_producer_that_was_retired_says_nothing_until_it_speaks_again() {
+    let history = PushHistory::new(Arc::new(InMemory::new()));
+    let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+    let at = Timestamp::from_micros;
+    let by = |second| Signature { at: at(second), who: "op".to_owned(), why: String::new() };
+    let corrected = |change, second| of_one(ProducerCorrection { change, by: by(second) });
+    let told = |state: &PushHistoryState| {
+        let told = state.producers["paid"]["till"].told();
+        (told.watermark.map(|mark| mark.micros()), told.spoke_again)
+    };
+    let said = |watermark: Option<i64>, corrected| SaidByProducer {
+        watermark: watermark.map(at),
+        corrected,
+        ..SaidByProducer::default()
+    };
+    let of = |said: SaidByProducer| [(("paid".to_owned(), "till".to_owned()), said)].into();
+    assert!(!state.has_said(&of(said(Some(50), Corrections::default()))));
+    say(&history, &mut state, said(Some(50), Corrections::default())).await;
+    assert!(state.has_said(&of(said(Some(50), Corrections::default()))));
+    assert_eq!(told(&state), (Some(50), false));
+    say(&history, &mut state, said(None, corrected(ProducerChange::Retire, 60))).await;
+    assert_eq!(told(&state), (None, false), "nobody waits for it");
+    say(&history, &mut state, said(Some(70), corrected(ProducerChange::Retire, 60))).await;
+    assert_eq!(told(&state), (Some(70), true));
+    // What the flush may not tell yet is not told from before either.
+    say(&history, &mut state, said(None, corrected(ProducerChange::Watermark(at(40)), 80))).await;
+    assert_eq!(told(&state), (Some(40), true));
+    assert_eq!(history.state().await.expect("readable"), state);
+}
+
+#[tokio::test]
+async fn changes_of_two_kinds_that_were_not_flushed_come_to_the_store_together() {
+    let history = PushHistory::new(Arc::new(InMemory::new()));
+    let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+    history.commit(&mut state, flush(&[entry(1, 5, &[1]), entry(2, 900, &[2])])).await.expect("flushed");
+    let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
+    let mut corrected = of_one(ProducerCorrection { change: ProducerChange::Sequence(5), by: by(20) });
+    corrected.put(ProducerCorrection { change: ProducerChange::HandOver("bob".to_owned()), by: by(30) });
+    let said = SaidByProducer { corrected: corrected.clone(), ..SaidByProducer::default() };
+    let of = [(("paid".to_owned(), "till".to_owned()), said.clone())].into();
+    assert!(!state.has_said(&of));
+    say(&history, &mut state, said).await;
+    let known = &state.producers["paid"]["till"];
+    assert_eq!((known.last, known.set_back), (Some(5), Some(Timestamp::from_micros(20))));
+    assert!(state.has_said(&of) && known.corrected == corrected);
+}
+
+#[tokio::test]
+async fn of_two_logs_from_before_logs_were_told_apart_one_is_number_0() {
+    let (history, at) = (PushHistory::new(Arc::new(InMemory::new())), Timestamp::from_micros(1));
+    let old = |last, process| Claim { log: 0, epoch: None, last, older: false, process };
+    let mut state = history.take_over(&old(500, 201), at).await.expect("taken");
+    assert_eq!(state.taker, Taker { epoch: 1, log: 0 });
+    history.commit(&mut state, flush(&[entry(600, 1, &[10])])).await.expect("flushed");
+    // It has unflushed pushes of its own at positions that the other one has flushed.
+    let state = history.take_over(&old(900, 202), at).await.expect("taken");
+    assert_eq!(state.taker, Taker { epoch: 2, log: 202 });
+    assert_eq!((state.flushed_of(0), state.flushed_of(202)), (600, 0));
+    let known = Claim { epoch: Some(1), ..old(600, 203) };
+    let state = history.take_over(&known, at).await.expect("taken");
+    assert_eq!(state.taker, Taker { epoch: 3, log: 0 }, "the first one comes back");
+}
+
 #[tokio::test]
 async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_commits() {
     let store = Arc::new(InMemory::new());
@@ -57,9 +135,9 @@ async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_
     let of = ("paid".to_owned(), "till".to_owned());
     let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
     let owner = Some("ann".to_owned());
-    let corrected = |change, at| Some(ProducerCorrection { change, by: by(at) });
+    let corrected = |change, at| of_one(ProducerCorrection { change, by: by(at) });
     let flushes = [
-        (vec![entry(1, 5, &[1]), entry(2, 1_000_000, &[2])], None),
+        (vec![entry(1, 5, &[1]), entry(2, 1_000_000, &[2])], Corrections::default()),
         (vec![entry(3, 6, &[3])], corrected(ProducerChange::Sequence(5), 20)),
         (Vec::new(), corrected(ProducerChange::HandOver("bob".to_owned()), 30)),
     ];
@@ -85,6 +163,11 @@ fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
     let known: KnownProducer =
         serde_json::from_str(r#"{"last": 7, "watermark": null, "taken": []}"#).expect("the same");
     assert_eq!((known.last, known.owner, known.set_back), (Some(7), None, None));
+    assert!(known.corrected.is_empty() && !known.spoke_again);
+    let one =
+        r#"{"corrected": {"change": "retire", "by": {"at": "2024-05-01T00:00:00Z", "who": "ann", "why": "gone"}}}"#;
+    let said: SaidByProducer = serde_json::from_str(one).expect("one change, as it was written");
+    assert!(said.corrected.retired().is_some_and(|correction| correction.by.who == "ann"));
     let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");
     assert!(!written.contains("owner") && !written.contains("set_back"), "{written}");
 }

@@ -5,72 +5,54 @@ use std::collections::{BTreeMap, BTreeSet};
 use rocksdb::WriteBatch;
 
 use super::format::producer_key;
-use super::state::Producers;
+use super::state::{Producers, State};
 use super::{LogReach, PushLog};
 use crate::catalog::Signature;
-use crate::push::{ProducerChange, ProducerCorrection, ProducerState, SaidByProducer};
+use crate::push::{Corrections, ProducerChange, ProducerCorrection, ProducerState, SaidByProducer};
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
 
-fn json(correction: &ProducerCorrection) -> Result<Vec<u8>> {
-    serde_json::to_vec(correction)
-        .map_err(|error| Error::internal("a correction cannot be written as JSON").source(error))
+fn json(corrected: &Corrections) -> Result<Vec<u8>> {
+    serde_json::to_vec(corrected)
+        .map_err(|error| Error::internal("corrections cannot be written as JSON").source(error))
+}
+
+fn bytes_of(time: Timestamp) -> [u8; 8] {
+    time.micros().cast_unsigned().to_be_bytes()
 }
 
 impl PushLog {
-    /// Learns what another log was told by producers.
+    /// Learns what another log was told by producers, and what people changed about them there. `at` is the time at which this
+    /// log takes pushes over; where it does so `from_others`, all producers count as heard of then: nobody knows when
+    /// they spoke last.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
-    pub fn learn<'a>(&self, said: impl Iterator<Item = (&'a str, &'a str, SaidByProducer)>) -> Result<()> {
+    pub fn learn<'a>(
+        &self,
+        said: impl Iterator<Item = (&'a str, &'a str, SaidByProducer)>,
+        at: Timestamp,
+        from_others: bool,
+    ) -> Result<()> {
         let _appending = self.appending();
-        let (mut batch, mut sequences, mut watermarks) = (WriteBatch::default(), Producers::new(), Producers::new());
-        let (mut corrections, mut owners, mut set_backs) = (Producers::new(), Producers::new(), Producers::new());
-        for (source, producer, SaidByProducer { last, watermark, corrected, owner, set_back, .. }) in said {
-            let of = (source.to_owned(), producer.to_owned());
+        let mut learned = Learned::default();
+        {
             let state = self.state();
-            // A name that was claimed here and not flushed is still claimed; what the store knows of comes before it.
-            if let Some(owner) = owner
-                && state.owners.get(&of) != Some(&owner)
-            {
-                batch.put(producer_key(b'o', source, producer), &owner);
-                owners.insert(of.clone(), owner);
+            let mut all: BTreeSet<(String, String)> = state.watermarks.keys().cloned().collect();
+            for (source, producer, said) in said {
+                let of = (source.to_owned(), producer.to_owned());
+                learned.add(&state, &of, said)?;
+                all.insert(of);
             }
-            let is_set_back = set_back.is_some() && state.set_back.get(&of) < set_back.as_ref();
-            if let Some(at) = set_back.filter(|_| is_set_back) {
-                batch.put(producer_key(b'b', source, producer), at.micros().cast_unsigned().to_be_bytes());
-                set_backs.insert(of.clone(), at);
-            }
-            if let Some(correction) = corrected
-                && state.corrected.get(&of).is_none_or(|known| known.by.at < correction.by.at)
-            {
-                batch.put(producer_key(b'c', source, producer), json(&correction)?);
-                corrections.insert(of.clone(), correction);
-            }
-            if let Some(last) = last
-                && (is_set_back || state.sequences.get(&of).is_none_or(|known| *known < last))
-            {
-                batch.put(producer_key(b'p', source, producer), last.to_be_bytes());
-                sequences.insert(of.clone(), last);
-            }
-            if let Some(watermark) = watermark
-                && !state.retired.contains_key(&of)
-                && state.watermarks.get(&of).is_none_or(|known| *known < watermark)
-            {
-                batch.put(producer_key(b'w', source, producer), watermark.micros().cast_unsigned().to_be_bytes());
-                watermarks.insert(of, watermark);
+            if from_others || all.iter().any(|of| !state.heard.contains_key(of)) {
+                learned.hear(&state, all, at);
             }
         }
-        if !batch.is_empty() {
-            self.write(batch)?;
+        if !learned.batch.is_empty() {
+            self.write(std::mem::take(&mut learned.batch))?;
             let mut state = self.state();
             state.counted.clear();
-            state.owners.extend(owners);
-            state.set_back.extend(set_backs);
-            state.corrected.extend(corrections);
-            state.sources.extend(sequences.keys().chain(watermarks.keys()).map(|(source, _)| source.clone()));
-            state.sequences.extend(sequences);
-            state.watermarks.extend(watermarks);
+            learned.apply_to(&mut state);
         }
         Ok(())
     }
@@ -85,7 +67,8 @@ impl PushLog {
             let watermark = state.watermarks.get(&of).copied();
             let told = |watermark: &Timestamp| all || reach.watermarks.get(&of.0) >= Some(watermark);
             let watermark = watermark.filter(told);
-            let (corrected, owner) = (state.corrected.get(&of).cloned(), state.owners.get(&of).cloned());
+            let corrected = state.corrected.get(&of).cloned().unwrap_or_default();
+            let owner = state.owners.get(&of).cloned();
             (of, SaidByProducer { watermark, corrected, owner, ..SaidByProducer::default() })
         });
         said.collect()
@@ -123,12 +106,13 @@ impl PushLog {
                 .with("producer", producer)
                 .with("producers", names.join(", ")));
         };
+        let mut corrected = self.state().corrected.get(&of).cloned().unwrap_or_default();
+        corrected.put(correction);
         let mut batch = WriteBatch::default();
-        let bytes = |time: Timestamp| time.micros().cast_unsigned().to_be_bytes();
         match &change {
             ProducerChange::Retire => {
                 batch.delete(producer_key(b'w', source, producer));
-                batch.put(producer_key(b'r', source, producer), bytes(at));
+                batch.put(producer_key(b'r', source, producer), bytes_of(at));
             }
             ProducerChange::Watermark(watermark) => {
                 // The same once more: a correction that was cut off is gone on with.
@@ -139,7 +123,7 @@ impl PushLog {
                         .with("said", before.watermark.map_or_else(|| "nothing".to_owned(), |said| said.to_string()))
                         .remedy("the producer itself moves it forward; to count it no more, retire it"));
                 }
-                batch.put(producer_key(b'w', source, producer), bytes(watermark.dated()?));
+                batch.put(producer_key(b'w', source, producer), bytes_of(watermark.dated()?));
             }
             ProducerChange::Sequence(sequence) => {
                 if before.sequence.is_none_or(|sent| sent < *sequence) {
@@ -150,15 +134,15 @@ impl PushLog {
                         .remedy("the producer itself moves it forward, by its next batch"));
                 }
                 batch.put(producer_key(b'p', source, producer), sequence.to_be_bytes());
-                batch.put(producer_key(b'b', source, producer), bytes(at));
+                batch.put(producer_key(b'b', source, producer), bytes_of(at));
             }
             ProducerChange::HandOver(caller) => batch.put(producer_key(b'o', source, producer), caller),
         }
-        batch.put(producer_key(b'c', source, producer), json(&correction)?);
+        batch.put(producer_key(b'c', source, producer), json(&corrected)?);
         self.write(batch)?;
         let mut state = self.state();
         state.counted.remove(source);
-        state.corrected.insert(of.clone(), correction);
+        state.corrected.insert(of.clone(), corrected);
         match change {
             ProducerChange::Retire => {
                 state.watermarks.remove(&of);
@@ -176,5 +160,119 @@ impl PushLog {
             }
         }
         Ok(state.producer(&of))
+    }
+}
+
+/// What a log learns from the store, to be written at once.
+#[derive(Default)]
+struct Learned {
+    batch: WriteBatch,
+    sequences: Producers<u64>,
+    watermarks: Producers<Timestamp>,
+    /// When those were retired of whom the log did not know it.
+    retired: Producers<Timestamp>,
+    corrected: Producers<Corrections>,
+    owners: Producers<String>,
+    set_back: Producers<Timestamp>,
+    heard: Producers<Timestamp>,
+    /// When the log learned it, where that counts as hearing of them.
+    at: Option<Timestamp>,
+}
+
+impl Learned {
+    /// What the store says of a producer that a log does not know.
+    fn add(&mut self, state: &State, of: &(String, String), said: SaidByProducer) -> Result<()> {
+        let (source, producer) = (&*of.0, &*of.1);
+        let known = state.corrected.get(of).cloned().unwrap_or_default();
+        let newer = said.corrected.newer_than(&known);
+        self.add_watermark(state, of, &said, (&known, &newer));
+        if !newer.is_empty() {
+            let mut corrected = known;
+            for correction in newer.all() {
+                corrected.put(correction.clone());
+            }
+            self.batch.put(producer_key(b'c', source, producer), json(&corrected)?);
+            self.corrected.insert(of.clone(), corrected);
+        }
+        // A name that was claimed here and not flushed is still claimed; what the store knows of comes before it.
+        if let Some(owner) = said.owner
+            && state.owners.get(of) != Some(&owner)
+        {
+            self.batch.put(producer_key(b'o', source, producer), &owner);
+            self.owners.insert(of.clone(), owner);
+        }
+        let is_set_back = said.set_back.is_some() && state.set_back.get(of) < said.set_back.as_ref();
+        if let Some(at) = said.set_back.filter(|_| is_set_back) {
+            self.batch.put(producer_key(b'b', source, producer), bytes_of(at));
+            self.set_back.insert(of.clone(), at);
+        }
+        if let Some(last) = said.last
+            && (is_set_back || state.sequences.get(of).is_none_or(|known| *known < last))
+        {
+            self.batch.put(producer_key(b'p', source, producer), last.to_be_bytes());
+            self.sequences.insert(of.clone(), last);
+        }
+        Ok(())
+    }
+
+    /// How far a producer is, or that it is not to be waited for. What the log knows of corrections, and which of the store's
+    /// are newer, is given.
+    fn add_watermark(
+        &mut self,
+        state: &State,
+        of: &(String, String),
+        said: &SaidByProducer,
+        (known, newer): (&Corrections, &Corrections),
+    ) {
+        let (source, producer) = (&*of.0, &*of.1);
+        let Some(watermark) = said.watermark else {
+            // Unless it has spoken to this log since it was retired at another.
+            let retired = newer.retired().map(|correction| correction.by.at);
+            if let Some(at) = retired.filter(|at| state.heard.get(of) <= Some(at)) {
+                self.batch.delete(producer_key(b'w', source, producer));
+                self.batch.put(producer_key(b'r', source, producer), bytes_of(at));
+                self.retired.insert(of.clone(), at);
+            }
+            return;
+        };
+        let retired_here = state.retired.get(of);
+        let is_back = said.spoke_again && said.corrected.retired().map(|correction| &correction.by.at) >= retired_here;
+        // A correction that was made here and never flushed comes before what the store says.
+        let corrected_here = known.newer_than(&said.corrected).watermark().is_some();
+        let is_other = match state.watermarks.get(of) {
+            Some(own) if newer.watermark().is_some() => *own != watermark,
+            own => own.is_none_or(|own| *own < watermark),
+        };
+        if is_other && !corrected_here && (retired_here.is_none() || is_back) {
+            self.batch.put(producer_key(b'w', source, producer), bytes_of(watermark));
+            self.batch.delete(producer_key(b'r', source, producer));
+            self.watermarks.insert(of.clone(), watermark);
+        }
+    }
+
+    /// All of some producers count as heard of at a time.
+    fn hear(&mut self, state: &State, producers: BTreeSet<(String, String)>, at: Timestamp) {
+        self.at = Some(at);
+        for of in producers {
+            let heard = state.heard.get(&of).map_or(at, |heard| at.max(*heard));
+            self.batch.put(producer_key(b'h', &of.0, &of.1), bytes_of(heard));
+            self.heard.insert(of, heard);
+        }
+    }
+
+    /// Once it is written.
+    fn apply_to(self, state: &mut State) {
+        state.sources.extend(self.sequences.keys().chain(self.watermarks.keys()).map(|(source, _)| source.clone()));
+        state.owners.extend(self.owners);
+        state.set_back.extend(self.set_back);
+        state.corrected.extend(self.corrected);
+        state.sequences.extend(self.sequences);
+        state.retired.retain(|of, _| !self.watermarks.contains_key(of));
+        state.watermarks.extend(self.watermarks);
+        state.watermarks.retain(|of, _| !self.retired.contains_key(of));
+        state.retired.extend(self.retired);
+        // Not what a clock that was ahead wrote of one of them.
+        state.latest = state.latest.max(self.at);
+        state.heard.extend(self.heard);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::PushEntry;
 use super::names::{Counted, InUse};
-use crate::push::{ProducerCorrection, ProducerState};
+use crate::push::{Corrections, ProducerState};
 use crate::time::{Span, Timestamp};
 
 /// Entries of so many bytes, the newest, are held in memory too: what is flushed is seldom read back from the disk.
@@ -39,7 +39,7 @@ pub(super) struct State {
     pub(super) sources: BTreeSet<String>,
     pub(super) sequences: Producers<u64>,
     pub(super) watermarks: Producers<Timestamp>,
-    /// When each was last heard of.
+    /// When each was last heard of, or learned of from another log.
     pub(super) heard: Producers<Timestamp>,
     /// When those were retired that are not counted any more.
     pub(super) retired: Producers<Timestamp>,
@@ -47,8 +47,8 @@ pub(super) struct State {
     pub(super) owners: Producers<String>,
     /// When a person set the sequence of each back last.
     pub(super) set_back: Producers<Timestamp>,
-    /// What a person changed about each last.
-    pub(super) corrected: Producers<ProducerCorrection>,
+    /// What people changed about each last.
+    pub(super) corrected: Producers<Corrections>,
     /// Those under which pushes are under way.
     pub(super) in_use: Producers<InUse>,
     /// How many there are of a source, once somebody has asked.
@@ -145,7 +145,7 @@ impl State {
             heard: self.heard.get(of).copied(),
             retired: self.retired.get(of).copied(),
             silent: self.watermarks.contains_key(of) && self.is_silent(of),
-            corrected: self.corrected.get(of).cloned(),
+            corrected: self.corrected.get(of).and_then(Corrections::last).cloned(),
             owner: self.owners.get(of).cloned(),
         }
     }

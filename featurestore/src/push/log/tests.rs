@@ -7,7 +7,7 @@ use arrow::datatypes::Int64Type;
 
 use super::*;
 use crate::catalog::Signature;
-use crate::push::{ProducerChange, ProducerCorrection, PushHeader, PushedEvents};
+use crate::push::{ProducerChange, ProducerCorrection, PushHeader, PushedEvents, SaidByProducer};
 use crate::time::Span;
 
 fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
@@ -198,7 +198,7 @@ fn a_sequence_that_was_used_up_is_set_back_and_another_log_learns_it() {
     log.change("paid", "till", ProducerChange::Sequence(2), by(6)).expect("the same once more");
     drop(log);
     let log = PushLog::open(one.path()).expect("reopened");
-    let said = || crate::push::SaidByProducer {
+    let said = || SaidByProducer {
         last: Some(2),
         set_back: Some(Timestamp::from_micros(6)),
         owner: Some("ann".to_owned()),
@@ -207,9 +207,9 @@ fn a_sequence_that_was_used_up_is_set_back_and_another_log_learns_it() {
     // What it knows itself is not learned again.
     assert!(log.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_some());
     for _ in 0..2 {
-        log.learn([("paid", "till", said())].into_iter()).expect("writable");
+        log.learn([("paid", "till", said())].into_iter(), Timestamp::from_micros(7), false).expect("writable");
         assert!(log.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_none(), "sent before");
-        other.learn([("paid", "till", said())].into_iter()).expect("writable");
+        other.learn([("paid", "till", said())].into_iter(), Timestamp::from_micros(7), true).expect("writable");
     }
     assert!(other.append(vec![push("till", 3, &[30], None)]).expect("writable").0[0].is_some());
     assert_eq!(other.producers(Some("paid"))[0].owner.as_deref(), Some("ann"), "learned too");
@@ -242,5 +242,88 @@ fn a_silent_producer_is_left_out_while_others_speak() {
     log.append(vec![push("b", 12, &[20], Some(9))]).expect("writable");
     assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(9), true));
     log.append(vec![push("a", 13, &[10], Some(6))]).expect("writable");
+    assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(6), false));
+}
+
+/// A log in a folder that lasts as long as it.
+fn opened() -> (tempfile::TempDir, PushLog) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = PushLog::open(folder.path()).expect("new");
+    (folder, log)
+}
+
+/// What the store tells of a producer that has said how far it is, and that was changed at another log.
+fn told(watermark: Option<i64>, changes: &[(ProducerChange, i64)]) -> SaidByProducer {
+    let mut said = SaidByProducer { watermark: watermark.map(Timestamp::from_micros), ..SaidByProducer::default() };
+    for (change, second) in changes {
+        let by = Signature { at: Timestamp::from_micros(*second), who: "op".to_owned(), why: String::new() };
+        said.corrected.put(ProducerCorrection { change: change.clone(), by });
+    }
+    said
+}
+
+/// Another process has had the store, and tells this of the producer `a`.
+fn learn(log: &PushLog, said: SaidByProducer, second: i64) {
+    log.learn([("paid", "a", said)].into_iter(), Timestamp::from_micros(second), true).expect("writable");
+}
+
+#[test]
+fn who_was_retired_at_another_log_is_retired_here_until_it_speaks_again() {
+    let (folder, log) = opened();
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(8))]).expect("writable");
+    assert_eq!(mark(&log), Some(5));
+    let retired = told(None, &[(ProducerChange::Retire, 9)]);
+    learn(&log, retired.clone(), 12);
+    assert_eq!(mark(&log), Some(8));
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    let known = &log.producers(Some("paid"))[0];
+    assert_eq!((known.watermark, known.retired), (None, Some(Timestamp::from_micros(9))));
+    assert!(known.corrected.as_ref().is_some_and(|correction| correction.change == ProducerChange::Retire));
+    // A new log that never heard of it waits for nobody either, and names it.
+    let (_folder, new) = opened();
+    learn(&new, retired.clone(), 12);
+    assert_eq!((mark(&new), new.producers(None)[0].retired), (None, Some(Timestamp::from_micros(9))));
+    // It has spoken to the other log since.
+    learn(
+        &log,
+        SaidByProducer { watermark: Some(Timestamp::from_micros(6)), spoke_again: true, ..retired.clone() },
+        20,
+    );
+    assert_eq!((mark(&log), log.producers(None)[0].retired), (Some(6), None));
+    // It spoke to this log after it was retired at another.
+    log.append(vec![push("a", 30, &[10], Some(7))]).expect("writable");
+    learn(&log, told(None, &[(ProducerChange::Retire, 25)]), 40);
+    assert_eq!((mark(&log), log.producers(None)[0].retired), (Some(7), None));
+}
+
+#[test]
+fn a_watermark_that_was_set_back_at_another_log_is_set_back_here() {
+    let (_folder, log) = opened();
+    let at = Timestamp::from_micros;
+    log.append(vec![push("a", 1, &[10], Some(500))]).expect("writable");
+    learn(&log, told(Some(60), &[(ProducerChange::Watermark(at(50)), 9)]), 12);
+    assert_eq!(mark(&log), Some(60), "it was set back to 50, and has come to 60 since");
+    learn(&log, told(Some(55), &[(ProducerChange::Watermark(at(50)), 9)]), 13);
+    assert_eq!(mark(&log), Some(60), "what is known already sets nothing back");
+    // What was set back here, and never flushed, is not undone by what the store says.
+    let by = Signature { at: at(20), who: "op".to_owned(), why: String::new() };
+    log.change("paid", "a", ProducerChange::Watermark(at(30)), by).expect("earlier");
+    learn(&log, told(Some(70), &[(ProducerChange::Watermark(at(50)), 9)]), 21);
+    assert_eq!(mark(&log), Some(30));
+}
+
+#[test]
+fn a_producer_that_another_log_heard_of_and_that_is_silent_here_is_left_out() {
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    learn(&log, told(Some(5), &[]), 100);
+    log.append(vec![push("b", 105, &[20], Some(90))]).expect("writable");
+    assert_eq!(mark(&log), Some(5), "it may come yet");
+    log.append(vec![push("b", 111, &[20], Some(95))]).expect("writable");
+    assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(95), true));
+    // Another process has had the store: nobody knows when it spoke to that one.
+    learn(&log, told(Some(6), &[]), 200);
+    log.append(vec![push("b", 201, &[20], Some(96))]).expect("writable");
     assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(6), false));
 }
