@@ -134,6 +134,8 @@ async fn a_tier_that_has_the_commits_before_a_compaction_reads_nothing_of_it() {
         let path = format!("early/views/{}/{}/log/{number:012}.json", view.name, view.version);
         std::fs::remove_file(project.folder.path().join(path)).expect("there");
     }
+    // Nor has anybody told of the later ones there.
+    std::fs::remove_dir_all(project.folder.path().join("early/heads")).expect("there");
     let mark = catch_up(&behind, &project.jobs_on(&early).log(view), view, &()).await.expect("loads");
     assert_eq!(mark.commit, 5);
     project.jobs().compact(view).await.expect("compacts");

@@ -119,6 +119,7 @@ async fn a_refresh_promises_no_pushes_that_are_flushed_and_have_not_come_to_its_
     let server = Server::start_on(&project, &project.store, 0).await;
     server.pushes.flush().await.expect("flushes");
     assert_eq!(watermark(&project, &spending).await, at(1_500));
+    project.clock.set(at(2_100));
     let done = project.jobs().refresh(&state, &spending).await.expect("refreshes");
     assert_eq!((done.watermark, done.held_back.expect("by its producer").lacks_pushes), (at(1_500), false));
     server.features.follow(&()).await.expect("follows");

@@ -26,6 +26,8 @@ impl World {
         let nothing = if source == "seen" { seen_batch(&[]) } else { batch(&[]) };
         let header = PushHeader { producer: Some(PRODUCER.to_owned()), sequence: None, watermark: Some(at(said)) };
         self.server().pushes.push(source, nothing, header).await.expect("a heartbeat");
+        let told = &mut self.told[usize::from(source == "seen")];
+        *told = said.max(*told);
         // At the taker that heard it, or at one that only learned of it.
         let learned = self.chance(2);
         if learned {

@@ -56,13 +56,6 @@ impl Checker<'_> {
             Some(event_time) => self.lies_ahead(file, view, &sources, &rows, event_time).await?,
             None => false,
         };
-        if let Some(lookback) = view.lookback.as_ref().filter(|lookback| ahead && lookback.value == Span::ZERO) {
-            let message = "rows of this view hold later than the events that they are made of, and LOOKBACK '0 seconds' says that \
-                           they reach back to none: once their time has come nothing would read those";
-            let help = "let LOOKBACK be at least as long as a row's event time may lie after its events, such as LOOKBACK \
-                        '1 hour' of the end of an hour; or leave it out";
-            self.fault(file, lookback.at, message, Some(help.to_owned()));
-        }
         let features = match &windowed {
             Some(windowed) => windowed.features(),
             None => self.features(file, view, &entity, row_time.as_ref(), &columns),
