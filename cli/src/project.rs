@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change};
+use springhouse_featurestore::catalog::{Catalog, CatalogState, Change, Signature};
 use springhouse_featurestore::object_storage::{folder_of, open_store};
 use springhouse_featurestore::push::{EventSink, PushLog};
 use springhouse_featurestore::tier::{DiskTier, ObjectStore};
 use springhouse_featurestore::time::{Clock, DrivenClock, SystemClock, Timestamp};
-use springhouse_featurestore::{Error, ErrorKind, Result};
+use springhouse_featurestore::{Error, Result};
 use springhouse_materializer::Jobs;
 use springhouse_materializer::push::Pushes;
 use springhouse_serving::FeatureServer;
@@ -20,9 +20,6 @@ use springhouse_sql::diagnostic::SourceFile;
 use springhouse_sql::session::SessionOptions;
 
 use crate::settings::Settings;
-
-/// How often a commit looks again after another writer came first.
-const ATTEMPTS: usize = 5;
 
 /// An opened project.
 #[derive(Debug, Clone)]
@@ -208,24 +205,10 @@ impl Project {
     pub async fn commit(
         &self,
         why: &str,
-        mut decide: impl AsyncFnMut(&CatalogState) -> Result<Vec<Change>>,
+        decide: impl AsyncFnMut(&CatalogState) -> Result<Vec<Change>>,
     ) -> Result<Option<u64>> {
-        let catalog = Catalog::new(self.store()?);
-        for attempt in 1..=ATTEMPTS {
-            let mut state = catalog.state().await?;
-            let changes = decide(&state).await?;
-            if changes.is_empty() {
-                return Ok(None);
-            }
-            let commit = CatalogCommit::new(self.clock.now(), who(), why, changes);
-            match catalog.commit(&mut state, commit).await {
-                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
-                    tracing::info!(attempt, "another writer committed first; checking against its state");
-                }
-                done => return done.map(Some),
-            }
-        }
-        Err(Error::conflict("other writers came first every time").remedy("try again"))
+        let by = Signature { at: self.clock.now(), who: who(), why: why.to_owned() };
+        Catalog::new(self.store()?).change(by, decide).await
     }
 }
 

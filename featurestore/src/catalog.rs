@@ -26,7 +26,10 @@ pub use head::{Head, Heads, HeadsSeen, Look};
 pub use log::CommitLog;
 pub use state::{CatalogState, Deployment};
 
-use crate::Result;
+use crate::{Error, ErrorKind, Result};
+
+/// How often a change is decided anew when other writers come first.
+const ATTEMPTS: usize = 5;
 
 /// The catalog of one store.
 #[derive(Debug, Clone)]
@@ -73,6 +76,33 @@ impl Catalog {
         Ok(any)
     }
 
+    /// Commits the changes that `decide` derives from the newest state; when another writer comes first, it decides again.
+    /// Returns the commit's number, or `None` where there was nothing to change.
+    ///
+    /// # Errors
+    /// Those of `decide` and of [`Self::state`]; [`crate::ErrorKind::Conflict`] when others came first again and again.
+    pub async fn change(
+        &self,
+        by: Signature,
+        mut decide: impl AsyncFnMut(&CatalogState) -> Result<Vec<Change>>,
+    ) -> Result<Option<u64>> {
+        for attempt in 1..=ATTEMPTS {
+            let mut state = self.state().await?;
+            let changes = decide(&state).await?;
+            if changes.is_empty() {
+                return Ok(None);
+            }
+            let commit = CatalogCommit::new(by.at, by.who.clone(), by.why.clone(), changes);
+            match self.commit(&mut state, commit).await {
+                Err(error) if error.kind() == ErrorKind::Conflict && attempt < ATTEMPTS => {
+                    tracing::info!(attempt, "another writer committed first; checking against its state");
+                }
+                done => return done.map(Some),
+            }
+        }
+        Err(Error::conflict("other writers came first every time").remedy("try again"))
+    }
+
     /// Writes the commit that follows `state`, and applies it to it.
     ///
     /// # Errors
@@ -110,6 +140,28 @@ mod tests {
     use crate::time::Timestamp;
 
     #[tokio::test]
+    async fn a_change_is_decided_again_when_another_writer_comes_first() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let (catalog, other) = (Catalog::new(Arc::clone(&store)), Catalog::new(store));
+        let deploy = |digest: &str| Change::Deploy { contract: "fraud".to_owned(), digest: digest.to_owned() };
+        let by = |who: &str| Signature { at: Timestamp::from_micros(1), who: who.to_owned(), why: "test".to_owned() };
+        let mut seen = Vec::new();
+        let number = catalog.change(by("ann"), async |state: &CatalogState| {
+            seen.push(state.number());
+            if state.number() == 0 {
+                other.change(by("bob"), async |_: &CatalogState| Ok(vec![deploy("sha256:1")])).await?;
+            }
+            Ok(vec![deploy("sha256:2")])
+        });
+        assert_eq!(number.await.expect("decided twice"), Some(2));
+        assert_eq!(seen, [0, 1]);
+        let history = catalog.history().await.expect("readable");
+        assert_eq!(history.iter().map(|(_, commit)| commit.who.as_str()).collect::<Vec<_>>(), ["bob", "ann"]);
+        let nothing = catalog.change(by("ann"), async |_: &CatalogState| Ok(Vec::new())).await.expect("readable");
+        assert_eq!(nothing, None);
+    }
+
+    #[tokio::test]
     async fn a_state_from_a_checkpoint_is_that_of_all_commits() {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let (catalog, mut state) = (Catalog::new(Arc::clone(&store)), CatalogState::default());
@@ -133,6 +185,6 @@ mod tests {
             store.delete(&catalog.log.path(number)).await.expect("there");
         }
         let error = catalog.state().await.expect_err("two are lost");
-        assert!(error.kind() == crate::ErrorKind::Damaged && error.to_string().contains("000000000149"), "{error}");
+        assert!(error.kind() == ErrorKind::Damaged && error.to_string().contains("000000000149"), "{error}");
     }
 }
