@@ -157,7 +157,7 @@ impl SetAsideHere {
         let views = self.views();
         let (in_a_row, untold) = views.get(&view.pinned()).map_or((0, 0), |of| (of.in_a_row, of.places.len()));
         let most = if flushing { usize::MAX } else { MOST_UNTOLD.saturating_sub(untold) };
-        Limits { in_a_row, alone: ALONE, most }
+        Limits { in_a_row, alone: ALONE, most, ..Limits::NONE }
     }
 
     /// A view's query took what it was given.
