@@ -50,7 +50,7 @@ pub(crate) struct Limits {
     pub(crate) alone: usize,
     /// So many may fail in all.
     pub(crate) most: usize,
-    /// After so many attempts the parts that are left are not told apart any more.
+    /// After so many attempts what is left is not told apart any more, neither pushes nor their parts.
     pub(crate) attempts: usize,
 }
 
@@ -95,6 +95,13 @@ pub(crate) async fn separate<F: Future<Output = Result<()>>>(
             Err(error) if error.kind() != ErrorKind::Invalid => return Err(error),
             Err(error) => error,
         };
+        let is_spent = attempts >= limits.attempts;
+        if some.len() > 1 && is_spent {
+            for entry in &some {
+                found.failed.extend(all_of(entry, &error)?);
+            }
+            continue;
+        }
         if some.len() > 1 {
             let rest = some.split_off(some.len() / 2);
             left.extend([rest, some]);
@@ -105,7 +112,7 @@ pub(crate) async fn separate<F: Future<Output = Result<()>>>(
             push = (entry.position, 0);
         }
         let rows = entry.ordered_events().num_rows();
-        if rows > 1 && attempts < limits.attempts && !limits.are_reached(push.1, found.in_a_row) {
+        if rows > 1 && !is_spent && !limits.are_reached(push.1, found.in_a_row) {
             let [first, rest] = halves(&entry)?;
             left.extend([vec![rest], vec![first]]);
             continue;
