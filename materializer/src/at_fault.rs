@@ -226,7 +226,8 @@ mod tests {
             attempts.set(attempts.get() + 1);
             std::future::ready(if pushes < 700 { Ok(()) } else { Err(Error::invalid(format!("at {pushes}"))) })
         };
-        let (fine, failing, reason) = first_failing((3, 1_000), 64, Error::invalid("at all"), up_to).await.expect("found");
+        let (fine, failing, reason) =
+            first_failing((3, 1_000), 64, Error::invalid("at all"), up_to).await.expect("found");
         assert_eq!((fine, failing, reason.to_string()), (699, 700, "at 700".to_owned()));
         assert!(attempts.get() <= 10, "{} attempts", attempts.get());
         let (fine, failing, _) = first_failing((0, 1_024), 2, Error::invalid("at all"), up_to).await.expect("found");
@@ -253,7 +254,8 @@ mod tests {
             attempts.fetch_add(1, Ordering::Relaxed);
             let until = pushed.until.unwrap_or(u64::MAX);
             let held = entries.iter().filter(|entry| entry.position <= until).map(PushEntry::ordered_events);
-            let mut places = held.chain(pushed.batches.values().flatten()).flat_map(|batch| places_of(batch).expect("told"));
+            let mut places =
+                held.chain(pushed.batches.values().flatten()).flat_map(|batch| places_of(batch).expect("told"));
             let fails = places.any(|place| is_poison(place) && !pushed.left_out.contains(&place));
             std::future::ready(if fails { Err(Error::invalid("Divide by zero")) } else { Ok(()) })
         };

@@ -111,7 +111,8 @@ pub(crate) fn check(tokens: &[TokenWithSpan]) -> std::result::Result<(), TooMuch
             return Err(TooMuch::new(place(token), message, "write one literal: INTERVAL '1 day 2 hours'"));
         }
         if top.read_twice > MOST_READ_TWICE {
-            let message = format!("the expression has more than {MOST_READ_TWICE} CAST(, NOT (, IN ( or the like one in another");
+            let message =
+                format!("the expression has more than {MOST_READ_TWICE} CAST(, NOT (, IN ( or the like one in another");
             return Err(TooMuch::new(place(token), message, "compute the inner ones in a subquery, and name them"));
         }
         if levels.froms > MOST_FROMS {
@@ -508,7 +509,9 @@ mod tests {
                 assert!(error.contains(name) && error.contains("line: 1, column: "), "{word}: {error}");
             }
         }
-        for (word, words) in [("NOT ", 100_000), ("- ", 100_000), ("DATE ", 100_000), ("EXISTS ", 100_000), ("~", 100_000)] {
+        for (word, words) in
+            [("NOT ", 100_000), ("- ", 100_000), ("DATE ", 100_000), ("EXISTS ", 100_000), ("~", 100_000)]
+        {
             refused_at_once(format!("CREATE SOURCE s EVENT TIME t AS SELECT {} ] FROM x;", word.repeat(words)));
         }
     }
