@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::Float32Type;
-use springhouse_featurestore::catalog::CatalogState;
-use springhouse_featurestore::definition::{DefinitionKind, Version};
+use springhouse_featurestore::catalog::{Catalog, CatalogCommit, CatalogState, Change};
+use springhouse_featurestore::definition::{Definition, DefinitionKind, Version};
 use springhouse_featurestore::tier::{DiskTier, open_store};
 use springhouse_featurestore::time::{DrivenClock, Span, Timestamp};
 use springhouse_featurestore::{ErrorKind, Result};
@@ -171,4 +171,43 @@ async fn a_store_that_did_not_tell_the_two_apart_is_carried_over() {
     for view in state.live_views() {
         project.jobs().refresh(&state, view).await.expect("goes on from where it was");
     }
+}
+
+/// The view as the release before wrote it: its version is the hash of its whole text, and it has no version of its policy.
+async fn view_of_before(project: &TestProject, text: &str) -> Definition {
+    let checked = project.check(text).await.expect("valid");
+    let view = checked.definitions.into_iter().find(|definition| definition.kind() == DefinitionKind::FeatureView);
+    let Some(Definition::FeatureView(mut view)) = view else { panic!("a view") };
+    view.version = Version::of(&view.text, std::iter::once(&view.entity).chain(&view.sources));
+    view.policy = None;
+    Definition::FeatureView(view)
+}
+
+#[tokio::test]
+async fn of_old_versions_that_mean_the_same_the_current_one_goes_on() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(4.0))]);
+    let (usual, _) = DEFINITIONS.split_once("CREATE CONTRACT").expect("the last one");
+    let text_of = |minutes: u64| usual.replace("EVERY '1 minute'", &format!("EVERY '{minutes} minutes'"));
+    let (sources, _) = usual.split_once("CREATE FEATURE VIEW").expect("the last one of these");
+    project.apply(sources).await.expect("valid");
+    let mut old = Vec::new();
+    for minutes in [2, 3, 4] {
+        old.push((view_of_before(&project, &text_of(minutes)).await, text_of(minutes)));
+    }
+    old.sort_by(|(one, _), (other, _)| one.version().as_str().cmp(other.version().as_str()));
+    let catalog = Catalog::new(Arc::clone(&project.store));
+    for (current, text) in &old {
+        let mut state = catalog.state().await.expect("readable");
+        let define = Change::Define(Box::new(current.clone()));
+        catalog.commit(&mut state, CatalogCommit::new(at(0), "ann", "a test", vec![define])).await.expect("commits");
+        let same = plan(&project, text).await;
+        assert!(same.is_empty(), "the same definitions are no change: {same}");
+        let state = project.state().await;
+        let holds = state.current(DefinitionKind::FeatureView, "last_payment").expect("defined");
+        assert_eq!(holds.version(), current.version());
+    }
+    let (current, _) = old.last().expect("three");
+    let state = project.apply(&text_of(5)).await.expect("valid");
+    assert_eq!(state.live_views()[0].version, *current.version());
+    assert_eq!(state.live_views()[0].refresh_every, Span::from_secs(300));
 }

@@ -232,6 +232,39 @@ async fn a_refresh_finds_the_event_that_it_fails_on_though_it_was_taken_before()
 }
 
 #[tokio::test]
+async fn an_event_that_was_retried_counts_in_rows_that_look_back_to_it_after_a_restart() {
+    let mut shared = Shared::new().await;
+    write_rates(&shared.project, 5);
+    shared.push(&[("bob", 900, 0, Some(50.0))]).await;
+    assert_eq!(shared.online("lately", "bob"), Some(10));
+    // The flush fails on what the tier has taken: its note stays until the tier is without it.
+    write_rates(&shared.project, 0);
+    shared.flush().await;
+    assert_eq!((shared.set_aside("lately").await, shared.online("lately", "bob")), (1, None));
+    for restarts in [false, true] {
+        if restarts {
+            let Shared { project, state, server, sequence } = shared;
+            drop(server);
+            let server = Server::start_on(&project, &project.store, 1 << 20).await;
+            shared = Shared { project, state, server, sequence };
+        }
+        write_rates(&shared.project, 5);
+        // Of the second time there is nothing left to try.
+        let retried = if restarts { (0, 0) } else { (1, 0) };
+        assert_eq!(shared.retry("lately").await, retried);
+        let (second, share) = if restarts { (960, 12) } else { (950, 11) };
+        assert!(shared.push(&[("bob", second, 0, Some(5.0))]).await.is_empty());
+        assert_eq!(shared.online("lately", "bob"), Some(share), "restarted: {restarts}");
+        if restarts {
+            shared.flush().await;
+            assert_eq!(shared.online("lately", "bob"), Some(share));
+            assert_eq!(shared.offline("lately", "bob", 1_000).await, [Some(share); 2]);
+        }
+    }
+    assert_eq!(shared.offline("lately", "bob", 955).await, [Some(11); 2]);
+}
+
+#[tokio::test]
 async fn a_row_of_history_on_which_a_view_fails_is_an_error_and_sets_nothing_aside() {
     let project = TestProject::new(&[("ann", 10, 10, Some(4.0)), ("bob", 950, 950, Some(5.0))]);
     write_rates(&project, 5);

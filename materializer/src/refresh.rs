@@ -12,6 +12,7 @@
 //! read too, and both are one (rule T12).
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -28,9 +29,27 @@ use springhouse_featurestore::{ErrorKind, Result};
 use springhouse_sql::view_rows::{RowStream, Sources, oldest_event, rows_between, view_rows};
 
 use crate::Jobs;
+use crate::at_fault::AtFault;
 use crate::distinct::NewIn;
 use crate::jobs::{until_first, write_file};
 use crate::uncommitted::Lacking;
+
+/// The pushed events at fault that one try of a refresh has found, for the next: to find them costs many runs of the query.
+#[derive(Debug, Default)]
+struct Kept(Mutex<Option<(u64, AtFault)>>);
+
+impl Kept {
+    /// What was found, unless some events have been counted after all since.
+    fn found(&self, state: &ViewLogState) -> AtFault {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.as_ref().filter(|(counted_by, _)| *counted_by == state.set_aside.counted_by);
+        kept.map_or_else(AtFault::default, |(_, found)| found.clone())
+    }
+
+    fn keep(&self, state: &ViewLogState, found: &AtFault) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((state.set_aside.counted_by, found.clone()));
+    }
+}
 
 /// What a refresh did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -104,7 +123,8 @@ impl Jobs {
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names the source file or column that is wrong; the old state then still holds.
     pub async fn refresh(&self, catalog: &CatalogState, view: &FeatureView) -> Result<Refreshed> {
         let log = self.log(view);
-        until_first(view, || self.try_refresh(catalog, view, &log, None)).await
+        let kept = Kept::default();
+        until_first(view, || self.try_refresh(catalog, view, (&log, &kept), None)).await
     }
 
     /// The same as if the view had never been refreshed, for a view whose refreshes replace all of its rows; the commit says
@@ -116,14 +136,15 @@ impl Jobs {
         by: &Signature,
     ) -> Result<Refreshed> {
         let log = self.log(view);
-        until_first(view, || self.try_refresh(catalog, view, &log, Some(by))).await
+        let kept = Kept::default();
+        until_first(view, || self.try_refresh(catalog, view, (&log, &kept), Some(by))).await
     }
 
     async fn try_refresh(
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
-        log: &ViewLog,
+        (log, kept): (&ViewLog, &Kept),
         anew: Option<&Signature>,
     ) -> Result<Refreshed> {
         let mut state = log.state().await?;
@@ -164,7 +185,7 @@ impl Jobs {
         done.late = past.late + self.count_late(catalog, view, &state, (&history, &read), now).await?;
         done.appeared = past.appeared.as_ref().map_or(0, |file| file.rows);
         let from = Read { history: &history, files: &read, now };
-        let (mut files, set_aside) = self.write_good_rows(catalog, (view, log), &state, from).await?;
+        let (mut files, set_aside) = self.write_good_rows(catalog, (view, log), (&state, kept), from).await?;
         files.extend(past.appeared);
         done.set_aside = set_aside.as_ref().map_or(0, |table| table.events.saturating_sub(state.set_aside.events));
         done.rows = files.iter().map(|file| file.rows).sum();
@@ -242,7 +263,7 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         (view, log): (&FeatureView, &ViewLog),
-        state: &ViewLogState,
+        (state, kept): (&ViewLogState, &Kept),
         read: Read<'_>,
     ) -> Result<(Vec<DataFile>, Option<SetAside>)> {
         // Rows that reach back do so to pushed events too; to commit such a row again changes nothing (rule T5).
@@ -251,18 +272,27 @@ impl Jobs {
             return Ok((self.write_new_rows(catalog, (view, log), state, read, &none).await?, None));
         }
         let left_out = self.left_out(&state.set_aside).await?;
-        let pushed = read.history.events().leaving_out(&left_out);
-        let error = match self.write_new_rows(catalog, (view, log), state, read, &pushed).await {
-            Err(error) if error.kind() == ErrorKind::Invalid => error,
-            files => return Ok((files?, None)),
-        };
-        let attempt = move |pushed: PushedEvents| async move {
-            let rows = self.new_rows(catalog, view, state, read, &pushed).await?;
-            rows.try_for_each(|_| std::future::ready(Ok(()))).await
-        };
-        let found = self.at_fault(view, read.history, (left_out, error), attempt).await?;
+        let mut found = kept.found(state);
+        Arc::make_mut(&mut found.left_out).extend(left_out.iter());
         let pushed = read.history.events().leaving_out(&found.left_out);
-        let files = self.write_new_rows(catalog, (view, log), state, read, &pushed).await?;
+        let mut files = self.write_new_rows(catalog, (view, log), state, read, &pushed).await;
+        if let Err(error) = files {
+            if error.kind() != ErrorKind::Invalid {
+                return Err(error);
+            }
+            let attempt = move |pushed: PushedEvents| async move {
+                let rows = self.new_rows(catalog, view, state, read, &pushed).await?;
+                rows.try_for_each(|_| std::future::ready(Ok(()))).await
+            };
+            found = self.at_fault(view, read.history, (found, error), attempt).await?;
+            kept.keep(state, &found);
+            let pushed = read.history.events().leaving_out(&found.left_out);
+            files = self.write_new_rows(catalog, (view, log), state, read, &pushed).await;
+        }
+        let files = files?;
+        if found.aside.is_empty() {
+            return Ok((files, None));
+        }
         Ok((files, Some(self.table_with(catalog, view, (log, state), found.aside).await?)))
     }
 

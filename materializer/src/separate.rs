@@ -50,6 +50,8 @@ pub(crate) struct Limits {
     pub(crate) alone: usize,
     /// So many may fail in all.
     pub(crate) most: usize,
+    /// After so many attempts what is left is not told apart any more, neither pushes nor their parts.
+    pub(crate) attempts: usize,
 }
 
 /// So many events of a push are told apart one by one, whatever came before it.
@@ -57,7 +59,7 @@ const FEW: usize = 8;
 
 impl Limits {
     /// Every event is looked at by itself.
-    pub(crate) const NONE: Self = Self { in_a_row: 0, alone: usize::MAX, most: usize::MAX };
+    pub(crate) const NONE: Self = Self { in_a_row: 0, alone: usize::MAX, most: usize::MAX, attempts: usize::MAX };
 
     /// Whether the rest of a push is not told apart any more, after so many of it that were, and so many in a row that failed.
     fn are_reached(&self, told_apart: usize, in_a_row: usize) -> bool {
@@ -78,10 +80,12 @@ pub(crate) async fn separate<F: Future<Output = Result<()>>>(
     let mut left = vec![entries];
     // The push that is looked at, and how many of its parts have failed.
     let mut push = (0, 0);
+    let mut attempts = 0_usize;
     while let Some(mut some) = left.pop() {
         if some.is_empty() {
             continue;
         }
+        attempts += 1;
         let error = match attempt(found.good.concat(), some.clone()).await {
             Ok(()) => {
                 found.in_a_row = 0;
@@ -91,6 +95,13 @@ pub(crate) async fn separate<F: Future<Output = Result<()>>>(
             Err(error) if error.kind() != ErrorKind::Invalid => return Err(error),
             Err(error) => error,
         };
+        let is_spent = attempts >= limits.attempts;
+        if some.len() > 1 && is_spent {
+            for entry in &some {
+                found.failed.extend(all_of(entry, &error)?);
+            }
+            continue;
+        }
         if some.len() > 1 {
             let rest = some.split_off(some.len() / 2);
             left.extend([rest, some]);
@@ -101,7 +112,7 @@ pub(crate) async fn separate<F: Future<Output = Result<()>>>(
             push = (entry.position, 0);
         }
         let rows = entry.ordered_events().num_rows();
-        if rows > 1 && !limits.are_reached(push.1, found.in_a_row) {
+        if rows > 1 && !is_spent && !limits.are_reached(push.1, found.in_a_row) {
             let [first, rest] = halves(&entry)?;
             left.extend([vec![rest], vec![first]]);
             continue;

@@ -4,6 +4,9 @@
 //!
 //! A chain's height is that of the tree it becomes: its operators, and the tallest of what stands in its brackets. What
 //! stands beside one another (items of a list, clauses, the branches of a `CASE`) does not add up.
+//!
+//! The parser also reads some text twice where it does not end well, first as what a word announces, then as a function of that
+//! name: each such word within another doubles its work. They are counted as they stand one in another.
 
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
@@ -28,6 +31,12 @@ const MOST_SELECTS: usize = 100;
 
 /// The most `FROM`s: one may stand without a `SELECT`, and nest as one does; others belong to functions.
 const MOST_FROMS: usize = 500;
+
+/// The most `INTERVAL`s one in another: the parser reads each twice, and counts no levels between them.
+const MOST_INTERVALS: usize = 3;
+
+/// The most brackets one in another of those that the parser may read twice ([`readings`]).
+const MOST_READ_TWICE: usize = 10;
 
 /// The most bytes of a query or an expression.
 const MOST_BYTES: usize = 1 << 20;
@@ -96,6 +105,16 @@ pub(crate) fn check(tokens: &[TokenWithSpan]) -> std::result::Result<(), TooMuch
             return Err(TooMuch::new(place(token), message, "put its values into a table, and join it"));
         }
         levels.take(&token.token);
+        let top = levels.top();
+        if top.intervals_around + top.intervals > MOST_INTERVALS {
+            let message = format!("the expression has more than {MOST_INTERVALS} INTERVALs one in another");
+            return Err(TooMuch::new(place(token), message, "write one literal: INTERVAL '1 day 2 hours'"));
+        }
+        if top.read_twice > MOST_READ_TWICE {
+            let message =
+                format!("the expression has more than {MOST_READ_TWICE} CAST(, NOT (, IN ( or the like one in another");
+            return Err(TooMuch::new(place(token), message, "compute the inner ones in a subquery, and name them"));
+        }
         if levels.froms > MOST_FROMS {
             let message = format!("the statement has more than {MOST_FROMS} FROMs");
             return Err(TooMuch::new(place(token), message, "divide it into views that read from one another"));
@@ -138,11 +157,31 @@ struct Group {
     joins: usize,
     /// Whether tables of a `FROM` are read.
     tables: bool,
+    /// `INTERVAL`s of the term that is read that have no literal yet.
+    intervals: usize,
+    /// The same of the groups around.
+    intervals_around: usize,
+    /// This one and those around that the parser may read twice.
+    read_twice: usize,
 }
 
 impl Group {
     fn new(opened: Opened) -> Self {
-        Self { opened, connectives: 0, terms: 0, operators: 0, inner: 0, before: 0, joins: 0, tables: false }
+        let (connectives, terms, operators, inner, before, joins, tables) = Default::default();
+        let (intervals, intervals_around, read_twice) = Default::default();
+        Self {
+            opened,
+            connectives,
+            terms,
+            operators,
+            inner,
+            before,
+            joins,
+            tables,
+            intervals,
+            intervals_around,
+            read_twice,
+        }
     }
 
     fn height(&self) -> usize {
@@ -157,14 +196,14 @@ impl Group {
     /// The next term of the item begins.
     fn connect(&mut self) {
         self.terms = self.terms.max(self.operators + self.inner);
-        (self.operators, self.inner) = (0, 0);
+        (self.operators, self.inner, self.intervals) = (0, 0, 0);
         self.connectives += 1;
     }
 
     /// The next item begins.
     fn next(&mut self) {
         self.before = self.before.max(self.item());
-        (self.connectives, self.terms, self.operators, self.inner) = (0, 0, 0, 0);
+        (self.connectives, self.terms, self.operators, self.inner, self.intervals) = (0, 0, 0, 0, 0);
     }
 }
 
@@ -177,11 +216,13 @@ struct Levels {
     froms: usize,
     /// Whether the last word was `DISTINCT`: the `FROM` of `IS DISTINCT FROM` has no tables.
     distinct: bool,
+    /// How often more than once what stands in a bracket may be read that comes next.
+    again: usize,
 }
 
 impl Default for Levels {
     fn default() -> Self {
-        Self { groups: vec![Group::new(Opened::Bracket)], selects: 0, froms: 0, distinct: false }
+        Self { groups: vec![Group::new(Opened::Bracket)], selects: 0, froms: 0, distinct: false, again: 0 }
     }
 }
 
@@ -199,6 +240,16 @@ impl Levels {
         self.groups.last().map_or(0, Group::height).max(self.groups.len())
     }
 
+    /// A group begins within the one that is read.
+    fn open(&mut self, opened: Opened, again: usize) {
+        let top = *self.top();
+        self.groups.push(Group {
+            intervals_around: top.intervals_around + top.intervals,
+            read_twice: top.read_twice + again,
+            ..Group::new(opened)
+        });
+    }
+
     fn close(&mut self) {
         // The outermost stays: a bracket too many is for the parser to tell.
         if self.groups.len() > 1
@@ -210,13 +261,18 @@ impl Levels {
     }
 
     fn take(&mut self, token: &Token) {
-        let after_distinct = matches!(token, Token::Whitespace(_)) && self.distinct;
+        let is_space = matches!(token, Token::Whitespace(_));
+        let after_distinct = is_space && self.distinct;
+        let again = self.again;
+        if !is_space {
+            self.again = 0;
+        }
         match token {
             Token::Word(word) if word.quote_style.is_none() => self.take_word(word),
-            Token::LParen => self.groups.push(Group::new(Opened::Bracket)),
+            Token::LParen => self.open(Opened::Bracket, again),
             Token::LBracket | Token::LBrace => {
                 self.top().operators += 1;
-                self.groups.push(Group::new(Opened::Bracket));
+                self.open(Opened::Bracket, 0);
             }
             Token::RParen | Token::RBracket | Token::RBrace => {
                 while self.groups.len() > 1 && self.top().opened == Opened::Case {
@@ -229,7 +285,8 @@ impl Levels {
                 top.next();
                 top.joins += usize::from(top.tables);
             }
-            _ if is_operand(token) => {}
+            Token::Word(_) | Token::Whitespace(_) | Token::Period => {}
+            _ if is_operand(token) => self.top().intervals = 0,
             _ => self.top().operators += 1,
         }
         let distinct = matches!(token, Token::Word(Word { keyword: Keyword::DISTINCT, .. }));
@@ -238,8 +295,10 @@ impl Levels {
 
     fn take_word(&mut self, word: &Word) {
         let distinct = self.distinct;
+        self.again = readings(word.keyword) - 1;
         let top = self.top();
         match word.keyword {
+            Keyword::INTERVAL => top.intervals += 1,
             Keyword::AND | Keyword::OR | Keyword::XOR => top.connect(),
             Keyword::NOT
             | Keyword::IS
@@ -283,10 +342,43 @@ impl Levels {
                 top.tables = false;
             }
             Keyword::ON | Keyword::WHEN | Keyword::THEN | Keyword::ELSE => top.next(),
-            Keyword::CASE => self.groups.push(Group::new(Opened::Case)),
+            Keyword::CASE => self.open(Opened::Case, 0),
             Keyword::END if top.opened == Opened::Case => self.close(),
             _ => {}
         }
+    }
+}
+
+/// How often the parser reads what stands in a bracket after a word: where it cannot be what the word announces, it is read again
+/// as the arguments of a function, and after `IN` as a list.
+fn readings(keyword: Keyword) -> usize {
+    match keyword {
+        Keyword::POSITION => 3,
+        Keyword::ARRAY
+        | Keyword::CASE
+        | Keyword::CAST
+        | Keyword::CEIL
+        | Keyword::CONVERT
+        | Keyword::CURRENT_DATE
+        | Keyword::CURRENT_TIME
+        | Keyword::CURRENT_TIMESTAMP
+        | Keyword::EXISTS
+        | Keyword::EXTRACT
+        | Keyword::FLOOR
+        | Keyword::IN
+        | Keyword::LOCALTIME
+        | Keyword::LOCALTIMESTAMP
+        | Keyword::MATCH
+        | Keyword::NOT
+        | Keyword::OVERLAY
+        | Keyword::SAFE_CAST
+        | Keyword::STRUCT
+        | Keyword::SUBSTR
+        | Keyword::SUBSTRING
+        | Keyword::TRIM
+        | Keyword::TRY_CAST
+        | Keyword::TRY_CONVERT => 2,
+        _ => 1,
     }
 }
 
@@ -340,6 +432,11 @@ mod tests {
             format!("SELECT 1 FROM t {}", chain("JOIN u ON t.a = u.a AND t.b = u.b", " ", 50)),
             chain("SELECT a FROM t WHERE b = 1", " UNION ALL ", 90),
             "SELECT a IS DISTINCT FROM b, c, d FROM t".to_owned(),
+            chain("t > x - INTERVAL '1 day'", " AND ", 400),
+            chain("INTERVAL '1' DAY", " + ", 400),
+            "INTERVAL (INTERVAL (INTERVAL '1' DAY))".to_owned(),
+            format!("x IN ({})", chain("CAST(FLOOR(a) AS INT)", ", ", 5_000)),
+            format!("{}x{}", "NOT (".repeat(10), ")".repeat(10)),
             "no text of tokens '".to_owned(),
             ") ] } ))".to_owned(),
         ] {
@@ -370,6 +467,52 @@ mod tests {
         ] {
             let error = refused(&text);
             assert!(error.contains("line: ") && error.contains("; "), "{error}");
+        }
+    }
+
+    /// In a thread with the stack that the parser has, which ends at once.
+    fn refused_at_once(text: String) -> String {
+        let (tell, told) = std::sync::mpsc::channel();
+        let parse = move || {
+            let files = [crate::diagnostic::SourceFile { name: "it.sql".to_owned(), text: text.clone() }];
+            let parsed = crate::parse::parse(&files[0]);
+            assert!(!parsed.faults.is_empty(), "{}", &text[..text.len().min(60)]);
+            tell.send(refused(&text)).expect("somebody waits");
+        };
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn(parse).expect("a thread");
+        told.recv_timeout(std::time::Duration::from_secs(20)).expect("refused at once")
+    }
+
+    #[test]
+    fn what_the_parser_would_read_again_and_again_is_refused_by_name_and_place() {
+        for words in [60, 50_000] {
+            for (word, name) in [
+                ("INTERVAL ", "INTERVALs"),
+                ("INTERVAL YEAR ", "INTERVALs"),
+                ("INTERVAL (", "INTERVALs"),
+                ("INTERVAL SECOND (", "INTERVALs"),
+                ("INTERVAL - ", "INTERVALs"),
+                ("INTERVAL CASE ", "INTERVALs"),
+                ("INTERVAL f(", "INTERVALs"),
+                ("NOT (", "CAST("),
+                ("CAST(", "CAST("),
+                ("FLOOR (", "CAST("),
+                ("POSITION(", "CAST("),
+                ("x IN (", "CAST("),
+                ("a.SUBSTRING(", "CAST("),
+                ("CASE (", "CAST("),
+                ("CURRENT_DATE(", "CAST("),
+                ("NOT NOT (", "CAST("),
+            ] {
+                let text = format!("CREATE SOURCE s EVENT TIME t AS SELECT {} ] FROM x;", word.repeat(words));
+                let error = refused_at_once(text);
+                assert!(error.contains(name) && error.contains("line: 1, column: "), "{word}: {error}");
+            }
+        }
+        for (word, words) in
+            [("NOT ", 100_000), ("- ", 100_000), ("DATE ", 100_000), ("EXISTS ", 100_000), ("~", 100_000)]
+        {
+            refused_at_once(format!("CREATE SOURCE s EVENT TIME t AS SELECT {} ] FROM x;", word.repeat(words)));
         }
     }
 }

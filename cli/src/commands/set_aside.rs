@@ -118,11 +118,19 @@ fn shown(listed: &[Listed]) -> String {
     table(&["view", "set aside at", "source", "push", "event", "reason"], &cells.collect::<Vec<_>>())
 }
 
+/// What whoever drops events is to know of their copies.
+const DROPPED: &str = "\nWhere their source has a DISTINCT ON, copies of what was dropped do not count for the view either: give corrected \
+    values as events of another identity.";
+
 fn settled(done: &[SettledNow]) -> String {
     let cells = done.iter().map(|of| {
         let commit = of.commit.map_or_else(|| "-".to_owned(), |commit| commit.to_string());
         let counts = [of.counted, of.dropped, of.left].map(|count| count.to_string());
         std::iter::once(of.view.clone()).chain(counts).chain([commit]).collect()
     });
-    table(&["view", "count now", "dropped", "left", "commit"], &cells.collect::<Vec<_>>())
+    let mut text = table(&["view", "count now", "dropped", "left", "commit"], &cells.collect::<Vec<_>>());
+    if done.iter().any(|of| of.dropped > 0) {
+        text += DROPPED;
+    }
+    text
 }

@@ -1,5 +1,6 @@
 //! Pushed events that a backfill leaves out: the view's query fails on them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
@@ -12,6 +13,7 @@ use springhouse_sql::view_rows::{Sources, rows_between};
 use tokio::sync::Mutex;
 
 use crate::Jobs;
+use crate::at_fault::AtFault;
 
 impl Jobs {
     /// A backfill with all of its ranges. Where the view's query fails on pushed events that it has taken before, they are left
@@ -29,7 +31,8 @@ impl Jobs {
             Err(error) if error.kind() == ErrorKind::Invalid && plan.pushed > 0 => error,
             done => return done.map(|()| backfill.into_inner()),
         };
-        let left_out = self.more_left_out(catalog, view, &plan, error).await?;
+        let done = backfill.lock().await.done.keys().copied().collect();
+        let left_out = self.more_left_out(catalog, view, (&plan, &done), error).await?;
         tracing::warn!(view = %view.name, "the backfill begins anew, without pushed events on which the view's query fails");
         let backfill = Mutex::new(log.begin(BackfillPlan { left_out, ..plan }).await?);
         self.compute(catalog, view, (log, &backfill), progress).await?;
@@ -41,21 +44,35 @@ impl Jobs {
         &self,
         catalog: &CatalogState,
         view: &FeatureView,
-        plan: &BackfillPlan,
+        (plan, done): (&BackfillPlan, &BTreeSet<usize>),
         error: Error,
     ) -> Result<Vec<Beyond>> {
         let mut history = self.pushed().state().await?;
         history.until = history.until.min(plan.pushed);
-        let attempt = move |pushed: PushedEvents| async move {
-            let until = pushed.until.map_or(plan.pushed, |until| until.min(plan.pushed));
-            let pushed = PushedEvents { until: Some(until), ..pushed };
-            let sources = Sources { catalog, store: self.store(), pushed: &pushed };
-            let session = self.seeing(self.session()?, catalog, view, &plan.history)?;
-            let rows = rows_between(&session, &sources, view, (plan.from, plan.until), plan.known).await?;
-            rows.try_for_each(|_| std::future::ready(Ok(()))).await
-        };
-        let known = Arc::new(plan.left_out.iter().flat_map(Beyond::places).collect());
-        let found = self.at_fault(view, &history, (known, error), attempt).await?;
+        let left_out = Arc::new(plan.left_out.iter().flat_map(Beyond::places).collect());
+        let mut found = AtFault { left_out, aside: Vec::new() };
+        // In one range after another: an attempt computes that range alone.
+        for (_, (from, until)) in plan.ranges().into_iter().enumerate().filter(|(index, _)| !done.contains(index)) {
+            let attempt = move |pushed: PushedEvents| async move {
+                let position = pushed.until.map_or(plan.pushed, |until| until.min(plan.pushed));
+                let pushed = PushedEvents { until: Some(position), ..pushed };
+                let sources = Sources { catalog, store: self.store(), pushed: &pushed };
+                let session = self.seeing(self.session()?, catalog, view, &plan.history)?;
+                let rows = rows_between(&session, &sources, view, (from, until), plan.known).await?;
+                rows.try_for_each(|_| std::future::ready(Ok(()))).await
+            };
+            match attempt(history.events().leaving_out(&found.left_out)).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Invalid => {
+                    found = self.at_fault(view, &history, (found, error), attempt).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if found.aside.is_empty() {
+            // Each range by itself is taken now.
+            return Err(error);
+        }
         let mut left_out = plan.left_out.clone();
         for (source, (events, _)) in &found.aside {
             places_of(events)?.into_iter().for_each(|place| Beyond::add(&mut left_out, source, place));

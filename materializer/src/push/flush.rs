@@ -149,7 +149,7 @@ impl Shared {
             return Ok(true);
         }
         if view.reaches_back() {
-            self.saw_told(view, &state.set_aside).await?;
+            self.saw_told(view, &state).await?;
         }
         let Piece { entries, last, .. } = self.flushed_piece(sources, state.pushed, history).await?;
         let since = state.watermark;
@@ -185,7 +185,7 @@ impl Shared {
         };
         log.commit(&mut state, commit).await?;
         if view.reaches_back() {
-            self.saw_told(view, &state.set_aside).await?;
+            self.saw_told(view, &state).await?;
         }
         if let Some(range) = pushed {
             self.told_of_set_aside(view, range.until)?;

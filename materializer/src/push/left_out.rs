@@ -1,13 +1,14 @@
 //! Views that reach back: their rows are computed of what was pushed before too, but of what is left out. That is what is noted in
-//! the log, and what the view's commits tell of: a refresh may have set it aside, or a retry have counted it.
+//! the log of pushes that no commit tells of yet, and what the view's commits tell of: a refresh may have set it aside, or a retry
+//! have counted it.
 
 use std::sync::Arc;
 
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition::FeatureView;
 use springhouse_featurestore::encoding::WriteOrder;
-use springhouse_featurestore::push::{EventPlaces, PushEntry};
-use springhouse_featurestore::tier::SetAside;
+use springhouse_featurestore::push::{EventPlace, EventPlaces, PushEntry};
+use springhouse_featurestore::tier::ViewLogState;
 use springhouse_featurestore::{Error, ErrorKind, Result};
 
 use super::Shared;
@@ -52,45 +53,53 @@ impl Shared {
         Ok(found)
     }
 
-    /// The places of the events that a view does without which reaches back: those that are noted, and those that its commits
-    /// tell of.
+    /// The places of the events that a view does without which reaches back: those that its commits tell of, and those that are
+    /// noted of pushes that no commit has told of yet. What is noted of others may have been counted by a retry since.
     ///
     /// # Errors
     /// Those of the view's log, where it is not known of what it tells.
     pub(super) async fn left_out(&self, view: &FeatureView) -> Result<Arc<EventPlaces>> {
         let pinned = view.pinned();
+        let (noted, _) = self.set_aside.places(&pinned);
         let known = self.set_aside.told().get(&pinned).cloned();
         let told = match known {
             // What nothing was set aside of can have nothing counted after all.
-            Some(known) if known.places.is_empty() => known.places,
+            Some(told) if told.places.is_empty() && noted.keys().all(|place| told.leaves_to_notes(place)) => told,
             _ => self.look_at_told(view).await?,
         };
-        let (noted, _) = self.set_aside.places(&pinned);
-        if noted.is_empty() {
-            return Ok(told);
+        let untold: Vec<EventPlace> = noted.keys().filter(|place| told.leaves_to_notes(place)).copied().collect();
+        if untold.is_empty() {
+            return Ok(told.places);
         }
-        Ok(Arc::new(noted.keys().chain(told.iter()).copied().collect()))
+        Ok(Arc::new(untold.into_iter().chain(told.places.iter().copied()).collect()))
     }
 
-    /// The same of what its commits tell of now.
-    async fn look_at_told(&self, view: &FeatureView) -> Result<Arc<EventPlaces>> {
+    /// What its commits tell of now.
+    async fn look_at_told(&self, view: &FeatureView) -> Result<Told> {
         let state = self.jobs.log(view).state().await?;
-        self.saw_told(view, &state.set_aside).await
+        self.saw_told(view, &state).await
     }
 
-    /// A view that reaches back has this table of events that are set aside; gives their places.
+    /// A view that reaches back is seen to be at this commit; gives the newest of what is known of it.
     ///
     /// # Errors
-    /// Those of reading it.
-    pub(super) async fn saw_told(&self, view: &FeatureView, table: &SetAside) -> Result<Arc<EventPlaces>> {
+    /// Those of reading its table of events that are set aside.
+    pub(super) async fn saw_told(&self, view: &FeatureView, state: &ViewLogState) -> Result<Told> {
         let pinned = view.pinned();
-        if let Some(known) = self.set_aside.told().get(&pinned).filter(|known| known.table == *table) {
-            return Ok(Arc::clone(&known.places));
+        let known = self.set_aside.told().get(&pinned).cloned();
+        let places = match known {
+            Some(known) if known.commit >= state.number => return Ok(known),
+            Some(known) if known.table == state.set_aside => known.places,
+            _ => self.jobs.left_out(&state.set_aside).await?,
+        };
+        let seen = Told { commit: state.number, pushed: state.pushed, table: state.set_aside.clone(), places };
+        let mut told = self.set_aside.told();
+        let newest = told.entry(pinned).or_insert_with(|| seen.clone());
+        // Somebody else may have seen a later commit meanwhile.
+        if newest.commit < seen.commit {
+            *newest = seen;
         }
-        let places = self.jobs.left_out(table).await?;
-        let told = Told { table: table.clone(), places: Arc::clone(&places) };
-        self.set_aside.told().insert(pinned, told);
-        Ok(places)
+        Ok(newest.clone())
     }
 }
 

@@ -39,15 +39,27 @@ const MOST_UNTOLD: usize = 5_000;
 #[derive(Debug, Default)]
 pub(super) struct SetAsideHere {
     views: Mutex<HashMap<Pinned, OfView>>,
-    /// Of views that reach back: the newest table that was seen, and the places of its events.
+    /// Of views that reach back: what the newest commit tells that was seen.
     told: Mutex<HashMap<Pinned, Told>>,
 }
 
-/// What a view's commits tell of events that are set aside.
+/// What a view's commits tell of events that are set aside, up to one of them.
 #[derive(Debug, Clone)]
 pub(super) struct Told {
+    /// That commit's number.
+    pub(super) commit: u64,
+    /// The position up to which it tells of pushes: what is noted of these is told of, or has been counted since.
+    pub(super) pushed: u64,
     pub(super) table: SetAside,
+    /// The places of the table's events, and of those that were let go.
     pub(super) places: Arc<EventPlaces>,
+}
+
+impl Told {
+    /// Whether notes alone tell whether an event is set aside.
+    pub(super) fn leaves_to_notes(&self, place: &EventPlace) -> bool {
+        place.position > self.pushed
+    }
 }
 
 /// What had been noted of a view when rows were computed: how often, before and after they were.
@@ -145,7 +157,7 @@ impl SetAsideHere {
         let views = self.views();
         let (in_a_row, untold) = views.get(&view.pinned()).map_or((0, 0), |of| (of.in_a_row, of.places.len()));
         let most = if flushing { usize::MAX } else { MOST_UNTOLD.saturating_sub(untold) };
-        Limits { in_a_row, alone: ALONE, most }
+        Limits { in_a_row, alone: ALONE, most, ..Limits::NONE }
     }
 
     /// A view's query took what it was given.

@@ -22,12 +22,17 @@ impl Checker<'_> {
     ) -> Version {
         let meaning = print_meaning(statement);
         let version = Version::of(&meaning, depends_on);
+        let same = |old: &&Definition| {
+            *old.version() == version
+                || old.depends_on().into_iter().eq(depends_on) && meaning_of(old.text()).as_ref() == Some(&meaning)
+        };
+        // Several old versions may mean the same: the one that holds goes on.
+        if let Some(current) = self.catalog.current(kind, name).map(AsRef::as_ref).filter(same) {
+            return current.version().clone();
+        }
         if self.catalog.at_version(kind, &Pinned::new(name, version.clone())).is_some() {
             return version;
         }
-        let same = |old: &&Definition| {
-            old.depends_on().into_iter().eq(depends_on) && meaning_of(old.text()).as_ref() == Some(&meaning)
-        };
         self.catalog.versions(kind, name).find(same).map_or(version, |old| old.version().clone())
     }
 }
