@@ -13,9 +13,10 @@ use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, Traini
 use tonic::Status;
 
 use super::bounds::check_unpacked;
+use super::command::Command;
 use super::exchange::Answers;
 use super::malformed;
-use crate::security::{Caller, Scope};
+use crate::security::{Caller, Scope, table};
 use crate::status::{from_status, to_status};
 
 /// What the batches of a spine are, for messages.
@@ -32,12 +33,14 @@ pub(super) async fn exchange(
         let error = Error::invalid("the spine is given twice: named in the command, and as batches of the exchange");
         return Err(to_status(error.remedy("leave it out of the command, or call DoGet")));
     }
-    let spine = spine(caller, messages).await?;
-    Ok(encode(training_sets.training_set(&command, Some(spine)).await.map_err(to_status)?))
+    let spine = spine(caller.clone(), messages).await?;
+    let batches = training_sets.training_set(&command, Some(spine)).await.map_err(to_status)?;
+    Ok(encode(batches, caller, table::of_command(&Command::TrainingSet(command))))
 }
 
-/// A training set on the wire.
-pub(super) fn encode((schema, batches): Batches) -> Answers {
+/// Batches on the wire, for as long as their caller is known and has one of these scopes: they may take hours.
+pub(super) fn encode((schema, batches): Batches, caller: Caller, scopes: &'static [Scope]) -> Answers {
+    let batches = batches.map(move |batch| caller.require_one_of(scopes).and(batch));
     let batches = batches.map_err(|error| FlightError::Tonic(Box::new(to_status(error))));
     FlightDataEncoderBuilder::new().with_schema(schema).build(batches).map_err(Status::from).boxed()
 }
@@ -60,4 +63,36 @@ async fn spine(
         Ok(batch)
     });
     Ok((schema, stream::iter(first.map(Ok)).chain(rest).boxed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_training_set_ends_when_its_caller_is_known_no_more() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![7]));
+        let batch = RecordBatch::try_from_iter(BTreeMap::from([("number", numbers)])).expect("one column");
+        let caller = Caller::named("ann");
+        let standing = caller.clone();
+        // Revoked when the second batch is made.
+        let batches = stream::iter(0..3).map(move |number| {
+            if number == 1 {
+                standing.revoke();
+            }
+            Ok(batch.clone())
+        });
+        let schema = Arc::new(arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new(
+            "number",
+            arrow::datatypes::DataType::Int64,
+            true,
+        )]));
+        let sent: Vec<_> = encode((schema, batches.boxed()), caller, &[Scope::Read]).collect().await;
+        let codes: Vec<_> = sent.iter().map(|sent| sent.as_ref().err().map(Status::code)).collect();
+        assert_eq!(codes, [None, None, Some(tonic::Code::Unauthenticated)], "the schema, a batch, and the end");
+    }
 }
