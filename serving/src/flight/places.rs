@@ -20,6 +20,10 @@ const MOST_PUSHES: usize = 1024;
 /// and try again a second later.
 const MOST_PACKAGES: usize = 16;
 
+/// Bytes of the spines that have come as batches, of all training sets that are being made: they lie on disk until their set
+/// has been read. A caller's half is the most that one may have.
+const SPINE_BYTES: usize = 8 << 30;
+
 /// Bytes of the dictionaries of all streams that are open.
 const DICTIONARY_BYTES: usize = 256 << 20;
 
@@ -36,6 +40,7 @@ pub(super) struct Places {
     pushes: Arc<Shares<Arc<str>>>,
     queries: Arc<Shares<Arc<str>>>,
     packages: Arc<Shares<Arc<str>>>,
+    spines: Arc<Shares<Arc<str>>>,
     dictionaries: Arc<Shares<Arc<str>>>,
     acks: Arc<Shares<Arc<str>>>,
 }
@@ -48,6 +53,7 @@ impl Places {
             pushes: Shares::halves(MOST_PUSHES),
             queries: Shares::new(usize::MAX, queries.div_ceil(2)),
             packages: Shares::halves(MOST_PACKAGES),
+            spines: Shares::halves(SPINE_BYTES),
             dictionaries: Shares::halves(DICTIONARY_BYTES),
             acks: Shares::halves(MOST_UNREAD_ACKS),
         }
@@ -61,6 +67,11 @@ impl Places {
     /// What a stream's dictionaries are taken from; none are yet.
     pub(super) fn dictionaries(&self, caller: &Caller) -> Share<Arc<str>> {
         self.dictionaries.nothing(caller.account())
+    }
+
+    /// What a spine is taken from, as it comes; nothing yet.
+    pub(super) fn spine(&self, caller: &Caller) -> Share<Arc<str>> {
+        self.spines.nothing(caller.account())
     }
 
     /// A place for what a command asks.
