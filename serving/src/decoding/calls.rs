@@ -65,6 +65,9 @@ const DESCRIPTOR: Shape = Shape(&[(3, Growth::element(size_of::<String>()))]);
 
 const DATA: Shape = Shape(&[(1, Growth::messages(0, &DESCRIPTOR))]);
 
+/// An action names a producer at most, and holds its message while it waits.
+const ACTION: &str = "/arrow.flight.protocol.FlightService/DoAction";
+
 /// The most bytes of a message of a call, and what of it grows.
 fn bounds_of(path: &str) -> (usize, &'static Shape) {
     match path {
@@ -72,12 +75,12 @@ fn bounds_of(path: &str) -> (usize, &'static Shape) {
             (max_message_bytes(), &DATA)
         }
         "/arrow.flight.protocol.FlightService/DoGet" => (MOST_COMMAND_BYTES, &PLAIN),
-        // An action names a producer at most, and holds its message while it waits.
-        "/arrow.flight.protocol.FlightService/DoAction" => (MOST_SMALL_BYTES, &PLAIN),
         // What it grows to is looked at when it is decompressed: by its codec.
         "/inference.GRPCInferenceService/ModelInfer" => (MOST_REQUEST_BYTES, &PLAIN),
         // Those that are asked with a descriptor, and those that are asked with less.
-        flight if flight.starts_with("/arrow.flight.protocol.FlightService/") => (MOST_COMMAND_BYTES, &DESCRIPTOR),
+        flight if flight.starts_with("/arrow.flight.protocol.FlightService/") && flight != ACTION => {
+            (MOST_COMMAND_BYTES, &DESCRIPTOR)
+        }
         _ => (MOST_SMALL_BYTES, &PLAIN),
     }
 }

@@ -122,11 +122,12 @@ fn open_body(pieces: Vec<Vec<u8>>) -> Body {
 }
 
 /// The bytes of the next piece, the code of the error that there is instead, or nothing at the end; at once.
-fn next(body: &mut Body) -> Option<Option<Result<usize, tonic::Code>>> {
+fn next(body: &mut Body) -> Poll<Option<Result<usize, tonic::Code>>> {
     use futures::FutureExt;
     use http_body_util::BodyExt;
-    let frame = body.frame().now_or_never()?;
-    Some(frame.map(|frame| frame.map(|data| data.data_ref().map_or(0, Bytes::len)).map_err(|error| error.code())))
+    let Some(frame) = body.frame().now_or_never() else { return Poll::Pending };
+    let read = |frame: Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len);
+    Poll::Ready(frame.map(|frame| frame.map(read).map_err(|error| error.code())))
 }
 
 const GET: &str = "/arrow.flight.protocol.FlightService/DoGet";
@@ -137,19 +138,20 @@ async fn a_call_of_one_message_has_ended_when_it_came_whole_though_its_caller_ne
     let (first, second) = message.split_at(50);
     let pieces = || vec![first.to_vec(), second.to_vec()];
     let infer = "/inference.GRPCInferenceService/ModelInfer";
+    let came = |bytes: usize| Poll::Ready(Some(Ok(bytes)));
     for path in [GET, infer, "/inference.GRPCInferenceService/ModelReady", "/else"] {
         let mut body = Calls::default().bounded(path, None, open_body(pieces()));
-        assert_eq!((next(&mut body), next(&mut body)), (Some(Some(Ok(50))), Some(Some(Ok(second.len())))));
-        assert_eq!(next(&mut body), Some(None), "{path}");
+        assert_eq!((next(&mut body), next(&mut body)), (came(50), came(second.len())));
+        assert_eq!(next(&mut body), Poll::Ready(None), "{path}");
         let mut half = Calls::default().bounded(path, None, open_body(vec![first.to_vec()]));
-        assert_eq!((next(&mut half), next(&mut half)), (Some(Some(Ok(50))), None), "{path}: it has not come whole");
+        assert_eq!((next(&mut half), next(&mut half)), (came(50), Poll::Pending), "{path}: it has not come whole");
     }
     let mut asked = Calls::default().of_nobody(open_body(vec![vec![0; PREFIX_BYTES]]));
-    assert_eq!((next(&mut asked), next(&mut asked)), (Some(Some(Ok(PREFIX_BYTES))), Some(None)));
+    assert_eq!((next(&mut asked), next(&mut asked)), (came(PREFIX_BYTES), Poll::Ready(None)));
     let mut stream = Calls::default().bounded(PUT, None, open_body(vec![vec![0; PREFIX_BYTES]]));
-    assert_eq!((next(&mut stream), next(&mut stream)), (Some(Some(Ok(PREFIX_BYTES))), None), "a stream goes on");
+    assert_eq!((next(&mut stream), next(&mut stream)), (came(PREFIX_BYTES), Poll::Pending), "a stream goes on");
     let mut two = Calls::default().bounded(GET, None, open_body(vec![message.repeat(2)]));
-    assert_eq!(next(&mut two), Some(Some(Err(tonic::Code::InvalidArgument))));
+    assert_eq!(next(&mut two), Poll::Ready(Some(Err(tonic::Code::InvalidArgument))));
 }
 
 #[tokio::test]
