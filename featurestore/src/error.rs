@@ -2,6 +2,21 @@
 
 use std::fmt;
 
+/// The most bytes of a value that an error names: whoever sent a larger one knows it.
+const MOST_VALUE_BYTES: usize = 200;
+
+/// The most bytes of what one cause says.
+const MOST_CAUSE_BYTES: usize = 1000;
+
+/// The beginning of a text that is longer than so many bytes, cut between two characters, and how long it was; else the text.
+fn cut(text: String, most: usize) -> String {
+    if text.len() <= most {
+        return text;
+    }
+    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}\u{2026} ({} bytes)", &text[..end], text.len())
+}
+
 /// What the caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -80,10 +95,10 @@ impl Error {
         internal => Internal,
     }
 
-    /// Adds where it happened or with what value.
+    /// Adds where it happened or with what value, of which no more than its beginning is kept.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl fmt::Display) -> Self {
-        self.0.context.push((name, value.to_string()));
+        self.0.context.push((name, cut(value.to_string(), MOST_VALUE_BYTES)));
         self
     }
 
@@ -111,12 +126,17 @@ impl Error {
         self.0.context.iter().rev().find(|(of, _)| *of == name).map(|(_, value)| value.as_str())
     }
 
-    /// The message with its causes, on one line.
+    /// The same as [`Self::chain`], of which no more than so many bytes are given.
+    pub fn brief(&self, most: usize) -> String {
+        cut(self.chain(), most)
+    }
+
+    /// The message with its causes, on one line; of a cause that says much no more than its beginning.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut cause = std::error::Error::source(self);
         while let Some(inner) = cause {
-            let line = inner.to_string();
+            let line = cut(inner.to_string(), MOST_CAUSE_BYTES);
             if !text.contains(&line) {
                 text.push_str(": ");
                 text.push_str(&line);
@@ -184,5 +204,15 @@ mod tests {
             error.to_string(),
             "the interval is not positive [clause: REFRESH EVERY, value: 0 s]; write an interval such as '10 minutes'"
         );
+    }
+
+    #[test]
+    fn an_error_repeats_no_more_than_the_beginning_of_a_value_or_a_cause() {
+        let long = "\u{e9}".repeat(1 << 20);
+        let error = Error::invalid("no such tensor").with("tensor", &long).source(Error::invalid(&long));
+        let text = error.chain();
+        assert!(text.len() < 1500 && text.contains("(2097152 bytes)"), "{} bytes", text.len());
+        assert_eq!(cut("\u{e9}\u{e9}".to_owned(), 3), "\u{e9}\u{2026} (4 bytes)");
+        assert_eq!(cut("as it is".to_owned(), 8), "as it is");
     }
 }

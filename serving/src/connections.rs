@@ -8,13 +8,12 @@ mod turned_away;
 
 use std::future::ready;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::serve::Listener;
 use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -72,7 +71,7 @@ pub(crate) fn incoming(
     bounded(accepted(listener), Places::new(MOST_CONNECTIONS, IDLE, turned_away))
 }
 
-/// The HTTP port's connections, where each is encrypted before it is a listener's.
+/// The HTTP port's connections.
 pub(crate) fn http_incoming(
     listener: TcpListener,
     turned_away: &TurnedAway,
@@ -104,37 +103,6 @@ fn bounded<IO: OfHost + Send>(
     incoming.filter_map(move |accepted| ready(accepted.map(|io| places.take(io)).transpose()))
 }
 
-/// The HTTP port's listener.
-#[derive(Debug)]
-pub(crate) struct HttpListener {
-    inner: TcpListener,
-    places: Places,
-}
-
-impl HttpListener {
-    pub(crate) fn new(inner: TcpListener, turned_away: &TurnedAway) -> Self {
-        Self { inner, places: Places::new(MOST_HTTP_CONNECTIONS, HTTP_IDLE, turned_away) }
-    }
-}
-
-impl Listener for HttpListener {
-    type Io = Bounded<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let (io, address) = Listener::accept(&mut self.inner).await;
-            if let Some(io) = self.places.take(io) {
-                return (io, address);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.inner.local_addr()
-    }
-}
-
 /// What comes from a host.
 pub(crate) trait OfHost {
     /// The host that it comes from, if that is another.
@@ -154,8 +122,14 @@ impl OfHost for UnixStream {
     }
 }
 
+impl<IO: OfHost> OfHost for Bounded<IO> {
+    fn host(&self) -> Option<IpAddr> {
+        self.io.host()
+    }
+}
+
 /// The host of an address, unless it is this one. One that has an address of IPv6 has all that begin with the same 64 bits.
-fn host_of(address: IpAddr) -> Option<IpAddr> {
+pub(crate) fn host_of(address: IpAddr) -> Option<IpAddr> {
     match address.to_canonical() {
         own if own.is_loopback() => None,
         IpAddr::V6(address) => Some(IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & u128::from(u64::MAX) << 64))),

@@ -18,7 +18,7 @@ mod calls;
 mod codec;
 mod whole;
 
-pub(crate) use answers::Unread;
+pub(crate) use answers::{CallPlace, Unread};
 pub(crate) use calls::{Calls, MOST_BYTES_OF_NOBODY};
 pub use codec::BoundedCodec;
 #[cfg(test)]

@@ -25,6 +25,9 @@ mod reconnection;
 mod server;
 mod training_set;
 
+use springhouse_featurestore::Error;
+
+use crate::status::to_status;
 pub use client::RemoteFeatures;
 pub use command::{Command, ProducersCommand};
 pub use pusher::Pusher;
@@ -39,6 +42,6 @@ pub(crate) const fn max_message_bytes() -> usize {
 fn malformed(what: &str, error: &arrow_flight::error::FlightError) -> tonic::Status {
     match error {
         arrow_flight::error::FlightError::Tonic(status) => status.as_ref().clone(),
-        other => tonic::Status::invalid_argument(format!("the {what} are not record batches: {other}")),
+        other => to_status(Error::invalid(format!("the {what} are not record batches: {other}"))),
     }
 }

@@ -33,6 +33,7 @@ use springhouse_featurestore::{Error, Result};
 
 use crate::decoding::Calls;
 pub use access::Access;
+pub(crate) use caller::OpenCall;
 pub use caller::{Caller, Callers};
 pub(crate) use layer::Authenticate;
 pub use scope::{Scope, Scopes};

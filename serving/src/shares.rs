@@ -139,7 +139,6 @@ impl<K: Eq + Hash + Clone> Share<K> {
     }
 
     /// How much it is.
-    #[cfg(test)]
     pub(crate) fn amount(&self) -> usize {
         self.amount
     }

@@ -4,14 +4,20 @@
 //! that length at once, and keeps it until it is whole; so the length that a message declares is counted before those five bytes
 //! are handed on, and until its reader asks for more: a stream whose reader waits has a message lying there. A caller has a share
 //! of what there is for that. A message that comes in one piece takes part in none of it.
+//!
+//! A call that takes one message ends with it: whoever reads it has it decoded by then, and does not wait for a caller that
+//! never says that nothing follows. A caller that begins a call and sends no first message is waited for so long, and no longer.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use springhouse_featurestore::{Error, Result};
+use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -34,6 +40,18 @@ const SMALL_BYTES: usize = 16 << 10;
 /// The most bytes of a message of nobody in particular: whether a process is alive is asked in a few.
 pub(crate) const MOST_BYTES_OF_NOBODY: usize = 4 << 10;
 
+/// How long a call that needs no caller may take to send its message.
+const NOBODY_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a stream may take to send its first message.
+const FIRST_WITHIN: Duration = Duration::from_secs(30);
+
+/// Calls that need no caller and are open at once.
+const MOST_OF_NOBODY: usize = 1024;
+
+/// The part of those that one host may have, unless it is this one.
+const ONE_HOST_OF: usize = 4;
+
 /// The most bytes of a Flight call's one message: a command with the SQL text of a spine.
 const MOST_COMMAND_BYTES: usize = 4 << 20;
 
@@ -47,47 +65,73 @@ const DESCRIPTOR: Shape = Shape(&[(3, Growth::element(size_of::<String>()))]);
 
 const DATA: Shape = Shape(&[(1, Growth::messages(0, &DESCRIPTOR))]);
 
+/// An action names a producer at most, and holds its message while it waits.
+const ACTION: &str = "/arrow.flight.protocol.FlightService/DoAction";
+
 /// The most bytes of a message of a call, and what of it grows.
 fn bounds_of(path: &str) -> (usize, &'static Shape) {
     match path {
         "/arrow.flight.protocol.FlightService/DoPut" | "/arrow.flight.protocol.FlightService/DoExchange" => {
             (max_message_bytes(), &DATA)
         }
-        "/arrow.flight.protocol.FlightService/DoGet" | "/arrow.flight.protocol.FlightService/DoAction" => {
-            (MOST_COMMAND_BYTES, &PLAIN)
-        }
+        "/arrow.flight.protocol.FlightService/DoGet" => (MOST_COMMAND_BYTES, &PLAIN),
         // What it grows to is looked at when it is decompressed: by its codec.
         "/inference.GRPCInferenceService/ModelInfer" => (MOST_REQUEST_BYTES, &PLAIN),
         // Those that are asked with a descriptor, and those that are asked with less.
-        flight if flight.starts_with("/arrow.flight.protocol.FlightService/") => (MOST_COMMAND_BYTES, &DESCRIPTOR),
+        flight if flight.starts_with("/arrow.flight.protocol.FlightService/") && flight != ACTION => {
+            (MOST_COMMAND_BYTES, &DESCRIPTOR)
+        }
         _ => (MOST_SMALL_BYTES, &PLAIN),
     }
+}
+
+/// Whether a call takes any number of messages. Every other takes one.
+fn takes_many(path: &str) -> bool {
+    let flight = path.strip_prefix("/arrow.flight.protocol.FlightService/");
+    flight.is_some_and(|method| matches!(method, "DoPut" | "DoExchange" | "Handshake"))
+        || path.starts_with("/grpc.reflection.")
 }
 
 /// The bounds of what calls send, and of what they are sent, of all calls together.
 #[derive(Debug, Clone)]
 pub(crate) struct Calls {
     waiting: Arc<Shares<Arc<str>>>,
+    /// Calls that need no caller, by the host that they come from.
+    of_nobody: Arc<Shares<IpAddr>>,
     answers: Answers,
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        Self { waiting: Shares::halves(WAITING_BYTES), answers: Answers::default() }
+        let of_nobody = Shares::new(MOST_OF_NOBODY, MOST_OF_NOBODY / ONE_HOST_OF);
+        Self { waiting: Shares::halves(WAITING_BYTES), of_nobody, answers: Answers::default() }
     }
 }
 
 impl Calls {
     /// The same body, until a message of it is refused.
     pub(crate) fn bounded(&self, path: &str, who: Option<&Arc<str>>, body: Body) -> Body {
-        Body::new(BoundedBody { inner: body, messages: Messages::new(bounds_of(path), self.waiting.nothing(who)) })
+        let messages = Messages::new(bounds_of(path), self.waiting.nothing(who));
+        let many = takes_many(path);
+        let within = many.then(|| Box::pin(tokio::time::sleep(FIRST_WITHIN)));
+        Body::new(BoundedBody { inner: body, messages, many, within })
     }
 
     /// The same body of a call that needs no caller. None of it is counted: nobody in particular takes anything from those who are
     /// known.
     pub(crate) fn of_nobody(&self, body: Body) -> Body {
         let messages = Messages::new((MOST_BYTES_OF_NOBODY, &PLAIN), self.waiting.nothing(None));
-        Body::new(BoundedBody { inner: body, messages })
+        let within = Some(Box::pin(tokio::time::sleep(NOBODY_WITHIN)));
+        Body::new(BoundedBody { inner: body, messages, many: false, within })
+    }
+
+    /// A place for a call that needs no caller, of a host if it comes from another.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Busy`] when there is none.
+    pub(crate) fn place_of_nobody(&self, host: Option<IpAddr>) -> Result<Share<IpAddr>> {
+        let name = host.map(|host| host.to_string());
+        self.of_nobody.take(host.as_ref(), 1).map_err(|full| full.error("calls that name no caller", name.as_deref()))
     }
 
     /// What its answers may leave unread.
@@ -100,6 +144,28 @@ impl Calls {
 struct BoundedBody {
     inner: Body,
     messages: Messages,
+    /// Whether there may be more than one.
+    many: bool,
+    /// By when the first must have come whole, until it has.
+    within: Option<Pin<Box<Sleep>>>,
+}
+
+impl BoundedBody {
+    fn take(&mut self, data: &[u8]) -> Result<()> {
+        self.messages.take(data)?;
+        if self.messages.any {
+            self.within = None;
+            if !self.many && self.messages.more {
+                return Err(Error::invalid("a call that takes one message has more").remedy("make a call for each"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the first message has not come in time.
+    fn is_late(&mut self, context: &mut Context<'_>) -> bool {
+        self.within.as_mut().is_some_and(|within| within.as_mut().poll(context).is_ready())
+    }
 }
 
 impl HttpBody for BoundedBody {
@@ -109,12 +175,20 @@ impl HttpBody for BoundedBody {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         this.messages.read_on();
-        Poll::Ready(match ready!(Pin::new(&mut this.inner).poll_frame(context)) {
-            Some(Ok(frame)) => {
-                let checked = frame.data_ref().map_or(Ok(()), |data| this.messages.take(data));
+        Poll::Ready(match Pin::new(&mut this.inner).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let checked = frame.data_ref().map_or(Ok(()), |data| this.take(data));
                 Some(checked.map(|()| frame).map_err(to_status))
             }
-            ended => ended,
+            Poll::Ready(ended) => ended,
+            // Its one message is there: that nothing follows need not be said.
+            Poll::Pending if !this.many && this.messages.any => None,
+            Poll::Pending if this.is_late(context) => {
+                this.within = None;
+                let error = Error::expired("a call began, and its first message did not come in time");
+                Some(Err(to_status(error.remedy("send it with the call"))))
+            }
+            Poll::Pending => return Poll::Pending,
         })
     }
 
@@ -150,12 +224,16 @@ struct Messages {
     unread: usize,
     /// What is taken for both.
     held: Share<Arc<str>>,
+    /// Whether a message has come whole, and whether anything came behind it.
+    any: bool,
+    more: bool,
 }
 
 impl Messages {
     fn new((most_bytes, shape): (usize, &'static Shape), held: Share<Arc<str>>) -> Self {
         let prefix = [0; PREFIX_BYTES];
-        Self { most_bytes, shape, prefix, prefix_bytes: 0, walk: None, length: 0, left: 0, unread: 0, held }
+        let (walk, any, more) = (None, false, false);
+        Self { most_bytes, shape, prefix, prefix_bytes: 0, walk, length: 0, left: 0, unread: 0, held, any, more }
     }
 
     /// Its reader asks for more: it is done with what had come.
@@ -177,6 +255,7 @@ impl Messages {
             bytes = self.go_on(bytes)?;
         }
         while !bytes.is_empty() {
+            self.more |= self.any;
             let (prefix, rest) = bytes.split_at((PREFIX_BYTES - self.prefix_bytes).min(bytes.len()));
             self.prefix[self.prefix_bytes..self.prefix_bytes + prefix.len()].copy_from_slice(prefix);
             self.prefix_bytes += prefix.len();
@@ -195,6 +274,7 @@ impl Messages {
         }
         self.left -= part.len();
         if self.left == 0 {
+            self.any = true;
             self.unread += counted(self.length);
         }
         Ok(rest)
@@ -217,6 +297,7 @@ impl Messages {
             if is_walked {
                 walk_whole(self.shape, message, MOST_GROWTH)?;
             }
+            self.any = true;
             return Ok(rest);
         }
         self.walk = is_walked.then(|| Walk::new(self.shape, length as u64, MOST_GROWTH));
@@ -229,156 +310,4 @@ impl Messages {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use prost::Message;
-    use springhouse_featurestore::ErrorKind;
-
-    use super::*;
-
-    fn framed(message: &impl Message) -> Vec<u8> {
-        let message = message.encode_to_vec();
-        let length = u32::try_from(message.len()).expect("small");
-        [&[0][..], &length.to_be_bytes(), message.as_slice()].concat()
-    }
-
-    impl Messages {
-        fn held_bytes(&self) -> usize {
-            self.held.amount()
-        }
-    }
-
-    fn messages(path: &str, calls: &Calls, who: Option<&str>) -> Messages {
-        let who: Option<Arc<str>> = who.map(Into::into);
-        Messages::new(bounds_of(path), calls.waiting.nothing(who.as_ref()))
-    }
-
-    const PUT: &str = "/arrow.flight.protocol.FlightService/DoPut";
-
-    #[test]
-    fn a_descriptors_path_of_a_million_steps_is_refused_however_it_is_cut() {
-        let path = |steps: usize| arrow_flight::FlightDescriptor::new_path(vec![String::new(); steps]);
-        let data = |steps: usize| {
-            let flight_descriptor = Some(path(steps));
-            framed(&arrow_flight::FlightData { flight_descriptor, ..arrow_flight::FlightData::default() })
-        };
-        for chunk in [1, 3, 1000, 1 << 24] {
-            let take = |bytes: &[u8]| {
-                let mut messages = messages(PUT, &Calls::default(), None);
-                bytes.chunks(chunk).try_for_each(|part| messages.take(part))
-            };
-            take(&[data(10), data(100)].concat()).expect("as people may write it");
-            let error = take(&data(1_000_000)).expect_err("24 MB of a message of 2 MB");
-            assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("too much memory"), "{error}");
-        }
-        let mut schema = messages("/arrow.flight.protocol.FlightService/GetSchema", &Calls::default(), None);
-        schema.take(&framed(&path(1_000_000))).expect_err("the same of a descriptor alone");
-    }
-
-    #[test]
-    fn a_message_that_declares_too_much_is_refused_by_its_first_bytes() {
-        for (path, limit) in
-            [(PUT, 64_u32 << 20), ("/arrow.flight.protocol.FlightService/DoGet", 4 << 20), ("/else", 1 << 16)]
-        {
-            let declared = |bytes: u32| [&[0][..], &bytes.to_be_bytes()].concat();
-            messages(path, &Calls::default(), None).take(&declared(limit)).expect("as many as there may be");
-            let error = messages(path, &Calls::default(), None).take(&declared(limit + 1)).expect_err("one more");
-            assert!(error.to_string().contains("too large"), "{path}: {error}");
-        }
-    }
-
-    /// A message's prefix and its first bytes: contents of a field of Flight's data.
-    fn begun(length: u32) -> Vec<u8> {
-        [&[0][..], &length.to_be_bytes(), &[0x12, 0x80, 0x80, 0x80, 0x04]].concat()
-    }
-
-    #[test]
-    fn what_a_message_declares_is_taken_before_any_of_it_comes_and_given_back_when_its_reader_goes_on() {
-        let calls = Calls { waiting: Shares::halves(64 << 20), ..Calls::default() };
-        let prefix = begun(24 << 20);
-        let mut first = messages(PUT, &calls, Some("ann"));
-        first.take(&prefix[..5]).expect("less than half");
-        let error = messages(PUT, &calls, Some("ann")).take(&prefix[..5]).expect_err("five bytes that declare more");
-        assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("caller: ann"), "{error}");
-        messages(PUT, &calls, Some("bob")).take(&prefix).expect("the rest is for others");
-        // A small one in one piece takes part in none of it.
-        messages(PUT, &calls, Some("ann")).take(&framed(&arrow_flight::FlightData::default())).expect("small");
-        first.take(&prefix[5..]).expect("it goes on");
-        first.read_on();
-        assert_eq!(first.held_bytes(), 24 << 20, "it has not come whole");
-        let contents = vec![0; (24 << 20) - 5];
-        contents.chunks(1 << 20).try_for_each(|part| first.take(part)).expect("it comes");
-        messages(PUT, &calls, Some("ann")).take(&prefix).expect_err("it is whole, and lies there");
-        first.read_on();
-        assert_eq!(first.held_bytes(), 0);
-        messages(PUT, &calls, Some("ann")).take(&prefix).expect("given back");
-        first.take(&prefix).expect("the next of the stream");
-        drop(first);
-        messages(PUT, &calls, Some("ann")).take(&prefix).expect("given back with the body");
-    }
-
-    #[test]
-    fn a_message_counts_until_it_is_read_though_the_next_has_begun() {
-        let calls = Calls::default();
-        let mut stream = messages(PUT, &calls, None);
-        let message = framed(&arrow_flight::FlightData { data_body: vec![7; 40 << 10].into(), ..Default::default() });
-        let (length, next) = (message.len() - 5, 100 << 10);
-        stream.take(&message[..50]).expect("a part");
-        assert_eq!(stream.held_bytes(), length);
-        stream.take(&[&message[50..], &begun(next)[..5]].concat()).expect("the rest of it, and the next");
-        assert_eq!(stream.held_bytes(), length + next as usize);
-        stream.read_on();
-        assert_eq!(stream.held_bytes(), next as usize);
-        // One that is small is not counted, however it is cut.
-        let mut stream = messages(PUT, &calls, None);
-        stream.take(&begun(10 << 10)[..5]).expect("small");
-        assert_eq!(stream.held_bytes(), 0);
-    }
-
-    #[test]
-    fn nobody_in_particular_declares_no_more_than_a_question_whether_a_process_is_alive_has() {
-        let mut asked = Messages::new((MOST_BYTES_OF_NOBODY, &PLAIN), Calls::default().waiting.nothing(None));
-        let declared = |bytes: u32| [&[0][..], &bytes.to_be_bytes()].concat();
-        asked.take(&declared(4 << 10)).expect("as many as there may be");
-        let mut asked = Messages::new((MOST_BYTES_OF_NOBODY, &PLAIN), Calls::default().waiting.nothing(None));
-        asked.take(&declared(4 << 20)).expect_err("its reader would make room for them");
-    }
-
-    /// Bytes of a body: messages of Flight, whole, cut off, or no messages at all.
-    fn bodies() -> impl Strategy<Value = Vec<u8>> {
-        let message = (0..40_usize, 0..40_000_usize).prop_map(|(steps, bytes)| {
-            let flight_descriptor = Some(arrow_flight::FlightDescriptor::new_path(vec![String::new(); steps]));
-            let data_body = vec![7; bytes].into();
-            framed(&arrow_flight::FlightData { flight_descriptor, data_body, ..Default::default() })
-        });
-        let noise = prop::collection::vec(any::<u8>(), 0..60);
-        let part = prop_oneof![4 => message, 1 => noise, 1 => (0..=64_u32 << 20).prop_map(begun)];
-        prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
-    }
-
-    proptest! {
-        #[test]
-        fn any_body_however_it_is_cut_takes_what_it_declares_at_most_and_gives_all_of_it_back(
-            body in bodies(),
-            pieces in prop::collection::vec(1..20_000_usize, 1..20),
-        ) {
-            let calls = Calls::default();
-            let mut stream = messages(PUT, &calls, Some("ann"));
-            let (mut left, mut came) = (body.as_slice(), 0);
-            for piece in pieces.into_iter().cycle() {
-                let (part, rest) = left.split_at(piece.min(left.len()));
-                if part.is_empty() || stream.take(part).is_err() {
-                    break;
-                }
-                (left, came) = (rest, came + part.len());
-                // The message that comes, and what came since its reader asked for more.
-                prop_assert!(stream.held_bytes() <= stream.coming() + came);
-                stream.read_on();
-                prop_assert_eq!(stream.held_bytes(), stream.coming());
-            }
-            drop(stream);
-            prop_assert!(calls.waiting.take(Some(&"ann".into()), WAITING_BYTES / 2).is_ok());
-            prop_assert!(calls.waiting.take(Some(&"bob".into()), WAITING_BYTES).is_ok());
-        }
-    }
-}
+mod tests;

@@ -64,6 +64,15 @@ enum Layout {
 }
 
 impl Layout {
+    /// Whether there are texts of which some lie in further buffers.
+    fn has_views(&self) -> bool {
+        match self {
+            Self::View => true,
+            Self::List(_, elements) | Self::FixedList(_, elements) => elements.has_views(),
+            Self::Null | Self::Fixed(_) | Self::Text(_) => false,
+        }
+    }
+
     /// The buffers that an array has, without the further ones of views.
     fn buffers(&self) -> usize {
         match self {
@@ -96,6 +105,8 @@ pub(super) struct Bounds {
     held: Option<Share<Arc<str>>>,
     /// What the batch that was checked last takes once it is decoded.
     decoded_bytes: u64,
+    /// What its dictionaries and views may stand for at most.
+    unpacked_bytes: u64,
 }
 
 /// What callers have shares of, for dictionaries.
@@ -130,7 +141,7 @@ impl Bounds {
     /// Bounds of a stream of batches.
     pub(super) fn new(what: &'static str, most_rows: usize) -> Self {
         let (columns, dictionaries) = Default::default();
-        Self { what, most_rows, columns, dictionaries, held: None, decoded_bytes: 0 }
+        Self { what, most_rows, columns, dictionaries, held: None, decoded_bytes: 0, unpacked_bytes: 0 }
     }
 
     /// The same, whose dictionaries are within a caller's share of those of all streams.
@@ -143,12 +154,18 @@ impl Bounds {
         self.decoded_bytes
     }
 
+    /// The most that its dictionaries and views may stand for: what [`check_unpacked`] counts once it is decoded is no more,
+    /// or is refused.
+    pub(super) fn unpacked_bytes(&self) -> u64 {
+        self.unpacked_bytes
+    }
+
     /// Checks the next message of the stream.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Invalid`] names what is declared, and the limit.
     pub(super) fn check(&mut self, message: &FlightData) -> Result<()> {
-        self.decoded_bytes = 0;
+        (self.decoded_bytes, self.unpacked_bytes) = (0, 0);
         if message.data_header.len() > MOST_HEADER_BYTES {
             return Err(too_much("bytes of a header", message.data_header.len(), MOST_HEADER_BYTES));
         }
@@ -260,6 +277,10 @@ impl Bounds {
             walk.column(column)?;
         }
         self.decoded_bytes = walk.bytes.saturating_add(walk.nulls.saturating_mul(NULL_BYTES));
+        // Any value may be the longest text that there is, and no text is longer than what it lies in.
+        let views = if self.columns.iter().any(Layout::has_views) { walk.bytes } else { 0 };
+        let longest = self.dictionaries.values().map(|dictionary| dictionary.bytes).fold(views, u64::max);
+        self.unpacked_bytes = walk.values.saturating_mul(longest).min(MOST_BYTES);
         walk.end()
     }
 

@@ -42,7 +42,8 @@ pub(super) async fn exchange(
         }
         Command::TrainingSet(set) => {
             let bounds = Bounds::new(training_set::ROWS, MOST_PUSHED_ROWS).sharing(dictionaries);
-            training_set::exchange(training_sets, caller, set, bounded(messages(first, incoming), bounds)).await
+            let spine = places.spine(&caller);
+            training_set::exchange(training_sets, caller, set, bounded(messages(first, incoming), bounds), spine).await
         }
         Command::Package(_) => Err(to_status(
             Error::invalid("an exchange is of lookups, or of a spine for a training set").remedy("call DoGet"),

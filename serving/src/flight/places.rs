@@ -16,6 +16,14 @@ const MOST_LOOKUPS: usize = 4096;
 /// The most streams of pushes that are open at once. Each may hold a batch that waits for room.
 const MOST_PUSHES: usize = 1024;
 
+/// The most packages that are sent at once: each lies in memory meanwhile. Workers load one for each contract that they serve,
+/// and try again a second later.
+const MOST_PACKAGES: usize = 16;
+
+/// Bytes of the spines that have come as batches, of all training sets that are being made: they lie on disk until their set
+/// has been read. A caller's half is the most that one may have.
+const SPINE_BYTES: usize = 8 << 30;
+
 /// Bytes of the dictionaries of all streams that are open.
 const DICTIONARY_BYTES: usize = 256 << 20;
 
@@ -31,6 +39,8 @@ pub(super) struct Places {
     lookups: Arc<Shares<Arc<str>>>,
     pushes: Arc<Shares<Arc<str>>>,
     queries: Arc<Shares<Arc<str>>>,
+    packages: Arc<Shares<Arc<str>>>,
+    spines: Arc<Shares<Arc<str>>>,
     dictionaries: Arc<Shares<Arc<str>>>,
     acks: Arc<Shares<Arc<str>>>,
 }
@@ -42,6 +52,8 @@ impl Places {
             lookups: Shares::halves(MOST_LOOKUPS),
             pushes: Shares::halves(MOST_PUSHES),
             queries: Shares::new(usize::MAX, queries.div_ceil(2)),
+            packages: Shares::halves(MOST_PACKAGES),
+            spines: Shares::halves(SPINE_BYTES),
             dictionaries: Shares::halves(DICTIONARY_BYTES),
             acks: Shares::halves(MOST_UNREAD_ACKS),
         }
@@ -57,7 +69,12 @@ impl Places {
         self.dictionaries.nothing(caller.account())
     }
 
-    /// A place for what a command asks, if it needs one.
+    /// What a spine is taken from, as it comes; nothing yet.
+    pub(super) fn spine(&self, caller: &Caller) -> Share<Arc<str>> {
+        self.spines.nothing(caller.account())
+    }
+
+    /// A place for what a command asks.
     ///
     /// # Errors
     /// [`springhouse_featurestore::ErrorKind::Busy`] names the caller that has its share, or says that all are taken.
@@ -66,7 +83,7 @@ impl Places {
             Command::Lookup(_) => (&self.lookups, "exchanges of lookups"),
             Command::Push(_) => (&self.pushes, "streams of pushes"),
             Command::TrainingSet(_) => (&self.queries, "training sets that are being made"),
-            Command::Package(_) => return Ok(None),
+            Command::Package(_) => (&self.packages, "packages that are being sent"),
         };
         let taken = places.take(caller.account(), 1);
         taken.map(Some).map_err(|full| full.error(what, caller.account().map(AsRef::as_ref)))
@@ -116,5 +133,24 @@ mod tests {
         let error = open(&ann).map(|_| ()).expect_err("all are taken");
         assert!(error.to_string().contains("as many exchanges of lookups"), "{error}");
         drop(all);
+    }
+
+    #[test]
+    fn a_package_that_is_not_read_holds_a_place() {
+        let places = Places::new(8);
+        let package = Command::Package("sha256:0".to_owned());
+        let (ann, bob) = (Caller::named("ann"), Caller::named("bob"));
+        let open = |caller: &Caller| {
+            Ok::<_, springhouse_featurestore::Error>(held(
+                stream::pending::<u8>().boxed(),
+                places.take(caller, &package)?,
+            ))
+        };
+        let unread: Vec<_> = (0..MOST_PACKAGES / 2).map(|_| open(&ann).expect("less than half")).collect();
+        let error = open(&ann).map(|_| ()).expect_err("more than half");
+        assert!(error.to_string().contains("packages that are being sent"), "{error}");
+        open(&bob).map(|_| ()).expect("the rest is for others");
+        drop(unread);
+        open(&ann).map(|_| ()).expect("given back");
     }
 }

@@ -6,9 +6,10 @@
 //!
 //! Producers that are faster than the disk wait: all of them together have room for so many bytes, and a stream whose next
 //! batch does not fit is not read from, which HTTP/2's flow control tells its producer. One caller has at most half of the
-//! room: its streams wait for each other while those of others go on. A batch has its room before it is decoded: its header says
-//! what it takes then, and that was checked; until then its bytes as they were sent are part of what its caller may have on its
-//! way.
+//! room: its streams wait for each other while those of others go on. A batch has all of its room before it is decoded: its header
+//! says what it takes then, and that was checked; what its dictionaries stand for is known only then, so it has room for as much as
+//! that may be, and gives back what is too much. Until then its bytes as they were sent are part of what its caller may have on
+//! its way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -114,17 +115,7 @@ impl RoomOfOne {
         let most = if own.is_some() { OWN_BYTES } else { UNDER_WAY_BYTES };
         let places = places(most).map_err(|error| wrong(&error))?;
         let whole = self.whole.acquire_many_owned(places).await.map_err(|error| wrong(&error))?;
-        Ok(Taken { bytes, _own: own, _whole: whole })
-    }
-
-    /// Makes room for so many bytes of what has some. That is given back first: two that kept theirs and waited for more would wait
-    /// for each other.
-    async fn widen(self, taken: Taken, bytes: usize) -> Result<Taken, Status> {
-        if bytes <= taken.bytes {
-            return Ok(taken);
-        }
-        drop(taken);
-        self.take(bytes).await
+        Ok(Taken { bytes, own, whole })
     }
 }
 
@@ -132,12 +123,31 @@ impl RoomOfOne {
 #[derive(Debug)]
 struct Taken {
     bytes: usize,
-    _own: Option<OwnedSemaphorePermit>,
-    _whole: OwnedSemaphorePermit,
+    own: Option<OwnedSemaphorePermit>,
+    whole: OwnedSemaphorePermit,
+}
+
+impl Taken {
+    /// Gives back what is more than so many bytes need.
+    fn narrow(&mut self, bytes: usize) {
+        self.bytes = self.bytes.min(bytes);
+        for permit in self.own.iter_mut().chain([&mut self.whole]) {
+            let more = permit.num_permits().saturating_sub(bytes / PLACE_BYTES);
+            drop(permit.split(more));
+        }
+    }
+}
+
+/// The room of a batch that is being decoded.
+#[derive(Debug)]
+struct Decoded {
+    /// What it takes whatever its dictionaries stand for.
+    least: usize,
+    taken: Taken,
 }
 
 /// Where a batch's room lies while it is decoded.
-type TakenNext = Arc<Mutex<Option<Taken>>>;
+type TakenNext = Arc<Mutex<Option<Decoded>>>;
 
 /// A stream's messages, each batch once there is room for what it is decoded to.
 fn in_room(
@@ -152,10 +162,12 @@ fn in_room(
         async move {
             let Some(message) = messages.try_next().await? else { return Ok(None) };
             bounds.check(&message).map_err(|error| refused(to_status(error)))?;
-            let decoded = usize::try_from(bounds.decoded_bytes()).unwrap_or(usize::MAX);
+            let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+            let decoded = bytes(bounds.decoded_bytes());
             if decoded > 0 {
-                let taken = room.take(decoded.max(message.data_body.len())).await.map_err(refused)?;
-                *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+                let least = decoded.max(message.data_body.len());
+                let taken = room.take(least.max(bytes(bounds.unpacked_bytes()))).await.map_err(refused)?;
+                *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(Decoded { least, taken });
             }
             Ok(Some((message, (messages, bounds))))
         }
@@ -168,7 +180,6 @@ struct Incoming {
     sink: Arc<dyn EventSink>,
     source: String,
     schema: SchemaRef,
-    room: RoomOfOne,
     /// The room of the batch that was decoded last.
     taken: TakenNext,
     caller: Caller,
@@ -192,10 +203,10 @@ impl Incoming {
             // What dictionaries stand for is beside what they and their keys are.
             let unpacked = usize::try_from(check_unpacked(&events)?).unwrap_or(usize::MAX);
             let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let taken = match taken {
-                None => None,
-                Some(taken) => Some(self.room.clone().widen(taken, unpacked).await?),
-            };
+            let taken = taken.map(|Decoded { least, mut taken }| {
+                taken.narrow(least.max(unpacked));
+                taken
+            });
             let (caller, header) = (self.caller.account().map(AsRef::as_ref), header(&metadata)?);
             let ack = self.sink.submit_by(caller, &self.source, events, header).await.map_err(to_status)?;
             let answer = async move {
@@ -234,8 +245,8 @@ pub(super) async fn put(
     let bounds = Bounds::new("events", MOST_PUSHED_ROWS).sharing(places.dictionaries(&caller));
     let unread = places.acks(&caller);
     let (room, taken) = (room.of(&caller), TakenNext::default());
-    let messages = FlightDataDecoder::new(in_room(messages, bounds, room.clone(), Arc::clone(&taken)));
-    let incoming = Incoming { messages, sink, source: push.source.clone(), schema, room, taken, caller };
+    let messages = FlightDataDecoder::new(in_room(messages, bounds, room, Arc::clone(&taken)));
+    let incoming = Incoming { messages, sink, source: push.source.clone(), schema, taken, caller };
     let answers = stream::try_unfold(incoming, Incoming::submit);
     let answers = answers.map(|submitted| async move { submitted?.await }).buffered(PIPELINED);
     let (told, acknowledgements) = mpsc::channel(MOST_UNREAD);
@@ -293,7 +304,7 @@ fn header(metadata: &[u8]) -> Result<PushHeader, Status> {
 mod tests {
     use std::time::Duration;
 
-    use arrow::array::{ArrayRef, Int64Array};
+    use arrow::array::{ArrayRef, DictionaryArray, Int8Array, Int64Array, StringArray};
     use arrow::ipc::CompressionType;
     use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
     use arrow_flight::SchemaAsIpc;
@@ -351,14 +362,40 @@ mod tests {
         assert!(within.next().now_or_never().is_none(), "the batch takes more than it has bytes");
         drop(all);
         within.next().now_or_never().expect("room").expect("one").expect("right");
-        let taken = next.lock().expect("no panic").take().expect("its room");
-        assert!(taken.bytes >= LARGE, "{} bytes", taken.bytes);
-        // More than it declared gives its room back before it waits for more.
-        let others = room.of(&ann).take(OWN_BYTES / 8 * 5).now_or_never().expect("free").expect("open");
-        let mut wider = Box::pin(room.of(&ann).widen(taken, 2 * LARGE));
-        assert!(wider.as_mut().now_or_never().is_none());
-        drop(others);
-        assert_eq!(wider.now_or_never().expect("room").expect("open").bytes, 2 * LARGE);
+        let Decoded { least, taken } = next.lock().expect("no panic").take().expect("its room");
+        assert!(least >= LARGE && taken.bytes == least, "{least} bytes of {}", taken.bytes);
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_room_for_all_that_its_dictionaries_may_stand_for_before_it_is_decoded() {
+        let (room, ann) = (Room::default(), Caller::named("ann"));
+        let texts = StringArray::from(vec!["x".repeat(1 << 20), "y".to_owned()]);
+        let keys = Int8Array::from(vec![1; 64]);
+        let column: ArrayRef = Arc::new(DictionaryArray::new(keys, Arc::new(texts)));
+        let batch = RecordBatch::try_from_iter([("text", column)]).expect("one column");
+        let options = IpcWriteOptions::default();
+        let (generator, mut tracker) = (IpcDataGenerator::default(), DictionaryTracker::new(false));
+        let schema = generator.schema_to_bytes_with_dictionary_tracker(batch.schema_ref(), &mut tracker, &options);
+        let schema = FlightData { data_header: schema.ipc_message.into(), ..FlightData::default() };
+        let encoded = generator.encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default());
+        let (dictionaries, batch) = encoded.expect("encodes");
+        let sent = [schema].into_iter().chain(dictionaries.into_iter().map(Into::into)).chain([batch.into()]);
+        let next = TakenNext::default();
+        let bounds = Bounds::new("events", MOST_PUSHED_ROWS);
+        let mut within = Box::pin(in_room(stream::iter(sent.map(Ok)), bounds, room.of(&ann), Arc::clone(&next)));
+        let other = room.of(&ann).take(LARGE).now_or_never().expect("free").expect("open");
+        for _ in 0..2 {
+            within.next().now_or_never().expect("a schema and a dictionary need none").expect("one").expect("right");
+        }
+        assert!(within.next().now_or_never().is_none(), "each of its texts may be the longest");
+        drop(other);
+        within.next().now_or_never().expect("room").expect("one").expect("right");
+        let Decoded { least, mut taken } = next.lock().expect("no panic").take().expect("its room");
+        assert!(least < PLACE_BYTES * 4 && taken.bytes >= OWN_BYTES, "{least} of {}", taken.bytes);
+        room.of(&ann).take(PLACE_BYTES).now_or_never().map(|_| ()).ok_or(()).expect_err("it has all of it");
+        // What it turned out not to need is others'.
+        taken.narrow(least);
+        room.of(&ann).take(OWN_BYTES - LARGE).now_or_never().expect("given back").map(|_| ()).expect("open");
     }
 
     #[tokio::test]

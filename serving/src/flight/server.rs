@@ -273,8 +273,13 @@ impl FlightService for FlightServer {
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
         let (caller, command) = allowed(&request, &request.get_ref().ticket)?;
-        let place = self.query_place(&caller, &command)?;
-        Ok(Response::new(held(encode(self.batches(&command).await.map_err(to_status)?), place)))
+        // A package lies in memory until it has been sent.
+        let place = match command {
+            Command::Package(_) => self.places.take(&caller, &command).map_err(to_status)?,
+            _ => self.query_place(&caller, &command)?,
+        };
+        let batches = self.batches(&command).await.map_err(to_status)?;
+        Ok(Response::new(held(encode(batches, caller, table::of_command(&command)), place)))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {

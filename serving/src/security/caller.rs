@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axum::http::HeaderMap;
@@ -16,6 +16,10 @@ use subtle::ConstantTimeEq;
 use super::scope::{Scope, Scopes, any_of};
 use super::tls::Peer;
 use super::token::{CallersFile, KnownCertificate, KnownToken, Token};
+
+/// The most calls of one caller that are open at once: a worker has an exchange for each contract, and a prediction for each
+/// of those who wait for it.
+const MOST_OPEN_CALLS: usize = 4096;
 
 /// Who calls, and what they may. It is in the extensions of every request that came past the layer.
 #[derive(Debug, Clone)]
@@ -34,26 +38,44 @@ struct Standing {
     /// Whether it is one of those who are known, and not just anybody.
     known: bool,
     revoked: AtomicBool,
+    /// Calls that are open of whoever has this name, by all of its tokens and certificates.
+    open: Arc<AtomicUsize>,
     /// From when on it holds no more, by which clock.
     expires: Option<(Timestamp, Arc<dyn Clock>)>,
 }
 
 impl Standing {
-    fn new(known: bool, expires: Option<(Timestamp, Arc<dyn Clock>)>) -> Arc<Self> {
-        Arc::new(Self { known, revoked: AtomicBool::new(false), expires })
+    fn new(known: bool, expires: Option<(Timestamp, Arc<dyn Clock>)>, open: Arc<AtomicUsize>) -> Arc<Self> {
+        Arc::new(Self { known, revoked: AtomicBool::new(false), open, expires })
+    }
+}
+
+/// A call that is open, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct OpenCall(Arc<Standing>);
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Caller {
     /// Anybody, where nobody is asked who they are.
     pub(crate) fn anybody() -> Self {
-        Self { name: "anybody".into(), scopes: Scopes::all(), standing: Standing::new(false, None), peer: None }
+        let standing = Standing::new(false, None, Arc::default());
+        Self { name: "anybody".into(), scopes: Scopes::all(), standing, peer: None }
     }
 
     /// One of those who are known, until a time where there is one.
-    fn known(name: &str, scopes: &[Scope], expires: Option<(Timestamp, Arc<dyn Clock>)>) -> Self {
+    fn known(
+        name: &str,
+        scopes: &[Scope],
+        expires: Option<(Timestamp, Arc<dyn Clock>)>,
+        open: Arc<AtomicUsize>,
+    ) -> Self {
         let scopes = scopes.iter().copied().collect();
-        Self { name: name.into(), scopes, standing: Standing::new(true, expires), peer: None }
+        Self { name: name.into(), scopes, standing: Standing::new(true, expires, open), peer: None }
     }
 
     /// One of those who are known, with every scope.
@@ -65,7 +87,13 @@ impl Caller {
     /// One of those who are known, with some scopes.
     #[cfg(test)]
     pub(crate) fn with_scopes(name: &str, scopes: &[Scope]) -> Self {
-        Self::known(name, scopes, None)
+        Self::known(name, scopes, None, Arc::default())
+    }
+
+    /// Takes back what it showed.
+    #[cfg(test)]
+    pub(crate) fn revoke(&self) {
+        self.standing.revoked.store(true, Ordering::Relaxed);
     }
 
     /// Its name.
@@ -82,6 +110,26 @@ impl Caller {
     /// The name under which it has shares and producers; none of callers whom nobody asks who they are.
     pub fn account(&self) -> Option<&Arc<str>> {
         self.standing.known.then_some(&self.name)
+    }
+
+    /// Opens a call, unless it has as many open as it may; none where nobody is asked who they are. Without a lock: every
+    /// call comes by here.
+    ///
+    /// # Errors
+    /// [`springhouse_featurestore::ErrorKind::Busy`] names the caller.
+    pub(crate) fn open(&self) -> Result<Option<OpenCall>> {
+        if !self.standing.known {
+            return Ok(None);
+        }
+        let before = self.standing.open.fetch_add(1, Ordering::Relaxed);
+        let open = OpenCall(Arc::clone(&self.standing));
+        if before < MOST_OPEN_CALLS {
+            return Ok(Some(open));
+        }
+        Err(Error::busy("one caller has its share of calls that are open")
+            .with("caller", &self.name)
+            .with("share", MOST_OPEN_CALLS)
+            .remedy("wait until some of them have ended"))
     }
 
     /// What it may.
@@ -240,12 +288,15 @@ impl Callers {
     fn take(&self, file: &CallersFile) -> Result<()> {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let mut now = Known::default();
+        let counts = known.callers().map(|caller| (Arc::clone(&caller.name), Arc::clone(&caller.standing.open)));
+        let mut counts: HashMap<Arc<str>, Arc<AtomicUsize>> = counts.collect();
+        let mut open_of = |name: &str| Arc::clone(counts.entry(name.into()).or_default());
         for token in &file.tokens {
             let caller = match known.tokens.get(&token.id) {
                 Some((same, hashed)) if same == token => hashed.caller.clone(),
                 _ => {
                     let expires = token.expires.map(|at| (at, Arc::clone(&self.clock)));
-                    Caller::known(&token.caller, &token.scopes, expires)
+                    Caller::known(&token.caller, &token.scopes, expires, open_of(&token.caller))
                 }
             };
             let hashed = HashedToken { sha256: token.hash()?, caller };
@@ -254,7 +305,10 @@ impl Callers {
         for certificate in &file.certificates {
             let caller = match known.certificates.get(&certificate.name) {
                 Some((same, caller)) if same == certificate => caller.clone(),
-                _ => Caller::known(&certificate.caller, &certificate.scopes, None),
+                _ => {
+                    let open = open_of(&certificate.caller);
+                    Caller::known(&certificate.caller, &certificate.scopes, None, open)
+                }
             };
             now.certificates.insert(certificate.name.clone(), (certificate.clone(), caller));
         }

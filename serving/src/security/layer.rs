@@ -1,23 +1,25 @@
 //! The layer before every service, gRPC's and HTTP's alike: it knows the caller, or answers itself.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::extract::ConnectInfo;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, Request, Response, StatusCode};
+use axum::http::{Extensions, HeaderValue, Request, Response, StatusCode};
 use futures::future::{Either, Ready, ready};
 use http_body_util::Limited;
 use pin_project_lite::pin_project;
 use springhouse_featurestore::{Error, ErrorKind, Result};
+use tonic::transport::server::TcpConnectInfo;
 use tower::{Layer, Service};
 
 use super::caller::{Caller, Callers};
 use super::scope::any_of;
 use super::table::{Need, of_path};
 use super::tls::Peer;
-use crate::decoding::{Calls, MOST_BYTES_OF_NOBODY, Unread};
+use crate::connections::host_of;
+use crate::decoding::{CallPlace, Calls, MOST_BYTES_OF_NOBODY, Unread};
 use crate::status::to_status;
 
 /// Lets past whom the table lets, with a [`super::Caller`] in the request's extensions, and no more than what calls may send.
@@ -84,10 +86,14 @@ impl Refusal for tonic::body::Body {
 
 impl Refusal for axum::body::Body {
     fn refusal(error: Error) -> Response<Self> {
-        let forbidden = error.kind() == ErrorKind::Forbidden;
+        let status = match error.kind() {
+            ErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            ErrorKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::UNAUTHORIZED,
+        };
         let mut response = Response::new(Self::from(format!("{}\n", error.chain())));
-        *response.status_mut() = if forbidden { StatusCode::FORBIDDEN } else { StatusCode::UNAUTHORIZED };
-        if !forbidden {
+        *response.status_mut() = status;
+        if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -124,7 +130,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.admit(request) {
-            Ok((request, unread)) => Either::Right(Answering { answer: self.inner.call(request), unread }),
+            Ok((request, unread)) => {
+                Either::Right(Answering { answer: self.inner.call(request), unread: Some(unread) })
+            }
             Err(error) => Either::Left(ready(Ok(R::refusal(error)))),
         }
     }
@@ -133,17 +141,22 @@ where
 impl<S> Authenticated<S> {
     /// The request with its caller and within its bounds, for those behind the layer, and the bounds of its answer; nobody of
     /// them sees the token.
-    fn admit<B: Refusal>(&self, mut request: Request<B>) -> Result<(Request<B>, Option<Unread>)> {
+    fn admit<B: Refusal>(&self, mut request: Request<B>) -> Result<(Request<B>, Unread)> {
         let caller = known(&self.callers, &request).inspect_err(|error| {
             tracing::debug!(path = request.uri().path(), error = %error, "refused");
         })?;
         request.headers_mut().remove(AUTHORIZATION);
         let (mut parts, body) = request.into_parts();
-        let Some(caller) = caller else { return Ok((Request::from_parts(parts, body.limited(&self.calls)), None)) };
+        let Some(caller) = caller else {
+            let place = self.calls.place_of_nobody(host(&parts.extensions))?;
+            let unread = self.calls.answers().unread(None, CallPlace::of_nobody(place));
+            return Ok((Request::from_parts(parts, body.limited(&self.calls)), unread));
+        };
+        let place = CallPlace::of(caller.open()?);
         let body = body.bounded(&self.calls, parts.uri.path(), &caller);
-        let unread = self.calls.answers().unread(caller.account());
+        let unread = self.calls.answers().unread(caller.account(), place);
         parts.extensions.insert(caller);
-        Ok((Request::from_parts(parts, body), Some(unread)))
+        Ok((Request::from_parts(parts, body), unread))
     }
 }
 
@@ -170,20 +183,25 @@ impl<F: Future<Output = Result<Response<R>, E>>, R: Refusal, E> Future for Answe
     }
 }
 
+/// The host that a request comes from, if that is another: of a connection that is encrypted, and of one that is not.
+fn host(extensions: &Extensions) -> Option<IpAddr> {
+    match extensions.get::<Peer>() {
+        Some(peer) => peer.host(),
+        None => extensions.get::<TcpConnectInfo>()?.remote_addr().and_then(|address| host_of(address.ip())),
+    }
+}
+
 /// Who calls, where anybody in particular must.
 fn known<B>(callers: &Callers, request: &Request<B>) -> Result<Option<Caller>> {
     let need = of_path(request.uri().path());
     if need == Need::Nothing {
         return Ok(None);
     }
-    // tonic puts the peer itself there, axum wraps it.
-    let extensions = request.extensions();
-    let wrapped = || extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer);
-    let peer = extensions.get::<Peer>().or_else(wrapped);
-    let caller = callers.of_request(request.headers(), peer).map_err(|error| match need {
-        Need::OneOf(scopes) => error.with("needs scope", any_of(scopes)),
-        Need::Known | Need::Nothing => error,
-    })?;
+    let caller =
+        callers.of_request(request.headers(), request.extensions().get::<Peer>()).map_err(|error| match need {
+            Need::OneOf(scopes) => error.with("needs scope", any_of(scopes)),
+            Need::Known | Need::Nothing => error,
+        })?;
     if let Need::OneOf(scopes) = need {
         caller.require_one_of(scopes)?;
     }

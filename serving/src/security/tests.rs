@@ -203,3 +203,29 @@ fn every_scope_has_one_name_and_one_place() {
     }
     assert!("root".parse::<Scope>().expect_err("no scope").to_string().contains("operate"));
 }
+
+#[test]
+fn a_caller_has_so_many_calls_open_by_all_of_its_tokens_and_others_have_theirs() {
+    let folder = Folder::new();
+    let tokens = [folder.token("ann", &[Scope::Read]), folder.token("ann", &[Scope::Push])];
+    let other = folder.token("bob", &[Scope::Read]);
+    let callers = Callers::read(folder.callers()).expect("right");
+    let known = |token: &str| callers.of_request(&bearer(token), None).expect("known");
+    let mut open = Vec::new();
+    let error = loop {
+        match known(&tokens[open.len() % 2]).open() {
+            Ok(call) => open.push(call.expect("counted")),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("caller: ann"), "{error}");
+    assert_eq!(open.len(), 4096);
+    known(&other).open().expect("its own");
+    // Another token is another of the same caller's.
+    let third = folder.token("ann", &[Scope::Query]);
+    assert!(callers.reload().expect("right"));
+    known(&third).open().expect_err("the same share");
+    open.pop();
+    known(&third).open().expect("given back");
+    assert!(Caller::anybody().open().expect("nobody is asked").is_none());
+}

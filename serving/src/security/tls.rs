@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::serve::IncomingStream;
 use futures::{Stream, StreamExt};
 use springhouse_featurestore::{Error, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 
 pub(crate) use super::trust::Peer;
 use super::trust::{Trust, Verifier};
-use crate::connections::Bounded;
+use crate::connections::{Bounded, OfHost};
 
 /// How long a client may take to agree on a connection.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -277,8 +276,9 @@ async fn accept(
 
 async fn agree(tls: &Tls, protocol: Protocol, stream: Bounded<TcpStream>) -> io::Result<Connection> {
     let changes = tls.trust.changes();
+    let host = stream.host();
     let stream = tls.acceptor(protocol).accept(stream).await?;
-    let peer = Peer::new(stream.get_ref().1.peer_certificates(), &tls.trust, changes);
+    let peer = Peer::new(host, stream.get_ref().1.peer_certificates(), &tls.trust, changes);
     let lost = peer.has_certificate().then(|| Box::pin(peer.clone().lost()) as Lost);
     Ok(Connection { stream, peer, lost, is_over: false })
 }
@@ -353,7 +353,7 @@ impl tonic::transport::server::Connected for Connection {
     }
 }
 
-/// Connections as they are agreed on: a stream for tonic, a listener for axum.
+/// Connections as they are agreed on.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     connections: mpsc::Receiver<Connection>,
@@ -364,31 +364,5 @@ impl Stream for Incoming {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.connections.poll_recv(context).map(|connection| connection.map(Ok))
-    }
-}
-
-impl axum::serve::Listener for Incoming {
-    type Io = Connection;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (Connection, Peer) {
-        match self.connections.recv().await {
-            Some(connection) => {
-                let peer = connection.peer.clone();
-                (connection, peer)
-            }
-            // The task that accepts lives for as long as this does.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer::default())
-    }
-}
-
-impl axum::extract::connect_info::Connected<IncomingStream<'_, Incoming>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
-        stream.remote_addr().clone()
     }
 }

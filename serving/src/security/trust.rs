@@ -2,6 +2,7 @@
 //! one of ours, or than the certificate is valid. So a connection's certificate is looked at again after each change, before
 //! the next request on it, and a connection whose certificate nobody vouches for any more ends.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -58,9 +59,10 @@ impl Trust {
     }
 }
 
-/// Whose certificate a connection bears.
+/// Where a connection comes from, and whose certificate it bears.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Peer {
+    host: Option<IpAddr>,
     shown: Option<Arc<Shown>>,
 }
 
@@ -76,13 +78,23 @@ struct Shown {
 
 impl Peer {
     /// That of a connection that was agreed on after so many changes.
-    pub(super) fn new(chain: Option<&[CertificateDer<'static>]>, trust: &Arc<Trust>, changes: u64) -> Self {
+    pub(super) fn new(
+        host: Option<IpAddr>,
+        chain: Option<&[CertificateDer<'static>]>,
+        trust: &Arc<Trust>,
+        changes: u64,
+    ) -> Self {
         let shown = chain.and_then(|chain| {
             let names = certificate::names(chain.first()?);
             let (chain, trust, looked) = (chain.to_vec(), Arc::clone(trust), AtomicU64::new(changes));
             Some(Arc::new(Shown { names, chain, trust, looked }))
         });
-        Self { shown }
+        Self { host, shown }
+    }
+
+    /// The host that it is on, if that is another.
+    pub(super) fn host(&self) -> Option<IpAddr> {
+        self.host
     }
 
     /// Its names; none without a certificate.

@@ -345,7 +345,23 @@ impl Steps {
     }
 
     fn infer(&self, request: &[ArrayRef], enforced: &Enforced, rows: usize) -> Result<Vec<ArrayRef>> {
-        self.model.predict(&self.inputs.evaluate(request, &enforced.features, rows)?)
+        let inputs = self.inputs.evaluate(request, &enforced.features, rows);
+        self.model.predict(&inputs.map_err(|error| self.without_values(&error))?)
+    }
+
+    /// An error of an input, as its callers are told of it: what an expression says when it fails may quote a feature's value,
+    /// which whoever may have predictions may not read.
+    fn without_values(&self, error: &Error) -> Error {
+        let contract = self.contract.pinned();
+        tracing::debug!(%contract, error = %error.chain(), "an input cannot be computed");
+        let told =
+            Error::new(error.kind(), "an input of the contract cannot be computed of this request and its features")
+                .with("contract", contract);
+        let told = match error.context("input") {
+            Some(input) => told.with("input", input),
+            None => told,
+        };
+        told.remedy("look at the input's expression in the contract; the server's log (RUST_LOG=debug) says on which value it fails")
     }
 
     /// The part of a batch's answer that is one request's.

@@ -116,7 +116,10 @@ fn start(queue_rows: usize) -> (Arc<HeldSource>, Arc<ContractWorker>) {
 }
 
 fn start_with(options: WorkerOptions) -> (Arc<HeldSource>, Arc<ContractWorker>) {
-    let deployed = deployed();
+    start_of(deployed(), options)
+}
+
+fn start_of(deployed: DeployedContract, options: WorkerOptions) -> (Arc<HeldSource>, Arc<ContractWorker>) {
     let source = Arc::new(HeldSource {
         plan: LookupPlan::new(&deployed.contract, &deployed.views).expect("its own views"),
         gate: Semaphore::new(0),
@@ -273,4 +276,16 @@ async fn a_batch_that_nobody_waits_for_is_given_up() {
     source.gate.add_permits(1);
     let next = tokio::time::timeout(Duration::from_secs(10), ask(&worker, question(1, None))).await;
     next.expect("the turn is free").expect("no panic").expect("answered");
+}
+
+#[tokio::test]
+async fn an_input_that_cannot_be_computed_is_named_and_the_value_on_which_it_fails_is_not() {
+    let mut deployed = deployed();
+    "CAST(CAST(user_name AS BIGINT) AS DOUBLE)".clone_into(&mut deployed.contract.inputs[0].expression);
+    let options = WorkerOptions { batch_rows: 4, queue_rows: 8, lookup_within: Duration::from_secs(60) };
+    let (source, worker) = start_of(deployed, options);
+    source.gate.add_permits(1);
+    let error = worker.ask(question(1, None)).await.map(|_| ()).expect_err("not a number");
+    let text = error.chain();
+    assert!(text.contains("input: amount") && text.contains("contract: fraud") && !text.contains("user 0"), "{text}");
 }
