@@ -25,8 +25,8 @@ pub struct SaidByProducer {
     /// The caller whose name it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// When a person set its sequence back last: what a log remembers from before does not count. Not in commits, which have
-    /// the correction.
+    /// Where the correction comes that set its sequence back last: what a log remembers from before does not count. Not in
+    /// commits, which have the correction.
     #[serde(skip)]
     pub set_back: Option<Timestamp>,
     /// Whether it has said how far it is since it was retired. Not in commits either.
@@ -60,7 +60,7 @@ pub struct KnownProducer {
     /// The caller whose name it is; none where it was never one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// When a person set its sequence back last.
+    /// Where the correction comes that set its sequence back last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_back: Option<Timestamp>,
     /// Whether it has said how far it is since it was retired last, as far as that was kept.
@@ -93,23 +93,23 @@ impl KnownProducer {
 
     /// Changes what a person changed, unless it was changed again since.
     fn correct(&mut self, correction: &ProducerCorrection) {
-        let ProducerCorrection { change, by } = correction;
-        if self.corrected.of_kind(change).is_some_and(|known| known.by.at > by.at) {
+        let (change, order) = (&correction.change, correction.order());
+        if self.corrected.of_kind(change).is_some_and(|known| known.order() > order) {
             return;
         }
         match change {
             ProducerChange::Retire => (self.watermark, self.spoke_again) = (None, false),
             ProducerChange::Watermark(to) => self.watermark = self.watermark.map(|said| said.min(*to)),
             // A log from when one change was kept tells an older one once more.
-            ProducerChange::Sequence(_) if self.set_back >= Some(by.at) => {}
-            ProducerChange::Sequence(sequence) => self.set_back(*sequence, by.at),
+            ProducerChange::Sequence(_) if self.set_back >= Some(order) => {}
+            ProducerChange::Sequence(sequence) => self.set_back(*sequence, order),
             // The log says whose it is.
             ProducerChange::HandOver(_) => {}
         }
         self.corrected.put(correction.clone());
     }
 
-    pub(super) fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
+    pub(in crate::push) fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
         for correction in said.corrected.all() {
             self.correct(correction);
         }

@@ -69,7 +69,7 @@ async fn a_producer_that_was_retired_says_nothing_until_it_speaks_again() {
     let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
     let at = Timestamp::from_micros;
     let by = |second| Signature { at: at(second), who: "op".to_owned(), why: String::new() };
-    let corrected = |change, second| of_one(ProducerCorrection { change, by: by(second) });
+    let corrected = |change, second| of_one(ProducerCorrection::new(change, by(second)));
     let told = |state: &PushHistoryState| {
         let told = state.producers["paid"]["till"].told();
         (told.watermark.map(|mark| mark.micros()), told.spoke_again)
@@ -100,8 +100,8 @@ async fn changes_of_two_kinds_that_were_not_flushed_come_to_the_store_together()
     let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
     history.commit(&mut state, flush(&[entry(1, 5, &[1]), entry(2, 900, &[2])])).await.expect("flushed");
     let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
-    let mut corrected = of_one(ProducerCorrection { change: ProducerChange::Sequence(5), by: by(20) });
-    corrected.put(ProducerCorrection { change: ProducerChange::HandOver("bob".to_owned()), by: by(30) });
+    let mut corrected = of_one(ProducerCorrection::new(ProducerChange::Sequence(5), by(20)));
+    corrected.put(ProducerCorrection::new(ProducerChange::HandOver("bob".to_owned()), by(30)));
     let said = SaidByProducer { corrected: corrected.clone(), ..SaidByProducer::default() };
     let of = [(("paid".to_owned(), "till".to_owned()), said.clone())].into();
     assert!(!state.has_said(&of));
@@ -135,7 +135,7 @@ async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_
     let of = ("paid".to_owned(), "till".to_owned());
     let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
     let owner = Some("ann".to_owned());
-    let corrected = |change, at| of_one(ProducerCorrection { change, by: by(at) });
+    let corrected = |change, at| of_one(ProducerCorrection::new(change, by(at)));
     let flushes = [
         (vec![entry(1, 5, &[1]), entry(2, 1_000_000, &[2])], Corrections::default()),
         (vec![entry(3, 6, &[3])], corrected(ProducerChange::Sequence(5), 20)),

@@ -96,7 +96,6 @@ impl PushLog {
     pub fn change(&self, source: &str, producer: &str, change: ProducerChange, by: Signature) -> Result<ProducerState> {
         let _appending = self.appending();
         let at = by.at;
-        let correction = ProducerCorrection { change: change.clone(), by };
         let of = (source.to_owned(), producer.to_owned());
         let known = self.producers(Some(source));
         let Some(before) = known.iter().find(|state| state.producer == producer) else {
@@ -107,7 +106,7 @@ impl PushLog {
                 .with("producers", names.join(", ")));
         };
         let mut corrected = self.state().corrected.get(&of).cloned().unwrap_or_default();
-        corrected.put(correction);
+        let order = corrected.add(change.clone(), by);
         let mut batch = WriteBatch::default();
         match &change {
             ProducerChange::Retire => {
@@ -134,7 +133,7 @@ impl PushLog {
                         .remedy("the producer itself moves it forward, by its next batch"));
                 }
                 batch.put(producer_key(b'p', source, producer), sequence.to_be_bytes());
-                batch.put(producer_key(b'b', source, producer), bytes_of(at));
+                batch.put(producer_key(b'b', source, producer), bytes_of(order));
             }
             ProducerChange::HandOver(caller) => batch.put(producer_key(b'o', source, producer), caller),
         }
@@ -153,7 +152,7 @@ impl PushLog {
             }
             ProducerChange::Sequence(sequence) => {
                 state.sequences.insert(of.clone(), sequence);
-                state.set_back.insert(of.clone(), at);
+                state.set_back.insert(of.clone(), order);
             }
             ProducerChange::HandOver(caller) => {
                 state.owners.insert(of.clone(), caller);
@@ -185,6 +184,8 @@ impl Learned {
         let (source, producer) = (&*of.0, &*of.1);
         let known = state.corrected.get(of).cloned().unwrap_or_default();
         let newer = said.corrected.newer_than(&known);
+        // What was changed here and never flushed comes before what the store says.
+        let own = known.newer_than(&said.corrected);
         self.add_watermark(state, of, &said, (&known, &newer));
         if !newer.is_empty() {
             let mut corrected = known;
@@ -194,8 +195,10 @@ impl Learned {
             self.batch.put(producer_key(b'c', source, producer), json(&corrected)?);
             self.corrected.insert(of.clone(), corrected);
         }
-        // A name that was claimed here and not flushed is still claimed; what the store knows of comes before it.
+        // A name that was claimed here and not flushed is still claimed; what the store knows of comes before it, but for a
+        // person's word that has not come to it.
         if let Some(owner) = said.owner
+            && own.handed_over().is_none()
             && state.owners.get(of) != Some(&owner)
         {
             self.batch.put(producer_key(b'o', source, producer), &owner);
@@ -206,7 +209,9 @@ impl Learned {
             self.batch.put(producer_key(b'b', source, producer), bytes_of(at));
             self.set_back.insert(of.clone(), at);
         }
+        let set_back_here = own.sequence().is_some_and(|own| Some(own.order()) > said.set_back);
         if let Some(last) = said.last
+            && !set_back_here
             && (is_set_back || state.sequences.get(of).is_none_or(|known| *known < last))
         {
             self.batch.put(producer_key(b'p', source, producer), last.to_be_bytes());
@@ -235,8 +240,9 @@ impl Learned {
             }
             return;
         };
-        let retired_here = state.retired.get(of);
-        let is_back = said.spoke_again && said.corrected.retired().map(|correction| &correction.by.at) >= retired_here;
+        let order_here = |at: &Timestamp| known.retired().map_or(*at, |retired| retired.order().max(*at));
+        let retired_here = state.retired.get(of).map(order_here);
+        let is_back = said.spoke_again && said.corrected.retired().map(ProducerCorrection::order) >= retired_here;
         // A correction that was made here and never flushed comes before what the store says.
         let corrected_here = known.newer_than(&said.corrected).watermark().is_some();
         let is_other = match state.watermarks.get(of) {

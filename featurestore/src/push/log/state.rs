@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) retired: Producers<Timestamp>,
     /// The callers whose they are.
     pub(super) owners: Producers<String>,
-    /// When a person set the sequence of each back last.
+    /// Where the correction comes that set the sequence of each back last.
     pub(super) set_back: Producers<Timestamp>,
     /// What people changed about each last.
     pub(super) corrected: Producers<Corrections>,
