@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use corrections::Corrections;
 pub use history::{
-    Claim, Flush, KnownProducer, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
+    Claim, Flush, KnownProducer, NoLonger, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
     SaidByProducer, Taken, Taker,
 };
 pub use log::{

@@ -330,7 +330,9 @@ impl PushLog {
         state.retired.retain(|of, _| !watermarks.contains_key(of));
         state.watermarks.extend(watermarks);
         state.heard.extend(heard_of);
-        state.latest = latest.or(state.latest);
+        if let Some(latest) = latest {
+            state.goes_on(latest);
+        }
         Ok((entries, state.reach()))
     }
 }

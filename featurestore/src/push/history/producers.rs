@@ -1,6 +1,6 @@
 //! What the store knows of producers, and what a flush says of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,13 +73,19 @@ impl KnownProducer {
     pub fn told(&self) -> SaidByProducer {
         SaidByProducer {
             last: self.last,
-            watermark: self.watermark,
+            watermark: self.says(),
             taken: Vec::new(),
             corrected: self.corrected.clone(),
             owner: self.owner.clone(),
             set_back: self.set_back,
             spoke_again: self.spoke_again,
         }
+    }
+
+    /// Up to which time it has sent every event, as it says. One that was retired says nothing until it speaks again; what was
+    /// written before that was kept has its word still.
+    pub(super) fn says(&self) -> Option<Timestamp> {
+        self.watermark.filter(|_| self.spoke_again || self.corrected.retired().is_none())
     }
 
     /// Begins its sequences anew after one: those above it are nobody's any more.
@@ -125,6 +131,24 @@ impl KnownProducer {
         }
         let forgotten = self.taken.len().saturating_sub(most_runs);
         self.taken.drain(..forgotten);
+    }
+}
+
+/// What the store has of producers and holds no longer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoLonger {
+    /// The sources of which nobody says any more how far they are: whoever did is retired, or silent.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub watermarks: BTreeSet<String>,
+    /// The producers whose names have left, by source: those had nothing to say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub producers: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl NoLonger {
+    /// Whether all that the store has holds.
+    pub fn is_empty(&self) -> bool {
+        self.watermarks.is_empty() && self.producers.is_empty()
     }
 }
 

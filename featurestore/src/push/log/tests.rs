@@ -7,7 +7,9 @@ use arrow::datatypes::Int64Type;
 
 use super::*;
 use crate::catalog::Signature;
-use crate::push::{KnownProducer, ProducerChange, ProducerCorrection, PushHeader, PushedEvents, SaidByProducer};
+use crate::push::{
+    KnownProducer, ProducerChange, ProducerCorrection, PushHeader, PushHistoryState, PushedEvents, SaidByProducer,
+};
 use crate::time::Span;
 
 fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
@@ -381,4 +383,62 @@ fn a_correction_of_a_clock_that_was_ahead_does_not_outlive_later_ones() {
     let said = SaidByProducer { watermark: Some(Timestamp::from_micros(6)), spoke_again: true, ..retired };
     learn(&log, said, 30);
     assert_eq!((mark(&log), log.producers(None)[0].sequence), (None, Some(3)));
+}
+
+#[test]
+fn a_producer_that_was_heard_of_while_the_clock_was_ahead_is_silent_like_others() {
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    log.append(vec![push("a", 1_000_000, &[10], Some(5)), push("b", 1_000_001, &[20], Some(8))]).expect("writable");
+    // The clock is set right: from here on it is waited for as long as for anybody.
+    for (second, left) in [(100_u32, 5), (109, 5), (111, 9)] {
+        let said = push("b", 1_000_001 + u64::from(second), &[], Some(9));
+        log.append(vec![Push { at: Timestamp::from_micros(second.into()), ..said }]).expect("writable");
+        assert_eq!(mark(&log), Some(left), "at {second}");
+    }
+    assert_eq!(log.silent_producers().iter().map(|of| of.producer.as_str()).collect::<Vec<_>>(), ["a"]);
+    // A clock that is behind for a moment makes nobody silent.
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    log.append(vec![push("a", 200, &[10], Some(5))]).expect("writable");
+    log.append(vec![push("b", 3, &[20], Some(9))]).expect("writable");
+    log.append(vec![push("b", 205, &[20], Some(9))]).expect("writable");
+    assert_eq!((mark(&log), log.silent_producers().len()), (Some(5), 0));
+}
+
+#[test]
+fn a_source_whose_producers_are_all_retired_or_silent_has_no_watermark_on_the_store_any_more() {
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    let store = PushHistoryState {
+        watermarks: [("paid".to_owned(), Timestamp::from_micros(5)), ("other".to_owned(), Timestamp::MIN)].into(),
+        ..PushHistoryState::default()
+    };
+    let no_longer = |log: &PushLog| log.no_longer(&log.reach(), &store);
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], None)]).expect("writable");
+    assert!(no_longer(&log).is_empty());
+    // The only one that says how far it is falls silent, and comes back.
+    log.append(vec![push("b", 20, &[20], None)]).expect("writable");
+    assert_eq!(no_longer(&log).watermarks.into_iter().collect::<Vec<_>>(), ["paid"], "of the other nobody is known");
+    log.append(vec![push("a", 21, &[10], Some(6))]).expect("writable");
+    assert!(no_longer(&log).is_empty());
+    let by = Signature { at: Timestamp::from_micros(22), who: "op".to_owned(), why: String::new() };
+    log.change("paid", "a", ProducerChange::Retire, by).expect("known");
+    assert_eq!(no_longer(&log).watermarks.into_iter().collect::<Vec<_>>(), ["paid"]);
+}
+
+#[test]
+fn a_name_that_the_log_never_heard_of_makes_nobody_else_heard_of() {
+    let (folder, log) = opened();
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(8))]).expect("writable");
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    log.leave_out_after(Some(Span::from_micros(10)));
+    let said = [("paid", "a", told(Some(5), &[])), ("paid", "c", told(Some(9), &[]))].into_iter();
+    log.learn(said, Timestamp::from_micros(50), false).expect("writable");
+    let heard: Vec<_> = log.producers(None).iter().map(|of| of.heard.map(|at| at.micros())).collect();
+    assert_eq!(heard, [Some(1), Some(2), Some(50)]);
+    assert_eq!(log.silent_producers(), [], "nobody has spoken yet");
+    log.append(vec![push("b", 51, &[20], Some(9))]).expect("writable");
+    assert_eq!(mark(&log), Some(9), "and now it is known who is silent");
 }
