@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 pub use corrections::Corrections;
 pub use history::{
-    Claim, Flush, KnownProducer, NoLonger, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
-    SaidByProducer, Taken, Taker,
+    Claim, Flush, KnownProducer, NoLonger, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes,
+    Runs, SaidByProducer, Taken, Taker,
 };
 pub use log::{
     EventPlace, LogPiece, LogReach, NameInUse, OldestHeld, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces,

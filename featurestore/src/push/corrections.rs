@@ -96,7 +96,8 @@ impl Corrections {
     /// Those among these that others do not have, or have an older one of the kind of.
     #[must_use]
     pub fn newer_than(&self, others: &Self) -> Self {
-        let is_newer = |of: &&ProducerCorrection| others.of_kind(&of.change).is_none_or(|known| known.order() < of.order());
+        let is_newer =
+            |of: &&ProducerCorrection| others.of_kind(&of.change).is_none_or(|known| known.order() < of.order());
         Self(self.0.iter().filter(is_newer).cloned().collect())
     }
 

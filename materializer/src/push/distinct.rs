@@ -150,12 +150,7 @@ impl Shared {
     }
 
     /// Which of the old events of a batch have been flushed.
-    async fn flushed_copies(
-        &self,
-        source: &Source,
-        events: &RecordBatch,
-        old: &[bool],
-    ) -> Result<Vec<bool>> {
+    async fn flushed_copies(&self, source: &Source, events: &RecordBatch, old: &[bool]) -> Result<Vec<bool>> {
         let olds = filter_record_batch(events, &BooleanArray::from(old.to_vec()))?;
         let none = vec![false; events.num_rows()];
         let Some(times) = times_of(source, &olds) else { return Ok(none) };

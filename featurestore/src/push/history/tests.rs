@@ -109,8 +109,7 @@ async fn what_holds_no_longer_leaves_the_store_and_what_was_sent_stays_known() {
     history.commit(&mut state, first).await.expect("flushed");
     assert_eq!((&state.watermarks, state.producers["paid"].len()), (&watermarks, 3));
     let gone = ["gone", "till"].map(ToOwned::to_owned).into();
-    let no_longer =
-        NoLonger { watermarks: ["paid".to_owned()].into(), producers: [("paid".to_owned(), gone)].into() };
+    let no_longer = NoLonger { watermarks: ["paid".to_owned()].into(), producers: [("paid".to_owned(), gone)].into() };
     history.commit(&mut state, Flush { no_longer, ..flush(&[]) }).await.expect("flushed");
     let left: Vec<&String> = state.producers["paid"].keys().collect();
     assert_eq!(left, ["stays", "till"], "a sequence that was sent is never forgotten");

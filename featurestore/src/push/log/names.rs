@@ -80,7 +80,10 @@ impl Drop for NameInUse {
 }
 
 /// Of producers those of a source.
-pub(super) fn of_source<'a, T>(producers: &'a Producers<T>, source: &'a str) -> impl Iterator<Item = &'a (String, String)> {
+pub(super) fn of_source<'a, T>(
+    producers: &'a Producers<T>,
+    source: &'a str,
+) -> impl Iterator<Item = &'a (String, String)> {
     let all = producers.range((source.to_owned(), String::new())..);
     all.map(|(of, _)| of).take_while(move |of| of.0 == source)
 }

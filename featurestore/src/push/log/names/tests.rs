@@ -164,8 +164,7 @@ fn the_store_is_told_of_names_that_have_left() {
     let known = |last: Option<u64>| KnownProducer { last, ..KnownProducer::default() };
     let named = ["gone", "lately"].map(|name| (name.to_owned(), known(None)));
     let named = named.into_iter().chain([("numbered".to_owned(), known(Some(7)))]).collect();
-    let store =
-        PushHistoryState { producers: [("paid".to_owned(), named)].into(), ..PushHistoryState::default() };
+    let store = PushHistoryState { producers: [("paid".to_owned(), named)].into(), ..PushHistoryState::default() };
     assert!(log.no_longer(&log.reach(), &store).is_empty());
     log.append(vec![said("speaks", 31, None, None)]).expect("writable");
     assert_eq!(log.let_silent_names_go("paid").expect("writable"), 1);
