@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 pub use corrections::Corrections;
 pub use history::{
-    Claim, Flush, KnownProducer, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes, Runs,
-    SaidByProducer, Taken, Taker,
+    Claim, Flush, KnownProducer, NoLonger, PushCommit, PushCommitKind, PushHistory, PushHistoryState, RememberedPushes,
+    Runs, SaidByProducer, Taken, Taker,
 };
 pub use log::{
     EventPlace, LogPiece, LogReach, NameInUse, OldestHeld, Push, PushEntry, PushLog, PushOrigin, SetAsidePlaces,
@@ -101,8 +101,24 @@ pub enum ProducerChange {
 pub struct ProducerCorrection {
     /// What.
     pub change: ProducerChange,
-    /// Who, when and why.
+    /// Who, when and why, by the clock.
     pub by: Signature,
+    /// Where it comes among the corrections of its producer; absent where the clock tells that. A clock that was ahead of an
+    /// earlier one does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Timestamp>,
+}
+
+impl ProducerCorrection {
+    /// One that comes where the clock tells.
+    pub fn new(change: ProducerChange, by: Signature) -> Self {
+        Self { change, by, order: None }
+    }
+
+    /// Where it comes among the corrections of its producer: the greater is the later one.
+    pub fn order(&self) -> Timestamp {
+        self.order.unwrap_or(self.by.at)
+    }
 }
 
 /// The answer to a batch, once it is durable and every view shows it.

@@ -442,4 +442,11 @@ async fn a_watermark_is_set_back_and_a_producer_retired_through_commits_and_rest
     let corrected: Vec<_> = commits.iter().filter_map(|(_, commit)| commit.signed.clone()).collect();
     assert_eq!(corrected, [by("said too much")]);
     refresh_all(&project, &state).await;
+    // Without the last of them nobody says how far the source is: there is its history to wait for, and nothing else.
+    server.pushes.change_producer("paid", "a", ProducerChange::Retire, by("gone too")).await.expect("known");
+    assert!(project.jobs().pushed().state().await.expect("readable").watermarks.is_empty());
+    project.clock.set(at(3_000));
+    refresh_all(&project, &state).await;
+    server.features.follow(&()).await.expect("follows");
+    assert_eq!(mark(&server), 3_000);
 }

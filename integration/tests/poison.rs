@@ -1,6 +1,7 @@
 //! One bad thing stays one bad thing: events on which a view's query fails, and object storage that does not answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
@@ -104,6 +105,31 @@ async fn what_a_view_fails_on_later_is_set_aside_for_it_alone() {
     let server = Server::start_on(&project, &project.store, 0).await;
     assert_eq!((share_of(&server, "ann"), share_of(&server, "bob")), (Some(2), None));
     assert!((total_of(&server, "bob")).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn a_panic_beside_all_views_refuses_the_pushes_that_it_met_and_the_next_are_taken() {
+    let project = TestProject::new(&[("ann", 10, 10, Some(4.0))]);
+    let state = project.apply(&definitions()).await.expect("valid definitions");
+    project.clock.set(at(1_000));
+    refresh_all(&project, &state).await;
+    let until_panic = Arc::new(AtomicI64::new(i64::MAX));
+    let left = Arc::clone(&until_panic);
+    let looks = move || assert!(left.fetch_sub(1, Ordering::SeqCst) != 1, "the catalog is out of its mind");
+    let server = Server::start_with(project.folder.path(), project.jobs(), 0, looks).await;
+    server.pushes.push("paid", batch(&[("ann", 900, 1_000, Some(1.0))]), header(1)).await.expect("taken");
+    // It is looked at when a push is checked, when it is in the log, and when it is made visible.
+    until_panic.store(3, Ordering::SeqCst);
+    let event = || batch(&[("ann", 901, 1_000, Some(2.0))]);
+    let error = server.pushes.push("paid", event(), header(2)).await.expect_err("it panics");
+    assert!(error.kind() == ErrorKind::Internal && error.chain().contains("out of its mind"), "{}", error.chain());
+    // It is durable, and comes to the views before what follows it.
+    server.pushes.push("paid", batch(&[("ann", 902, 1_000, Some(8.0))]), header(3)).await.expect("taken");
+    assert!((total_of(&server, "ann") - 15.0).abs() < 1e-9);
+    assert!(server.pushes.push("paid", event(), header(2)).await.expect("taken").duplicate);
+    server.pushes.flush().await.expect("flushes");
+    server.features.follow(&()).await.expect("follows");
+    assert!((total_of(&server, "ann") - 15.0).abs() < 1e-9);
 }
 
 #[tokio::test]

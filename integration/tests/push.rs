@@ -43,13 +43,28 @@ impl Server {
 
     /// A server with its disk tier and its log in a folder, with the store and the clock of its jobs.
     pub async fn start_in(folder: &Path, jobs: Jobs, cache_bytes: u64) -> Self {
+        Self::start_with(folder, jobs, cache_bytes, || {}).await
+    }
+
+    /// The same; `looks` is called whenever pushes look at the catalog.
+    pub async fn start_with(
+        folder: &Path,
+        jobs: Jobs,
+        cache_bytes: u64,
+        looks: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let disk = opened(&folder.join("disk"), DiskTier::open).await;
         let log = opened(&folder.join("log"), PushLog::open).await;
         let (store, clock) = (Arc::clone(jobs.store()), Arc::clone(jobs.clock()));
         let features = Arc::new(FeatureServer::new(store, disk, cache_bytes, clock));
         features.follow(&()).await.expect("follows");
         let (tier, changing) = features.tier();
-        let pushes = Pushes::start(jobs, log, tier, changing, Box::new(features.followed())).await.expect("starts");
+        let followed = features.followed();
+        let catalog = Box::new(move || {
+            looks();
+            followed()
+        });
+        let pushes = Pushes::start(jobs, log, tier, changing, catalog).await.expect("starts");
         let pushes = Arc::new(pushes);
         features.push_to(Arc::clone(&pushes) as _);
         features.follow(&()).await.expect("replays");

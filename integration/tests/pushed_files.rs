@@ -331,8 +331,8 @@ async fn flush_of(jobs: &Jobs, source: &Source, minute: i64) {
     let schema = Column::to_schema(source.columns.iter());
     let events = RecordBatch::try_new(schema, columns.collect()).expect("the source's columns");
     let entry = PushEntry::new(position, source.name.clone(), events, PushOrigin::default()).expect("an entry");
-    let (watermarks, said) = Default::default();
-    let flush = Flush { at: at(60 * minute), entries: &[entry], watermarks, said };
+    let (watermarks, said, no_longer) = Default::default();
+    let flush = Flush { at: at(60 * minute), entries: &[entry], watermarks, said, no_longer };
     pushed.commit(&mut state, flush).await.expect("flushed");
 }
 

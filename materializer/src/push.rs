@@ -313,7 +313,7 @@ impl EventSink for Pushes {
     }
 
     fn silent_producers(&self) -> Vec<ProducerState> {
-        self.shared.log.producers(None).into_iter().filter(|producer| producer.silent).collect()
+        self.shared.log.silent_producers()
     }
 
     async fn rows_after(&self, view: &FeatureView, mark: Mark) -> Result<Lacking> {
@@ -413,7 +413,11 @@ impl Shared {
     /// Makes what is in the log visible, group by group, and acknowledges it.
     async fn apply_in_turn(self: Arc<Self>, mut appended: mpsc::Receiver<Appended>) {
         while let Some(Appended { acks, entries, reach, answers }) = appended.recv().await {
-            let visible = self.make_visible(&entries, reach).await;
+            let visible = caught("what makes pushes visible", self.make_visible(&entries, reach)).await;
+            if visible.is_err() {
+                // What this group did not bring to the views is brought to them before the next one's.
+                *self.applied() = None;
+            }
             match visible.and_then(|behind| self.fence.hold().map(|()| behind)) {
                 Ok(behind) => {
                     for (answer, ack) in answers.into_iter().zip(acks) {

@@ -91,7 +91,7 @@ pub async fn producers_of(store: &RemoteFeatures, source: &str) -> Result<Vec<Pr
 }
 
 /// What was changed, by whom, when and why.
-fn told(ProducerCorrection { change, by }: &ProducerCorrection) -> String {
+fn told(ProducerCorrection { change, by, .. }: &ProducerCorrection) -> String {
     let change = match change {
         ProducerChange::Retire => "retired".to_owned(),
         ProducerChange::Watermark(watermark) => format!("set back to {watermark}"),

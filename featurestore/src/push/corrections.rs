@@ -6,6 +6,8 @@ use std::mem::discriminant;
 use serde::{Deserialize, Serialize};
 
 use super::{ProducerChange, ProducerCorrection};
+use crate::catalog::Signature;
+use crate::time::{Span, Timestamp};
 
 /// The newest changes of a producer, one of each kind, the newest last. Written as a list; one alone, as it was kept before
 /// there were several, is read too.
@@ -64,17 +66,38 @@ impl Corrections {
         self.0.iter().find(|known| matches!(known.change, ProducerChange::Watermark(_)))
     }
 
+    /// The one that set its sequence back.
+    pub fn sequence(&self) -> Option<&ProducerCorrection> {
+        self.0.iter().find(|known| matches!(known.change, ProducerChange::Sequence(_)))
+    }
+
+    /// The one that handed its name over.
+    pub fn handed_over(&self) -> Option<&ProducerCorrection> {
+        self.0.iter().find(|known| matches!(known.change, ProducerChange::HandOver(_)))
+    }
+
+    /// Puts a new one, which comes after all of before, whatever the clock says; gives where it comes.
+    pub fn add(&mut self, change: ProducerChange, by: Signature) -> Timestamp {
+        let next = self.last().map(|last| last.order() + Span::from_micros(1));
+        let order = next.filter(|next| *next > by.at);
+        let correction = ProducerCorrection { change, by, order };
+        let order = correction.order();
+        self.put(correction);
+        order
+    }
+
     /// Puts one in the place of that of its kind.
     pub fn put(&mut self, correction: ProducerCorrection) {
         self.0.retain(|known| !is_of_the_kind(&known.change, &correction.change));
         self.0.push(correction);
-        self.0.sort_by_key(|known| known.by.at);
+        self.0.sort_by_key(ProducerCorrection::order);
     }
 
     /// Those among these that others do not have, or have an older one of the kind of.
     #[must_use]
     pub fn newer_than(&self, others: &Self) -> Self {
-        let is_newer = |of: &&ProducerCorrection| others.of_kind(&of.change).is_none_or(|known| known.by.at < of.by.at);
+        let is_newer =
+            |of: &&ProducerCorrection| others.of_kind(&of.change).is_none_or(|known| known.order() < of.order());
         Self(self.0.iter().filter(is_newer).cloned().collect())
     }
 
@@ -88,12 +111,10 @@ impl Corrections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Signature;
-    use crate::time::Timestamp;
 
     fn correction(change: ProducerChange, second: i64) -> ProducerCorrection {
         let by = Signature { at: Timestamp::from_micros(second), who: "ann".to_owned(), why: String::new() };
-        ProducerCorrection { change, by }
+        ProducerCorrection::new(change, by)
     }
 
     #[test]

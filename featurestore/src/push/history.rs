@@ -34,7 +34,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-pub use self::producers::{KnownProducer, Runs, SaidByProducer, Taken};
+pub use self::producers::{KnownProducer, NoLonger, Runs, SaidByProducer, Taken};
 pub use self::state::PushHistoryState;
 
 use self::producers::Said;
@@ -85,6 +85,9 @@ pub struct PushCommit {
     /// What producers have said since the commit before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub producers: Said,
+    /// What the store had of producers by the commit before, and holds no longer.
+    #[serde(default, skip_serializing_if = "NoLonger::is_empty")]
+    pub no_longer: NoLonger,
     /// The paths of the files whose place those of a compaction take; of a flush none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replaced: Vec<String>,
@@ -95,8 +98,8 @@ pub struct PushCommit {
 impl PushCommit {
     /// One of a kind that says and adds nothing.
     fn empty(kind: PushCommitKind, at: Timestamp, taker: Taker, until: u64) -> Self {
-        let (watermarks, producers, files) = Default::default();
-        Self { at, kind, taker, process: None, until, watermarks, producers, replaced: Vec::new(), files }
+        let (watermarks, producers, no_longer, files) = Default::default();
+        Self { at, kind, taker, process: None, until, watermarks, producers, no_longer, replaced: Vec::new(), files }
     }
 }
 
@@ -150,6 +153,8 @@ pub struct Flush<'a> {
     pub watermarks: BTreeMap<String, Timestamp>,
     /// What producers have said, by source and producer.
     pub said: BTreeMap<(String, String), SaidByProducer>,
+    /// What of it on the store holds no longer.
+    pub no_longer: NoLonger,
 }
 
 /// The state that a process has seen last: what is new since is all that it reads.
@@ -275,7 +280,7 @@ impl PushHistory {
         }
         let empty = PushCommit::empty(PushCommitKind::Flush, flush.at, taker, until);
         let producers = state.news(&flush);
-        let commit = PushCommit { watermarks: flush.watermarks, producers, files, ..empty };
+        let commit = PushCommit { watermarks: flush.watermarks, producers, no_longer: flush.no_longer, files, ..empty };
         loop {
             let done = self.append(state, &commit).await;
             let is_passed = done.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);

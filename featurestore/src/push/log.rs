@@ -10,7 +10,7 @@
 //! | `h`, source, `00`, producer | when the producer was last heard of, or learned of from another log (8) |
 //! | `r`, source, `00`, producer | when the producer was retired (8) |
 //! | `o`, source, `00`, producer | the name of the caller whose the producer is |
-//! | `b`, source, `00`, producer | when a person set the producer's sequence back last (8) |
+//! | `b`, source, `00`, producer | where the correction comes that set the producer's sequence back last (8) |
 //! | `c`, source, `00`, producer | what people changed about the producer last, of each kind, as JSON |
 //! | `n` | the last position (8) |
 //! | `i` | the log's incarnation (8): positions are this log's until they are flushed |
@@ -330,7 +330,9 @@ impl PushLog {
         state.retired.retain(|of, _| !watermarks.contains_key(of));
         state.watermarks.extend(watermarks);
         state.heard.extend(heard_of);
-        state.latest = latest.or(state.latest);
+        if let Some(latest) = latest {
+            state.goes_on(latest);
+        }
         Ok((entries, state.reach()))
     }
 }

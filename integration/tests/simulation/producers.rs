@@ -72,5 +72,8 @@ impl World {
             _ => watermark.is_none() && retired.is_some(),
         };
         assert!(holds, "taker {} does not know that {change:?}: {known:?}", self.owner);
+        let stored = self.project.jobs().pushed().state().await.expect("readable");
+        let corrected = stored.producers[source][PRODUCER].corrected.last();
+        assert_eq!(corrected, known.corrected.as_ref(), "the store knows of another change than taker {}", self.owner);
     }
 }

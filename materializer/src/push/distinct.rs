@@ -7,7 +7,9 @@
 //! that is not committed: the view is then loaded anew ([`Shared::brings_again`]).
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -18,7 +20,7 @@ use springhouse_featurestore::push::{LogReach, PushEntry, PushHistoryState, Push
 use springhouse_featurestore::tier::{Mark, ViewCommit};
 use springhouse_featurestore::time::{Span, Timestamp};
 use springhouse_featurestore::{Error, Result};
-use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, RwLockWriteGuard, Semaphore};
 
 use super::Shared;
 use super::lacking::Piece;
@@ -34,14 +36,34 @@ pub(super) type Asked = OwnedRwLockReadGuard<()>;
 /// What those who push, flush and follow share of events that are told apart.
 #[derive(Debug, Default)]
 pub(super) struct ToldApart {
-    /// Held from when flushed files are asked about old events until these are in the log.
+    /// Held from when flushed files are asked about old events, by those whose turn it is, until these are in the log.
     asking: Arc<RwLock<()>>,
     /// Held from when events are found to be young enough for the index until they are in the log.
     in_line: Arc<RwLock<()>>,
+    /// How many cuts of the log's index have given way to those who ask since the last that did not.
+    gave_way: AtomicU32,
     /// Whose turn it is to read flushed files for old events.
     reading: Turns,
     /// How far views had got by commits that were looked at last.
     got: std::sync::Mutex<HashMap<Pinned, VecDeque<Got>>>,
+}
+
+/// How long a cut of the log's index waits for those who ask about old events; each that gives way lets the next wait twice as
+/// long, so that it comes to its turn however slowly they are answered.
+const CUT_WAITS: Duration = Duration::from_secs(1);
+
+/// How often that doubles.
+const CUT_WAITS_TWICE: u32 = 6;
+
+impl ToldApart {
+    /// Waits until nobody asks flushed files about old events, for a time; nobody begins to meanwhile, and while what it gives is
+    /// held.
+    async fn nobody_asks(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let doubled = self.gave_way.load(Ordering::Relaxed).min(CUT_WAITS_TWICE);
+        let nobody = tokio::time::timeout(CUT_WAITS * (1 << doubled), self.asking.write()).await.ok();
+        self.gave_way.store(if nobody.is_some() { 0 } else { doubled + 1 }, Ordering::Relaxed);
+        nobody
+    }
 }
 
 /// The most batches for whose old events flushed files are read at once: each takes as much memory as its events and theirs.
@@ -103,6 +125,8 @@ impl Shared {
             let told_from = self.told_from(source).await?;
             let old = before(source, &events, told_from);
             let is_old = old.contains(&true);
+            // Whoever waits for a turn is in nobody's way.
+            let turn = if is_old { Some(self.told_apart.reading.wait(caller).await?) } else { None };
             let lock = if is_old { &self.told_apart.asking } else { &self.told_apart.in_line };
             let asked = Arc::clone(lock).read_owned().await;
             if self.log.told_from(source)? != Some(told_from) {
@@ -119,23 +143,17 @@ impl Shared {
                 .remedy("send the batch again later; nothing of it was taken")
                 .source(error)
             };
-            let copies = self.flushed_copies(caller, source, &events, &old).await.map_err(unavailable)?;
+            let copies = self.flushed_copies(source, &events, &old).await.map_err(unavailable)?;
+            drop(turn);
             return Ok((without(&events, &copies)?, Some(asked)));
         }
     }
 
     /// Which of the old events of a batch have been flushed.
-    async fn flushed_copies(
-        &self,
-        caller: Option<&str>,
-        source: &Source,
-        events: &RecordBatch,
-        old: &[bool],
-    ) -> Result<Vec<bool>> {
+    async fn flushed_copies(&self, source: &Source, events: &RecordBatch, old: &[bool]) -> Result<Vec<bool>> {
         let olds = filter_record_batch(events, &BooleanArray::from(old.to_vec()))?;
         let none = vec![false; events.num_rows()];
         let Some(times) = times_of(source, &olds) else { return Ok(none) };
-        let _turn = self.told_apart.reading.wait(caller).await?;
         let (session, flushed) = (self.jobs.session()?, self.history().events());
         let taken = session.taken_of_pushes(source, times, (&flushed, u64::MAX), self.jobs.store()).await?;
         let Some(taken) = taken else { return Ok(none) };
@@ -157,11 +175,12 @@ impl Shared {
         learnt.ok_or_else(|| Error::internal("the log does not know what it learnt").with("source", &source.name))
     }
 
-    /// Lets the log's index go of what it need not have. While flushed files are asked about old events nobody waits for that,
-    /// and those who push wait only for what has come while it was looked how old the log's events are.
+    /// Lets the log's index go of what it need not have. It gives way to those whose turn it is to ask flushed files about old
+    /// events, but not for ever: who comes meanwhile waits behind it. Others who push wait only for what has come while it
+    /// was looked how old the log's events are.
     pub(super) async fn cut_events(&self) -> Result<()> {
         let oldest = on_log(&self.log, PushLog::oldest_held).await?;
-        let Ok(_nobody_asks) = self.told_apart.asking.try_write() else { return Ok(()) };
+        let Some(_nobody_asks) = self.told_apart.nobody_asks().await else { return Ok(()) };
         let _nobody_is_in_line = self.told_apart.in_line.write().await;
         let now = self.jobs.clock().now();
         on_log(&self.log, move |log| log.cut_events(oldest, now)).await
@@ -383,5 +402,26 @@ mod tests {
         drop((waiting, other));
         drop(turns.wait(Some("cid")).now_or_never().expect("free").expect("open"));
         assert_eq!(turns.own.lock().expect("no panic").len(), 1, "who has gone is not kept in mind");
+    }
+
+    #[tokio::test]
+    async fn a_cut_comes_to_its_turn_however_many_ask_about_old_events() {
+        let of = ToldApart::default();
+        let ask = || Arc::clone(&of.asking).read_owned();
+        let first = ask().now_or_never().expect("nobody cuts");
+        let mut cut = Box::pin(of.nobody_asks());
+        assert!(cut.as_mut().now_or_never().is_none(), "it waits for who asks");
+        let mut next = Box::pin(ask());
+        assert!(next.as_mut().now_or_never().is_none(), "who comes meanwhile waits behind it");
+        drop(first);
+        drop(cut.now_or_never().expect("its turn").expect("in time"));
+        let slow = next.now_or_never().expect("it has cut");
+        // One that is answered slowly keeps nobody waiting for long; the next cut is more patient.
+        assert!(of.nobody_asks().await.is_none());
+        drop(ask().now_or_never().expect("it waits no more"));
+        assert_eq!(of.gave_way.load(Ordering::Relaxed), 1);
+        drop(slow);
+        assert!(of.nobody_asks().await.is_some());
+        assert_eq!(of.gave_way.load(Ordering::Relaxed), 0);
     }
 }

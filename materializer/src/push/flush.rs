@@ -75,10 +75,12 @@ impl Shared {
             entries.truncate(entries.partition_point(|entry| entry.position <= reach.last));
             let (watermarks, said) = (reach.watermarks.clone(), self.log.said(reach));
             let told = watermarks.iter().all(|(of, mark)| history.watermarks.get(of) == Some(mark));
-            if entries.is_empty() && told && history.has_said(&said) {
+            // In this order: a name that comes between the two has not left.
+            let no_longer = self.log.no_longer(reach, &history);
+            if entries.is_empty() && told && no_longer.is_empty() && history.has_said(&said) {
                 return Ok(());
             }
-            let flush = Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said };
+            let flush = Flush { at: self.jobs.clock().now(), entries: &entries, watermarks, said, no_longer };
             match self.jobs.pushed().commit(&mut history, flush).await {
                 Ok(()) => {
                     tracing::info!(until = history.until, pushes = entries.len(), "flushed");

@@ -1,6 +1,6 @@
 //! What the store knows of producers, and what a flush says of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +25,8 @@ pub struct SaidByProducer {
     /// The caller whose name it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// When a person set its sequence back last: what a log remembers from before does not count. Not in commits, which have
-    /// the correction.
+    /// Where the correction comes that set its sequence back last: what a log remembers from before does not count. Not in
+    /// commits, which have the correction.
     #[serde(skip)]
     pub set_back: Option<Timestamp>,
     /// Whether it has said how far it is since it was retired. Not in commits either.
@@ -60,7 +60,7 @@ pub struct KnownProducer {
     /// The caller whose name it is; none where it was never one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// When a person set its sequence back last.
+    /// Where the correction comes that set its sequence back last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_back: Option<Timestamp>,
     /// Whether it has said how far it is since it was retired last, as far as that was kept.
@@ -73,13 +73,19 @@ impl KnownProducer {
     pub fn told(&self) -> SaidByProducer {
         SaidByProducer {
             last: self.last,
-            watermark: self.watermark,
+            watermark: self.says(),
             taken: Vec::new(),
             corrected: self.corrected.clone(),
             owner: self.owner.clone(),
             set_back: self.set_back,
             spoke_again: self.spoke_again,
         }
+    }
+
+    /// Up to which time it has sent every event, as it says. One that was retired says nothing until it speaks again; what was
+    /// written before that was kept has its word still.
+    pub(super) fn says(&self) -> Option<Timestamp> {
+        self.watermark.filter(|_| self.spoke_again || self.corrected.retired().is_none())
     }
 
     /// Begins its sequences anew after one: those above it are nobody's any more.
@@ -93,23 +99,23 @@ impl KnownProducer {
 
     /// Changes what a person changed, unless it was changed again since.
     fn correct(&mut self, correction: &ProducerCorrection) {
-        let ProducerCorrection { change, by } = correction;
-        if self.corrected.of_kind(change).is_some_and(|known| known.by.at > by.at) {
+        let (change, order) = (&correction.change, correction.order());
+        if self.corrected.of_kind(change).is_some_and(|known| known.order() > order) {
             return;
         }
         match change {
             ProducerChange::Retire => (self.watermark, self.spoke_again) = (None, false),
             ProducerChange::Watermark(to) => self.watermark = self.watermark.map(|said| said.min(*to)),
             // A log from when one change was kept tells an older one once more.
-            ProducerChange::Sequence(_) if self.set_back >= Some(by.at) => {}
-            ProducerChange::Sequence(sequence) => self.set_back(*sequence, by.at),
+            ProducerChange::Sequence(_) if self.set_back >= Some(order) => {}
+            ProducerChange::Sequence(sequence) => self.set_back(*sequence, order),
             // The log says whose it is.
             ProducerChange::HandOver(_) => {}
         }
         self.corrected.put(correction.clone());
     }
 
-    pub(super) fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
+    pub(in crate::push) fn hear(&mut self, log: u64, most_runs: usize, said: SaidByProducer) {
         for correction in said.corrected.all() {
             self.correct(correction);
         }
@@ -125,6 +131,24 @@ impl KnownProducer {
         }
         let forgotten = self.taken.len().saturating_sub(most_runs);
         self.taken.drain(..forgotten);
+    }
+}
+
+/// What the store has of producers and holds no longer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoLonger {
+    /// The sources of which nobody says any more how far they are: whoever did is retired, or silent.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub watermarks: BTreeSet<String>,
+    /// The producers whose names have left, by source: those had nothing to say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub producers: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl NoLonger {
+    /// Whether all that the store has holds.
+    pub fn is_empty(&self) -> bool {
+        self.watermarks.is_empty() && self.producers.is_empty()
     }
 }
 

@@ -58,7 +58,12 @@ impl PushHistoryState {
             (*flushed, self.until) = (commit.until, commit.until);
         }
         self.epochs.insert(log, commit.taker.epoch);
+        self.watermarks.retain(|source, _| !commit.no_longer.watermarks.contains(source));
         self.watermarks.extend(commit.watermarks);
+        for (source, gone) in &commit.no_longer.producers {
+            let known = self.producers.entry(source.clone()).or_default();
+            known.retain(|producer, known| known.last.is_some() || !gone.contains(producer));
+        }
         let most_runs = self.most_runs();
         for (source, producers) in commit.producers {
             let known = self.producers.entry(source).or_default();
@@ -97,7 +102,8 @@ impl PushHistoryState {
 
     /// Whether events of a source have been pushed.
     pub fn knows(&self, source: &str) -> bool {
-        self.files.contains_key(source) || self.watermarks.contains_key(source)
+        let has_said = self.watermarks.contains_key(source) || self.producers.contains_key(source);
+        has_said || self.files.contains_key(source)
     }
 
     /// The pushed events.
@@ -145,7 +151,7 @@ impl PushHistoryState {
 
     fn has_watermark(&self, source: &str, producer: &str, said: &SaidByProducer) -> bool {
         let known = self.producers.get(source).and_then(|of| of.get(producer));
-        said.watermark.is_none_or(|mark| known.is_some_and(|known| known.watermark == Some(mark)))
+        said.watermark.is_none_or(|mark| known.is_some_and(|known| known.says() == Some(mark)))
     }
 
     /// Those corrections of a producer that are not on object storage.

@@ -26,7 +26,8 @@ fn claim(log: u64, last: u64) -> Claim {
 
 fn flush(entries: &[PushEntry]) -> Flush<'_> {
     let said = [(("paid".to_owned(), "till".to_owned()), SaidByProducer::default())].into();
-    Flush { at: Timestamp::from_micros(1), entries, watermarks: BTreeMap::new(), said }
+    let (watermarks, no_longer) = Default::default();
+    Flush { at: Timestamp::from_micros(1), entries, watermarks, said, no_longer }
 }
 
 #[tokio::test]
@@ -59,7 +60,8 @@ fn of_one(correction: ProducerCorrection) -> Corrections {
 /// A flush without events, of what one producer says.
 async fn say(history: &PushHistory, state: &mut PushHistoryState, said: SaidByProducer) {
     let said = [(("paid".to_owned(), "till".to_owned()), said)].into();
-    let flush = Flush { at: Timestamp::from_micros(9), entries: &[], watermarks: BTreeMap::new(), said };
+    let (watermarks, no_longer) = Default::default();
+    let flush = Flush { at: Timestamp::from_micros(9), entries: &[], watermarks, said, no_longer };
     history.commit(state, flush).await.expect("flushed");
 }
 
@@ -69,7 +71,7 @@ async fn a_producer_that_was_retired_says_nothing_until_it_speaks_again() {
     let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
     let at = Timestamp::from_micros;
     let by = |second| Signature { at: at(second), who: "op".to_owned(), why: String::new() };
-    let corrected = |change, second| of_one(ProducerCorrection { change, by: by(second) });
+    let corrected = |change, second| of_one(ProducerCorrection::new(change, by(second)));
     let told = |state: &PushHistoryState| {
         let told = state.producers["paid"]["till"].told();
         (told.watermark.map(|mark| mark.micros()), told.spoke_again)
@@ -95,13 +97,34 @@ async fn a_producer_that_was_retired_says_nothing_until_it_speaks_again() {
 }
 
 #[tokio::test]
+async fn what_holds_no_longer_leaves_the_store_and_what_was_sent_stays_known() {
+    let history = PushHistory::new(Arc::new(InMemory::new()));
+    let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+    let of = |producer: &str| ("paid".to_owned(), producer.to_owned());
+    let owned = SaidByProducer { owner: Some("ann".to_owned()), ..SaidByProducer::default() };
+    let entries = [entry(1, 5, &[1])];
+    let watermarks: BTreeMap<String, Timestamp> = [("paid".to_owned(), Timestamp::from_micros(5))].into();
+    let said = ["gone", "stays", "till"].map(|producer| (of(producer), owned.clone())).into();
+    let first = Flush { watermarks: watermarks.clone(), said, ..flush(&entries) };
+    history.commit(&mut state, first).await.expect("flushed");
+    assert_eq!((&state.watermarks, state.producers["paid"].len()), (&watermarks, 3));
+    let gone = ["gone", "till"].map(ToOwned::to_owned).into();
+    let no_longer = NoLonger { watermarks: ["paid".to_owned()].into(), producers: [("paid".to_owned(), gone)].into() };
+    history.commit(&mut state, Flush { no_longer, ..flush(&[]) }).await.expect("flushed");
+    let left: Vec<&String> = state.producers["paid"].keys().collect();
+    assert_eq!(left, ["stays", "till"], "a sequence that was sent is never forgotten");
+    assert!(state.watermarks.is_empty() && state.knows("paid"));
+    assert_eq!(history.state().await.expect("readable"), state);
+}
+
+#[tokio::test]
 async fn changes_of_two_kinds_that_were_not_flushed_come_to_the_store_together() {
     let history = PushHistory::new(Arc::new(InMemory::new()));
     let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
     history.commit(&mut state, flush(&[entry(1, 5, &[1]), entry(2, 900, &[2])])).await.expect("flushed");
     let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
-    let mut corrected = of_one(ProducerCorrection { change: ProducerChange::Sequence(5), by: by(20) });
-    corrected.put(ProducerCorrection { change: ProducerChange::HandOver("bob".to_owned()), by: by(30) });
+    let mut corrected = of_one(ProducerCorrection::new(ProducerChange::Sequence(5), by(20)));
+    corrected.put(ProducerCorrection::new(ProducerChange::HandOver("bob".to_owned()), by(30)));
     let said = SaidByProducer { corrected: corrected.clone(), ..SaidByProducer::default() };
     let of = [(("paid".to_owned(), "till".to_owned()), said.clone())].into();
     assert!(!state.has_said(&of));
@@ -135,7 +158,7 @@ async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_
     let of = ("paid".to_owned(), "till".to_owned());
     let by = |at| Signature { at: Timestamp::from_micros(at), who: "op".to_owned(), why: String::new() };
     let owner = Some("ann".to_owned());
-    let corrected = |change, at| of_one(ProducerCorrection { change, by: by(at) });
+    let corrected = |change, at| of_one(ProducerCorrection::new(change, by(at)));
     let flushes = [
         (vec![entry(1, 5, &[1]), entry(2, 1_000_000, &[2])], Corrections::default()),
         (vec![entry(3, 6, &[3])], corrected(ProducerChange::Sequence(5), 20)),
@@ -144,8 +167,8 @@ async fn whose_a_producer_is_and_that_its_sequence_was_set_back_travel_with_the_
     for (entries, corrected) in &flushes {
         let said = SaidByProducer { owner: owner.clone(), corrected: corrected.clone(), ..Default::default() };
         let said = [(of.clone(), said)].into();
-        let (at, watermarks) = (Timestamp::from_micros(9), BTreeMap::new());
-        history.commit(&mut state, Flush { at, entries, watermarks, said }).await.expect("flushed");
+        let (at, (watermarks, no_longer)) = (Timestamp::from_micros(9), Default::default());
+        history.commit(&mut state, Flush { at, entries, watermarks, said, no_longer }).await.expect("flushed");
     }
     let read = history.state().await.expect("readable");
     assert_eq!(read, state);
@@ -169,6 +192,10 @@ fn what_was_kept_of_producers_before_they_had_owners_reads_as_it_is() {
     let said: SaidByProducer = serde_json::from_str(one).expect("one change, as it was written");
     assert!(said.corrected.retired().is_some_and(|correction| correction.by.who == "ann"));
     let written = serde_json::to_string(&KnownProducer::default()).expect("JSON");
+    let retired = r#"{"last": 7, "watermark": "2024-05-01T00:00:00Z", "taken": [], "corrected":
+        {"change": "retire", "by": {"at": "2024-05-02T00:00:00Z", "who": "ann"}}}"#;
+    let retired: KnownProducer = serde_json::from_str(retired).expect("its word was not cleared then");
+    assert!(retired.watermark.is_some() && retired.told().watermark.is_none(), "nobody believes it again");
     assert!(!written.contains("owner") && !written.contains("set_back"), "{written}");
 }
 

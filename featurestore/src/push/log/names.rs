@@ -80,7 +80,10 @@ impl Drop for NameInUse {
 }
 
 /// Of producers those of a source.
-fn of_source<'a, T>(producers: &'a Producers<T>, source: &'a str) -> impl Iterator<Item = &'a (String, String)> {
+pub(super) fn of_source<'a, T>(
+    producers: &'a Producers<T>,
+    source: &'a str,
+) -> impl Iterator<Item = &'a (String, String)> {
     let all = producers.range((source.to_owned(), String::new())..);
     all.map(|(of, _)| of).take_while(move |of| of.0 == source)
 }
@@ -92,7 +95,7 @@ impl State {
     }
 
     /// Whether a producer's name is kept.
-    fn is_kept(&self, of: &(String, String)) -> bool {
+    pub(super) fn is_kept(&self, of: &(String, String)) -> bool {
         self.has_said(of) || self.heard.contains_key(of) || self.owners.contains_key(of)
     }
 
@@ -161,12 +164,13 @@ impl State {
 
     /// Whether a name has nothing to say and is silent for long.
     fn may_leave(&self, of: &(String, String), latest: Timestamp) -> bool {
-        let is_silent = self.heard.get(of).is_some_and(|heard| latest.since(*heard) > LEAVES_AFTER);
+        let is_silent = self.heard_by(of).is_some_and(|heard| latest.since(heard) > LEAVES_AFTER);
         is_silent && !self.has_said(of) && !self.in_use.contains_key(of)
     }
 
     fn forget(&mut self, of: &(String, String)) {
         self.heard.remove(of);
+        self.ahead.remove(of);
         self.retired.remove(of);
         self.owners.remove(of);
         self.corrected.remove(of);

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use rocksdb::WriteBatch;
 
 use super::format::producer_key;
+use super::names::of_source;
 use super::state::{Producers, State};
 use super::{LogReach, PushLog};
 use crate::catalog::Signature;
-use crate::push::{Corrections, ProducerChange, ProducerCorrection, ProducerState, SaidByProducer};
+use crate::push::{
+    Corrections, NoLonger, ProducerChange, ProducerCorrection, ProducerState, PushHistoryState, SaidByProducer,
+};
 use crate::time::{Span, Timestamp};
 use crate::{Error, Result};
 
@@ -23,8 +26,8 @@ fn bytes_of(time: Timestamp) -> [u8; 8] {
 
 impl PushLog {
     /// Learns what another log was told by producers, and what people changed about them there. `at` is the time at which this
-    /// log takes pushes over; where it does so `from_others`, all producers count as heard of then: nobody knows when
-    /// they spoke last.
+    /// log takes pushes over; those that it never heard of count as heard of then, and where it takes over `from_others`, all
+    /// do: nobody knows when they spoke last.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the disk fails.
@@ -44,9 +47,12 @@ impl PushLog {
                 learned.add(&state, &of, said)?;
                 all.insert(of);
             }
-            if from_others || all.iter().any(|of| !state.heard.contains_key(of)) {
-                learned.hear(&state, all, at);
+            if from_others {
+                learned.at = Some(at);
+            } else {
+                all.retain(|of| !state.heard.contains_key(of));
             }
+            learned.hear(&state, all, at);
         }
         if !learned.batch.is_empty() {
             self.write(std::mem::take(&mut learned.batch))?;
@@ -74,6 +80,30 @@ impl PushLog {
         said.collect()
     }
 
+    /// What a store has of producers and that holds no longer, as far as a flush may tell that takes the log to where it had got:
+    /// watermarks of sources whose producers are all retired or silent, and names that have left. This log has learned
+    /// what the store knows.
+    pub fn no_longer(&self, reach: &LogReach, store: &PushHistoryState) -> NoLonger {
+        let state = self.state();
+        // Where none of its producers is known nobody knows whose word the source's watermark is.
+        let knows_who_said = |source: &str| {
+            of_source(&state.watermarks, source).chain(of_source(&state.retired, source)).next().is_some()
+        };
+        let watermarks = store.watermarks.keys().filter(|source| !reach.watermarks.contains_key(*source));
+        let watermarks = watermarks.filter(|source| knows_who_said(source)).cloned().collect();
+        let mut producers = BTreeMap::new();
+        for (source, known) in &store.producers {
+            let left = known.iter().filter(|(producer, known)| {
+                known.last.is_none() && !state.is_kept(&(source.clone(), (*producer).clone()))
+            });
+            let left: BTreeSet<String> = left.map(|(producer, _)| producer.clone()).collect();
+            if !left.is_empty() {
+                producers.insert(source.clone(), left);
+            }
+        }
+        NoLonger { watermarks, producers }
+    }
+
     /// Leaves those producers out of their sources' watermarks that say nothing for longer than this while others do.
     pub fn leave_out_after(&self, silence: Option<Span>) {
         self.state().silence = silence;
@@ -88,6 +118,12 @@ impl PushLog {
         known.into_iter().map(|of| state.producer(of)).collect()
     }
 
+    /// Those of all sources that are left out of watermarks because they say nothing any more.
+    pub fn silent_producers(&self) -> Vec<ProducerState> {
+        let state = self.state();
+        state.watermarks.keys().filter(|of| state.is_silent(of)).map(|of| state.producer(of)).collect()
+    }
+
     /// Changes what counts of a producer, by the will of a person, whose name is kept; synced.
     ///
     /// # Errors
@@ -96,7 +132,6 @@ impl PushLog {
     pub fn change(&self, source: &str, producer: &str, change: ProducerChange, by: Signature) -> Result<ProducerState> {
         let _appending = self.appending();
         let at = by.at;
-        let correction = ProducerCorrection { change: change.clone(), by };
         let of = (source.to_owned(), producer.to_owned());
         let known = self.producers(Some(source));
         let Some(before) = known.iter().find(|state| state.producer == producer) else {
@@ -107,7 +142,7 @@ impl PushLog {
                 .with("producers", names.join(", ")));
         };
         let mut corrected = self.state().corrected.get(&of).cloned().unwrap_or_default();
-        corrected.put(correction);
+        let order = corrected.add(change.clone(), by);
         let mut batch = WriteBatch::default();
         match &change {
             ProducerChange::Retire => {
@@ -134,7 +169,7 @@ impl PushLog {
                         .remedy("the producer itself moves it forward, by its next batch"));
                 }
                 batch.put(producer_key(b'p', source, producer), sequence.to_be_bytes());
-                batch.put(producer_key(b'b', source, producer), bytes_of(at));
+                batch.put(producer_key(b'b', source, producer), bytes_of(order));
             }
             ProducerChange::HandOver(caller) => batch.put(producer_key(b'o', source, producer), caller),
         }
@@ -153,7 +188,7 @@ impl PushLog {
             }
             ProducerChange::Sequence(sequence) => {
                 state.sequences.insert(of.clone(), sequence);
-                state.set_back.insert(of.clone(), at);
+                state.set_back.insert(of.clone(), order);
             }
             ProducerChange::HandOver(caller) => {
                 state.owners.insert(of.clone(), caller);
@@ -175,7 +210,7 @@ struct Learned {
     owners: Producers<String>,
     set_back: Producers<Timestamp>,
     heard: Producers<Timestamp>,
-    /// When the log learned it, where that counts as hearing of them.
+    /// When the log learned it, where that counts as hearing of all of them.
     at: Option<Timestamp>,
 }
 
@@ -185,6 +220,8 @@ impl Learned {
         let (source, producer) = (&*of.0, &*of.1);
         let known = state.corrected.get(of).cloned().unwrap_or_default();
         let newer = said.corrected.newer_than(&known);
+        // What was changed here and never flushed comes before what the store says.
+        let own = known.newer_than(&said.corrected);
         self.add_watermark(state, of, &said, (&known, &newer));
         if !newer.is_empty() {
             let mut corrected = known;
@@ -194,8 +231,10 @@ impl Learned {
             self.batch.put(producer_key(b'c', source, producer), json(&corrected)?);
             self.corrected.insert(of.clone(), corrected);
         }
-        // A name that was claimed here and not flushed is still claimed; what the store knows of comes before it.
+        // A name that was claimed here and not flushed is still claimed; what the store knows of comes before it, but for a
+        // person's word that has not come to it.
         if let Some(owner) = said.owner
+            && own.handed_over().is_none()
             && state.owners.get(of) != Some(&owner)
         {
             self.batch.put(producer_key(b'o', source, producer), &owner);
@@ -206,7 +245,9 @@ impl Learned {
             self.batch.put(producer_key(b'b', source, producer), bytes_of(at));
             self.set_back.insert(of.clone(), at);
         }
+        let set_back_here = own.sequence().is_some_and(|own| Some(own.order()) > said.set_back);
         if let Some(last) = said.last
+            && !set_back_here
             && (is_set_back || state.sequences.get(of).is_none_or(|known| *known < last))
         {
             self.batch.put(producer_key(b'p', source, producer), last.to_be_bytes());
@@ -235,8 +276,9 @@ impl Learned {
             }
             return;
         };
-        let retired_here = state.retired.get(of);
-        let is_back = said.spoke_again && said.corrected.retired().map(|correction| &correction.by.at) >= retired_here;
+        let order_here = |at: &Timestamp| known.retired().map_or(*at, |retired| retired.order().max(*at));
+        let retired_here = state.retired.get(of).map(order_here);
+        let is_back = said.spoke_again && said.corrected.retired().map(ProducerCorrection::order) >= retired_here;
         // A correction that was made here and never flushed comes before what the store says.
         let corrected_here = known.newer_than(&said.corrected).watermark().is_some();
         let is_other = match state.watermarks.get(of) {
@@ -252,7 +294,6 @@ impl Learned {
 
     /// All of some producers count as heard of at a time.
     fn hear(&mut self, state: &State, producers: BTreeSet<(String, String)>, at: Timestamp) {
-        self.at = Some(at);
         for of in producers {
             let heard = state.heard.get(&of).map_or(at, |heard| at.max(*heard));
             self.batch.put(producer_key(b'h', &of.0, &of.1), bytes_of(heard));
@@ -271,8 +312,10 @@ impl Learned {
         state.watermarks.extend(self.watermarks);
         state.watermarks.retain(|of, _| !self.retired.contains_key(of));
         state.retired.extend(self.retired);
-        // Not what a clock that was ahead wrote of one of them.
-        state.latest = state.latest.max(self.at);
         state.heard.extend(self.heard);
+        // Not what a clock that was ahead wrote of one of them.
+        if let Some(at) = state.latest.max(self.at).filter(|_| self.at.is_some()) {
+            state.goes_on(at);
+        }
     }
 }

@@ -41,11 +41,13 @@ pub(super) struct State {
     pub(super) watermarks: Producers<Timestamp>,
     /// When each was last heard of, or learned of from another log.
     pub(super) heard: Producers<Timestamp>,
+    /// Of those that were heard of beyond the latest time, by a clock that was ahead: since when others are.
+    pub(super) ahead: Producers<Timestamp>,
     /// When those were retired that are not counted any more.
     pub(super) retired: Producers<Timestamp>,
     /// The callers whose they are.
     pub(super) owners: Producers<String>,
-    /// When a person set the sequence of each back last.
+    /// Where the correction comes that set the sequence of each back last.
     pub(super) set_back: Producers<Timestamp>,
     /// What people changed about each last.
     pub(super) corrected: Producers<Corrections>,
@@ -130,10 +132,30 @@ impl State {
 
     /// Whether a producer says nothing any more while others do.
     pub(super) fn is_silent(&self, of: &(String, String)) -> bool {
-        let (Some(silence), Some(latest), Some(heard)) = (self.silence, self.latest, self.heard.get(of)) else {
+        let (Some(silence), Some(latest), Some(heard)) = (self.silence, self.latest, self.heard_by(of)) else {
             return false;
         };
-        latest.since(*heard) > silence
+        latest.since(heard) > silence
+    }
+
+    /// When a producer was last heard of, or if that lies ahead, when it was first seen that it does.
+    pub(super) fn heard_by(&self, of: &(String, String)) -> Option<Timestamp> {
+        self.ahead.get(of).or_else(|| self.heard.get(of)).copied()
+    }
+
+    /// Somebody is heard of at a time. Who was heard of beyond it counts as heard of now, and not for ever; unless the clock was
+    /// behind for a moment, and comes to where it had been.
+    pub(super) fn goes_on(&mut self, at: Timestamp) {
+        if self.latest.is_none_or(|latest| at < latest) {
+            let ahead = self.heard.iter().filter(|(_, heard)| **heard > at).map(|(of, _)| {
+                let since = self.ahead.get(of).map_or(at, |since| at.min(*since));
+                (of.clone(), since)
+            });
+            self.ahead = ahead.collect();
+        } else {
+            self.ahead.retain(|of, _| self.heard.get(of).is_some_and(|heard| *heard > at));
+        }
+        self.latest = Some(at);
     }
 
     pub(super) fn producer(&self, of: &(String, String)) -> ProducerState {

@@ -7,7 +7,9 @@ use arrow::datatypes::Int64Type;
 
 use super::*;
 use crate::catalog::Signature;
-use crate::push::{ProducerChange, ProducerCorrection, PushHeader, PushedEvents, SaidByProducer};
+use crate::push::{
+    KnownProducer, ProducerChange, ProducerCorrection, PushHeader, PushHistoryState, PushedEvents, SaidByProducer,
+};
 use crate::time::Span;
 
 fn push(producer: &str, sequence: u64, values: &[i64], watermark: Option<i64>) -> Push {
@@ -150,7 +152,7 @@ fn a_producer_is_retired_and_a_watermark_corrected_and_both_last() {
     let log = PushLog::open(folder.path()).expect("reopened");
     assert_eq!((mark(&log), log.producers(Some("paid"))[0].retired), (Some(7), Some(at(9))));
     assert_eq!(log.producers(Some("paid"))[1].heard, Some(at(2)));
-    let corrected = ProducerCorrection { change: ProducerChange::Watermark(at(7)), by: by(9) };
+    let corrected = ProducerCorrection::new(ProducerChange::Watermark(at(7)), by(9));
     assert_eq!(log.producers(Some("paid"))[1].corrected, Some(corrected));
     // What it sent is still known, and it counts again when it says how far it is.
     assert!(log.append(vec![push("a", 1, &[10], None)]).expect("writable").0[0].is_none());
@@ -257,7 +259,7 @@ fn told(watermark: Option<i64>, changes: &[(ProducerChange, i64)]) -> SaidByProd
     let mut said = SaidByProducer { watermark: watermark.map(Timestamp::from_micros), ..SaidByProducer::default() };
     for (change, second) in changes {
         let by = Signature { at: Timestamp::from_micros(*second), who: "op".to_owned(), why: String::new() };
-        said.corrected.put(ProducerCorrection { change: change.clone(), by });
+        said.corrected.put(ProducerCorrection::new(change.clone(), by));
     }
     said
 }
@@ -326,4 +328,117 @@ fn a_producer_that_another_log_heard_of_and_that_is_silent_here_is_left_out() {
     learn(&log, told(Some(6), &[]), 200);
     log.append(vec![push("b", 201, &[20], Some(96))]).expect("writable");
     assert_eq!((mark(&log), log.producers(None)[0].silent), (Some(6), false));
+}
+
+#[test]
+fn a_sequence_that_was_set_back_and_a_name_that_was_handed_over_here_hold_before_they_are_flushed() {
+    let (folder, log) = opened();
+    let by = |second| Signature { at: Timestamp::from_micros(second), who: "op".to_owned(), why: String::new() };
+    log.append(vec![push("a", 7, &[10], None)]).expect("writable");
+    log.change("paid", "a", ProducerChange::Sequence(3), by(8)).expect("earlier");
+    log.change("paid", "a", ProducerChange::HandOver("bob".to_owned()), by(9)).expect("known");
+    assert!(log.append(vec![push("a", 4, &[40], None), push("a", 5, &[50], None)]).expect("writable").0[1].is_some());
+    // The process ends before its flush: the store has what was before.
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    let before = SaidByProducer { last: Some(7), owner: Some("ann".to_owned()), ..told(None, &[]) };
+    for from_others in [false, true] {
+        let said = [("paid", "a", before.clone())].into_iter();
+        log.learn(said, Timestamp::from_micros(20), from_others).expect("writable");
+        let known = &log.producers(None)[0];
+        assert_eq!((known.sequence, known.owner.as_deref()), (Some(5), Some("bob")));
+    }
+    assert!(log.append(vec![push("a", 6, &[60], None)]).expect("writable").0[0].is_some(), "it was never sent");
+    // What was changed at another log since is the later word.
+    let later = [(ProducerChange::Sequence(4), 30), (ProducerChange::HandOver("cid".to_owned()), 31)];
+    let set_back = Some(Timestamp::from_micros(30));
+    let later = SaidByProducer { last: Some(4), owner: Some("cid".to_owned()), set_back, ..told(None, &later) };
+    learn(&log, later, 40);
+    let known = &log.producers(None)[0];
+    assert_eq!((known.sequence, known.owner.as_deref()), (Some(4), Some("cid")));
+}
+
+#[test]
+fn a_correction_of_a_clock_that_was_ahead_does_not_outlive_later_ones() {
+    let (_folder, log) = opened();
+    let by = |second| Signature { at: Timestamp::from_micros(second), who: "op".to_owned(), why: String::new() };
+    log.append(vec![push("a", 7, &[10], Some(5))]).expect("writable");
+    log.change("paid", "a", ProducerChange::Retire, by(9_000)).expect("known");
+    let ahead = log.said(&log.reach());
+    // The clock is set right, and it is retired once more; then its sequence is set back twice.
+    let retired = log.change("paid", "a", ProducerChange::Retire, by(20)).expect("known");
+    assert_eq!(retired.retired, Some(Timestamp::from_micros(20)), "people are told the clock's time");
+    log.change("paid", "a", ProducerChange::Sequence(6), by(21)).expect("earlier");
+    log.change("paid", "a", ProducerChange::Sequence(3), by(21)).expect("earlier");
+    let mut store = KnownProducer::default();
+    for said in [ahead, log.said(&log.reach())] {
+        store.hear(7, 16, said.into_values().next().expect("one"));
+    }
+    let of = ("paid".to_owned(), "a".to_owned());
+    let own = log.said(&log.reach()).remove(&of).expect("known").corrected;
+    assert!(own.not_in(&store.corrected).is_empty(), "nothing is left to tell: {own:?} {:?}", store.corrected);
+    assert_eq!((store.last, own.sequence().map(|of| of.by.at)), (Some(3), Some(Timestamp::from_micros(21))));
+    // What the store says of a producer that was back before it was retired here changes nothing.
+    let retired = told(None, &[(ProducerChange::Retire, 9_000)]);
+    let said = SaidByProducer { watermark: Some(Timestamp::from_micros(6)), spoke_again: true, ..retired };
+    learn(&log, said, 30);
+    assert_eq!((mark(&log), log.producers(None)[0].sequence), (None, Some(3)));
+}
+
+#[test]
+fn a_producer_that_was_heard_of_while_the_clock_was_ahead_is_silent_like_others() {
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    log.append(vec![push("a", 1_000_000, &[10], Some(5)), push("b", 1_000_001, &[20], Some(8))]).expect("writable");
+    // The clock is set right: from here on it is waited for as long as for anybody.
+    for (second, left) in [(100_u32, 5), (109, 5), (111, 9)] {
+        let said = push("b", 1_000_001 + u64::from(second), &[], Some(9));
+        log.append(vec![Push { at: Timestamp::from_micros(second.into()), ..said }]).expect("writable");
+        assert_eq!(mark(&log), Some(left), "at {second}");
+    }
+    assert_eq!(log.silent_producers().iter().map(|of| of.producer.as_str()).collect::<Vec<_>>(), ["a"]);
+    // A clock that is behind for a moment makes nobody silent.
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    log.append(vec![push("a", 200, &[10], Some(5))]).expect("writable");
+    log.append(vec![push("b", 3, &[20], Some(9))]).expect("writable");
+    log.append(vec![push("b", 205, &[20], Some(9))]).expect("writable");
+    assert_eq!((mark(&log), log.silent_producers().len()), (Some(5), 0));
+}
+
+#[test]
+fn a_source_whose_producers_are_all_retired_or_silent_has_no_watermark_on_the_store_any_more() {
+    let (_folder, log) = opened();
+    log.leave_out_after(Some(Span::from_micros(10)));
+    let store = PushHistoryState {
+        watermarks: [("paid".to_owned(), Timestamp::from_micros(5)), ("other".to_owned(), Timestamp::MIN)].into(),
+        ..PushHistoryState::default()
+    };
+    let no_longer = |log: &PushLog| log.no_longer(&log.reach(), &store);
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], None)]).expect("writable");
+    assert!(no_longer(&log).is_empty());
+    // The only one that says how far it is falls silent, and comes back.
+    log.append(vec![push("b", 20, &[20], None)]).expect("writable");
+    assert_eq!(no_longer(&log).watermarks.into_iter().collect::<Vec<_>>(), ["paid"], "of the other nobody is known");
+    log.append(vec![push("a", 21, &[10], Some(6))]).expect("writable");
+    assert!(no_longer(&log).is_empty());
+    let by = Signature { at: Timestamp::from_micros(22), who: "op".to_owned(), why: String::new() };
+    log.change("paid", "a", ProducerChange::Retire, by).expect("known");
+    assert_eq!(no_longer(&log).watermarks.into_iter().collect::<Vec<_>>(), ["paid"]);
+}
+
+#[test]
+fn a_name_that_the_log_never_heard_of_makes_nobody_else_heard_of() {
+    let (folder, log) = opened();
+    log.append(vec![push("a", 1, &[10], Some(5)), push("b", 2, &[20], Some(8))]).expect("writable");
+    drop(log);
+    let log = PushLog::open(folder.path()).expect("reopened");
+    log.leave_out_after(Some(Span::from_micros(10)));
+    let said = [("paid", "a", told(Some(5), &[])), ("paid", "c", told(Some(9), &[]))].into_iter();
+    log.learn(said, Timestamp::from_micros(50), false).expect("writable");
+    let heard: Vec<_> = log.producers(None).iter().map(|of| of.heard.map(|at| at.micros())).collect();
+    assert_eq!(heard, [Some(1), Some(2), Some(50)]);
+    assert_eq!(log.silent_producers(), [], "nobody has spoken yet");
+    log.append(vec![push("b", 51, &[20], Some(9))]).expect("writable");
+    assert_eq!(mark(&log), Some(9), "and now it is known who is silent");
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::ErrorKind;
 use crate::catalog::Signature;
 use crate::push::log::Push;
-use crate::push::{ProducerChange, PushHeader};
+use crate::push::{KnownProducer, ProducerChange, PushHeader, PushHistoryState};
 
 const FEW: Most = Most { all: 5, of_one: 2, of_nobody: 4 };
 
@@ -153,4 +153,23 @@ fn what_was_pushed_under_before_callers_were_known_is_nobodys_until_it_is_handed
     log.change("paid", "till", ProducerChange::HandOver("ann".to_owned()), by).expect("known");
     log.admit("paid", "till", Some("ann")).expect("hers");
     log.admit("paid", "till", Some("mallory")).expect_err("another's");
+}
+
+#[test]
+fn the_store_is_told_of_names_that_have_left() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = opened(folder.path());
+    log.append(vec![said("gone", 0, None, None), said("numbered", 0, Some(7), None), said("lately", 20, None, None)])
+        .expect("writable");
+    let known = |last: Option<u64>| KnownProducer { last, ..KnownProducer::default() };
+    let named = ["gone", "lately"].map(|name| (name.to_owned(), known(None)));
+    let named = named.into_iter().chain([("numbered".to_owned(), known(Some(7)))]).collect();
+    let store = PushHistoryState { producers: [("paid".to_owned(), named)].into(), ..PushHistoryState::default() };
+    assert!(log.no_longer(&log.reach(), &store).is_empty());
+    log.append(vec![said("speaks", 31, None, None)]).expect("writable");
+    assert_eq!(log.let_silent_names_go("paid").expect("writable"), 1);
+    let left = log.no_longer(&log.reach(), &store).producers.remove("paid").expect("one has left");
+    assert_eq!(left.into_iter().collect::<Vec<_>>(), ["gone"]);
+    log.append(vec![said("gone", 32, None, None)]).expect("writable");
+    assert!(log.no_longer(&log.reach(), &store).is_empty(), "it is back");
 }
