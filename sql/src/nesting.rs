@@ -159,7 +159,9 @@ struct Group {
     tables: bool,
     /// `INTERVAL`s of the term that is read that have no literal yet.
     intervals: usize,
-    /// The same of the groups around.
+    /// Those that have one: what follows by `AT TIME ZONE` is read within them all the same.
+    with_literal: usize,
+    /// Those without one of the groups around.
     intervals_around: usize,
     /// This one and those around that the parser may read twice.
     read_twice: usize,
@@ -168,7 +170,7 @@ struct Group {
 impl Group {
     fn new(opened: Opened) -> Self {
         let (connectives, terms, operators, inner, before, joins, tables) = Default::default();
-        let (intervals, intervals_around, read_twice) = Default::default();
+        let (intervals, with_literal, intervals_around, read_twice) = Default::default();
         Self {
             opened,
             connectives,
@@ -179,6 +181,7 @@ impl Group {
             joins,
             tables,
             intervals,
+            with_literal,
             intervals_around,
             read_twice,
         }
@@ -196,14 +199,15 @@ impl Group {
     /// The next term of the item begins.
     fn connect(&mut self) {
         self.terms = self.terms.max(self.operators + self.inner);
-        (self.operators, self.inner, self.intervals) = (0, 0, 0);
+        (self.operators, self.inner, self.intervals, self.with_literal) = (0, 0, 0, 0);
         self.connectives += 1;
     }
 
     /// The next item begins.
     fn next(&mut self) {
         self.before = self.before.max(self.item());
-        (self.connectives, self.terms, self.operators, self.inner, self.intervals) = (0, 0, 0, 0, 0);
+        (self.connectives, self.terms, self.operators, self.inner) = (0, 0, 0, 0);
+        (self.intervals, self.with_literal) = (0, 0);
     }
 }
 
@@ -216,13 +220,22 @@ struct Levels {
     froms: usize,
     /// Whether the last word was `DISTINCT`: the `FROM` of `IS DISTINCT FROM` has no tables.
     distinct: bool,
+    /// Whether a cast's type comes next: after `::`, or `AS`.
+    after_cast: bool,
     /// How often more than once what stands in a bracket may be read that comes next.
     again: usize,
 }
 
 impl Default for Levels {
     fn default() -> Self {
-        Self { groups: vec![Group::new(Opened::Bracket)], selects: 0, froms: 0, distinct: false, again: 0 }
+        Self {
+            groups: vec![Group::new(Opened::Bracket)],
+            selects: 0,
+            froms: 0,
+            distinct: false,
+            after_cast: false,
+            again: 0,
+        }
     }
 }
 
@@ -286,19 +299,38 @@ impl Levels {
                 top.joins += usize::from(top.tables);
             }
             Token::Word(_) | Token::Whitespace(_) | Token::Period => {}
-            _ if is_operand(token) => self.top().intervals = 0,
-            _ => self.top().operators += 1,
+            _ if is_operand(token) => {
+                let top = self.top();
+                top.with_literal += std::mem::take(&mut top.intervals);
+            }
+            _ => {
+                let top = self.top();
+                top.operators += 1;
+                if top.intervals == 0 {
+                    top.with_literal = 0;
+                }
+            }
         }
         let distinct = matches!(token, Token::Word(Word { keyword: Keyword::DISTINCT, .. }));
         self.distinct = distinct || after_distinct;
+        if !is_space {
+            self.after_cast =
+                matches!(token, Token::DoubleColon | Token::Word(Word { keyword: Keyword::AS, quote_style: None, .. }));
+        }
     }
 
     fn take_word(&mut self, word: &Word) {
-        let distinct = self.distinct;
+        let (distinct, after_cast) = (self.distinct, self.after_cast);
         self.again = readings(word.keyword) - 1;
         let top = self.top();
         match word.keyword {
+            // The type of a cast has nothing to read again.
+            Keyword::INTERVAL if after_cast => {}
             Keyword::INTERVAL => top.intervals += 1,
+            Keyword::AT => {
+                top.operators += 1;
+                top.intervals += std::mem::take(&mut top.with_literal);
+            }
             Keyword::AND | Keyword::OR | Keyword::XOR => top.connect(),
             Keyword::NOT
             | Keyword::IS
@@ -313,7 +345,6 @@ impl Levels {
             | Keyword::OVERLAPS
             | Keyword::MEMBER
             | Keyword::DIV
-            | Keyword::AT
             | Keyword::COLLATE => top.operators += 1,
             Keyword::JOIN => top.joins += 1,
             Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS => {
@@ -494,6 +525,7 @@ mod tests {
                 ("INTERVAL - ", "INTERVALs"),
                 ("INTERVAL CASE ", "INTERVALs"),
                 ("INTERVAL f(", "INTERVALs"),
+                ("INTERVAL INTERVAL INTERVAL - 1 AT TIME ZONE ", "INTERVALs"),
                 ("NOT (", "CAST("),
                 ("CAST(", "CAST("),
                 ("FLOOR (", "CAST("),

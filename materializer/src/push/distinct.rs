@@ -53,7 +53,7 @@ pub(super) struct ToldApart {
 const CUT_WAITS: Duration = Duration::from_secs(1);
 
 /// How often that doubles.
-const CUT_WAITS_TWICE: u32 = 6;
+const CUT_WAITS_TWICE: u32 = 3;
 
 impl ToldApart {
     /// Waits until nobody asks flushed files about old events, for a time; nobody begins to meanwhile, and while what it gives is

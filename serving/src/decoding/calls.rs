@@ -44,7 +44,7 @@ pub(crate) const MOST_BYTES_OF_NOBODY: usize = 4 << 10;
 const NOBODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a stream may take to send its first message.
-const FIRST_WITHIN: Duration = Duration::from_secs(30);
+const FIRST_WITHIN: Duration = Duration::from_secs(300);
 
 /// Calls that need no caller and are open at once.
 const MOST_OF_NOBODY: usize = 1024;

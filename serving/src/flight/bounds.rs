@@ -100,6 +100,8 @@ pub(super) struct Bounds {
     what: &'static str,
     most_rows: usize,
     columns: Vec<Layout>,
+    /// Which of them stand for more than they have: those with a dictionary, and views.
+    unpackable: Vec<bool>,
     dictionaries: HashMap<i64, Dictionary>,
     /// What its caller has a share of, for the dictionaries: a stream keeps them for as long as it is open.
     held: Option<Share<Arc<str>>>,
@@ -131,6 +133,12 @@ fn too_much(what: &str, given: impl std::fmt::Display, limit: impl std::fmt::Dis
         .remedy("send several smaller batches")
 }
 
+/// Whether a field, or what it lists, has its values in a dictionary.
+fn has_dictionary(field: &ipc::Field<'_>) -> bool {
+    field.dictionary().is_some()
+        || field.children().is_some_and(|children| children.iter().any(|of| has_dictionary(&of)))
+}
+
 /// A header that contradicts itself or its body.
 fn malformed(what: &str) -> Error {
     Error::invalid(format!("a message is malformed: {what}"))
@@ -140,8 +148,8 @@ fn malformed(what: &str) -> Error {
 impl Bounds {
     /// Bounds of a stream of batches.
     pub(super) fn new(what: &'static str, most_rows: usize) -> Self {
-        let (columns, dictionaries) = Default::default();
-        Self { what, most_rows, columns, dictionaries, held: None, decoded_bytes: 0, unpacked_bytes: 0 }
+        let (columns, unpackable, dictionaries) = Default::default();
+        Self { what, most_rows, columns, unpackable, dictionaries, held: None, decoded_bytes: 0, unpacked_bytes: 0 }
     }
 
     /// The same, whose dictionaries are within a caller's share of those of all streams.
@@ -198,12 +206,14 @@ impl Bounds {
             return Err(too_much("columns", fields.len(), MOST_COLUMNS));
         }
         self.columns.clear();
+        self.unpackable.clear();
         self.dictionaries.clear();
         if let Some(held) = &mut self.held {
             held.shrink(0);
         }
         for field in fields {
             let column = self.layout(&field, true)?;
+            self.unpackable.push(column.has_views() || has_dictionary(&field));
             self.columns.push(column);
         }
         Ok(())
@@ -273,14 +283,19 @@ impl Bounds {
             return Err(too_much("rows", batch.length(), self.most_rows));
         }
         let mut walk = Walk::new(batch, body, self.columns.iter().map(Layout::buffers).sum())?;
-        for column in &self.columns {
+        let mut unpackable = 0_u64;
+        for (column, is_unpackable) in self.columns.iter().zip(&self.unpackable) {
+            let before = walk.values;
             walk.column(column)?;
+            if *is_unpackable {
+                unpackable = unpackable.saturating_add(walk.values.saturating_sub(before));
+            }
         }
         self.decoded_bytes = walk.bytes.saturating_add(walk.nulls.saturating_mul(NULL_BYTES));
         // Any value may be the longest text that there is, and no text is longer than what it lies in.
         let views = if self.columns.iter().any(Layout::has_views) { walk.bytes } else { 0 };
         let longest = self.dictionaries.values().map(|dictionary| dictionary.bytes).fold(views, u64::max);
-        self.unpacked_bytes = walk.values.saturating_mul(longest).min(MOST_BYTES);
+        self.unpacked_bytes = unpackable.saturating_mul(longest).min(MOST_BYTES);
         walk.end()
     }
 

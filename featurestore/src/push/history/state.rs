@@ -181,6 +181,15 @@ impl PushHistoryState {
                 Some((last, taken)) => (Some(last), taken),
                 None => (None, Vec::new()),
             };
+            // A person may have set it back after these were taken: what was sent beyond counts as not sent.
+            let last = match said.last {
+                Some(kept) if last.is_some_and(|last| kept < last) => {
+                    taken.retain(|(first, _)| *first <= kept);
+                    taken.iter_mut().for_each(|(_, last)| *last = kept.min(*last));
+                    Some(kept)
+                }
+                _ => last,
+            };
             taken.drain(..taken.len().saturating_sub(self.most_runs()));
             let same = self.has_watermark(source, producer, said);
             let corrected = self.lacks_of(source, producer, &said.corrected);

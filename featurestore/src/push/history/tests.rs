@@ -118,6 +118,21 @@ async fn what_holds_no_longer_leaves_the_store_and_what_was_sent_stays_known() {
 }
 
 #[tokio::test]
+async fn a_sequence_that_is_set_back_after_more_was_taken_stays_set_back_by_the_flush_that_has_both() {
+    let history = PushHistory::new(Arc::new(InMemory::new()));
+    let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");
+    let by = Signature { at: Timestamp::from_micros(2), who: "op".to_owned(), why: String::new() };
+    let corrected = of_one(ProducerCorrection::new(ProducerChange::Sequence(5), by));
+    // What the log has after the correction is what the producer goes on from.
+    let said = SaidByProducer { last: Some(5), corrected, ..SaidByProducer::default() };
+    let said = [(("paid".to_owned(), "till".to_owned()), said)].into();
+    let entries = [entry(1, 4, &[1]), entry(2, 901, &[2])];
+    history.commit(&mut state, Flush { said, ..flush(&entries) }).await.expect("flushed");
+    assert_eq!(state.producers["paid"]["till"].told().last, Some(5));
+    assert_eq!(state.files_of("paid").iter().map(|file| file.rows).sum::<u64>(), 2, "its events were taken");
+}
+
+#[tokio::test]
 async fn changes_of_two_kinds_that_were_not_flushed_come_to_the_store_together() {
     let history = PushHistory::new(Arc::new(InMemory::new()));
     let mut state = history.take_over(&claim(7, 0), Timestamp::from_micros(1)).await.expect("taken");

@@ -75,7 +75,8 @@ impl PushLog {
             let watermark = watermark.filter(told);
             let corrected = state.corrected.get(&of).cloned().unwrap_or_default();
             let owner = state.owners.get(&of).cloned();
-            (of, SaidByProducer { watermark, corrected, owner, ..SaidByProducer::default() })
+            let last = state.sequences.get(&of).copied();
+            (of, SaidByProducer { last, watermark, corrected, owner, ..SaidByProducer::default() })
         });
         said.collect()
     }
