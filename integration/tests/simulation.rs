@@ -26,7 +26,7 @@ use faults::Faults;
 use world::{Trace, World};
 
 /// Seeds of a run without `SIMULATION_SEEDS`.
-const SEEDS: u64 = 180;
+const SEEDS: u64 = 100;
 
 /// Steps of a seed, and of a long one.
 const STEPS: [u32; 2] = [8, 40];
