@@ -46,19 +46,11 @@ impl<S: Serialize + DeserializeOwned> Checkpoints<S> {
     /// # Errors
     /// [`crate::ErrorKind::Unavailable`] when the store fails.
     pub async fn newest(&self) -> Result<Option<S>> {
-        self.newest_until(u64::MAX).await
-    }
-
-    /// The same, of those up to a record's number.
-    ///
-    /// # Errors
-    /// As [`Self::newest`].
-    pub async fn newest_until(&self, last: u64) -> Result<Option<S>> {
         let listed = self.store.list(Some(&self.prefix));
         let mut numbers: Vec<u64> =
             listed.try_filter_map(async |object| Ok(number_of(&object.location))).try_collect().await?;
         numbers.sort_unstable();
-        for number in numbers.into_iter().rev().filter(|number| *number <= last) {
+        for number in numbers.into_iter().rev() {
             let path = self.path(number);
             match self.store.get(&path).await {
                 Ok(object) => match from_checked(&object.bytes().await?) {
@@ -113,7 +105,6 @@ mod tests {
         let left: Vec<_> = store.list(None).try_collect().await.expect("readable");
         assert_eq!(left.len(), 2);
         assert_eq!(checkpoints.newest().await.expect("readable"), Some(5 * EVERY));
-        assert_eq!(checkpoints.newest_until(5 * EVERY - 1).await.expect("readable"), Some(4 * EVERY));
         store.put(&checkpoints.path(5 * EVERY), "{}".into()).await.expect("writable");
         assert_eq!(checkpoints.newest().await.expect("readable"), Some(4 * EVERY));
         store.put(&checkpoints.path(4 * EVERY), "{}\n{}".into()).await.expect("writable");

@@ -1,7 +1,7 @@
 //! Reading some of a view's commits: whoever has none of them, or few, reads what they add up to.
 
-use super::{ViewCommit, ViewLog, ViewLogState};
-use crate::{Error, Result};
+use super::{ViewCommit, ViewLog};
+use crate::Result;
 
 /// So many commits are read at once: about as many as there are between checkpoints.
 const FEW_COMMITS: usize = 64;
@@ -31,27 +31,5 @@ impl ViewLog {
             commits.extend(self.commits_after(last).await?);
         }
         Ok(Some(commits))
-    }
-
-    /// The state after the commit of a number, which is there: it costs what came after the checkpoint before it.
-    ///
-    /// # Errors
-    /// As [`Self::state`].
-    pub async fn state_at(&self, number: u64) -> Result<ViewLogState> {
-        let mut state = self.checkpoints.newest_until(number).await?.unwrap_or_default();
-        while state.number < number {
-            let enough = usize::try_from(number - state.number).unwrap_or(FEW_COMMITS).min(FEW_COMMITS);
-            let commits = self.some_commits_after(state.number, enough).await?;
-            if commits.is_empty() {
-                return Err(Error::damaged("a view's log lacks a commit")
-                    .with("view", &self.view)
-                    .with("commit", state.number + 1)
-                    .remedy("restore the object from a backup of the store"));
-            }
-            for (of, commit) in commits.into_iter().filter(|(of, _)| *of <= number) {
-                state.apply(of, commit);
-            }
-        }
-        Ok(state)
     }
 }
