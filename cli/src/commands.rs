@@ -236,7 +236,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(command) => command.run(&project, json).await?,
         Command::Token(command) => command.run(&project, json)?,
         Command::FreshnessCurve(command) => command.run(&project, json).await?,
-        Command::Demo(command) => command.run(&project).await?,
+        Command::Demo(command) => Box::pin(command.run(&project)).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -96,7 +96,9 @@ async fn of_pushes_of_one_time_the_later_is_the_later_in_windows_on_every_path()
     for case in 0..10 {
         // Known before pushes come: a backfill reads history anew, and so after them.
         let mut events = crowded(&mut random, 4);
-        events.iter_mut().for_each(|event| event.2 = NOW - 1);
+        for event in &mut events {
+            event.2 = NOW - 1;
+        }
         let project = TestProject::new(&events);
         by_values(&mut events, |event| event.3);
         let from = if case % 2 == 0 { "FROM paid JOIN" } else { WITHIN };

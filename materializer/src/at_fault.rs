@@ -277,7 +277,7 @@ mod tests {
         let few = |place: EventPlace| [30_000, 60_000].contains(&place.position) && place.within == 0;
         let (events, attempts) = look(few).await;
         assert!(events == 2 && attempts <= 40, "{events} after {attempts}");
-        let dozens = |place: EventPlace| place.position % 1_500 == 0 && place.within == 3;
+        let dozens = |place: EventPlace| place.position.is_multiple_of(1_500) && place.within == 3;
         let (events, attempts) = look(dozens).await;
         assert!(events >= 66 && attempts <= 160, "{events} after {attempts}");
         let (events, attempts) = look(|_| true).await;

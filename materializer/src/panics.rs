@@ -11,12 +11,16 @@ use springhouse_featurestore::{Error, Result};
 ///
 /// # Errors
 /// The future's own; [`springhouse_featurestore::ErrorKind::Internal`] for a panic.
-pub(crate) async fn caught<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
-        Err(Error::internal(format!("{what} panicked"))
-            .with("it said", said(panic.as_ref()))
-            .remedy("please report it; it is tried again, and the others go on"))
-    })
+pub(crate) fn caught<T>(what: &str, work: impl Future<Output = Result<T>>) -> impl Future<Output = Result<T>> {
+    // On the heap: what is caught is large, and awaited in many places.
+    let work = AssertUnwindSafe(Box::pin(work)).catch_unwind();
+    async move {
+        work.await.unwrap_or_else(|panic| {
+            Err(Error::internal(format!("{what} panicked"))
+                .with("it said", said(panic.as_ref()))
+                .remedy("please report it; it is tried again, and the others go on"))
+        })
+    }
 }
 
 /// What a panic said.

@@ -24,11 +24,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use springhouse_featurestore::catalog::{CatalogState, Signature};
 use springhouse_featurestore::definition::{Column, Definition, FeatureView, Pinned, Source};
+use springhouse_featurestore::encoding::bytes_of_rows;
 use springhouse_featurestore::push::{
     EventSink, Lacking, LogReach, NameInUse, PendingAck, ProducerChange, ProducerState, Push, PushAck, PushEntry,
     PushHeader, PushHistoryState, PushLog, late_events,
@@ -224,7 +225,7 @@ impl Pushes {
                 None => return Ok(accepted),
                 // Once it is due they are known from that time on.
                 Some(due) => {
-                    let _place = self.early.place(caller, bytes_of(events), due.since(at))?;
+                    let _place = self.early.place(caller, bytes_of_rows(events), due.since(at))?;
                     at = due::wait_until(clock.as_ref(), due, self.clock_tolerance).await?;
                 }
             }
@@ -233,11 +234,6 @@ impl Pushes {
 }
 
 /// The bytes of a batch's values: columns of one message share its memory.
-fn bytes_of(events: &RecordBatch) -> usize {
-    let sizes = events.columns().iter().map(|column| column.to_data().get_slice_memory_size());
-    sizes.map(|size| size.unwrap_or_default()).sum()
-}
-
 /// Flushes until nobody takes pushes any more.
 async fn flush_by_time(shared: Weak<Shared>, full: Arc<Notify>) {
     loop {

@@ -9,12 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use springhouse_featurestore::catalog::CatalogState;
 use springhouse_featurestore::definition;
+use springhouse_featurestore::encoding::bytes_of_rows;
 use springhouse_featurestore::parquet_file::ParquetFileWriter;
 use springhouse_featurestore::time::Span;
 use springhouse_featurestore::training_set::{Batches, CommandSpine, TrainingSetCommand, TrainingSets};
@@ -254,11 +255,7 @@ async fn write_spine((schema, mut batches): Batches, file: &Path) -> Result<()> 
                 .remedy("send the spine without pauses, and end it (done_writing)")
         })?;
         let Some(batch) = next? else { break };
-        // Columns that came in one body lie in one buffer: each counts what it has of it.
-        let of = |column: &ArrayRef| {
-            column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
-        };
-        bytes = bytes.saturating_add(batch.columns().iter().map(of).fold(0, usize::saturating_add));
+        bytes = bytes.saturating_add(bytes_of_rows(&batch));
         if bytes > MOST_SPINE_BYTES {
             return Err(Error::invalid("the spine is too large for one training set")
                 .with("bytes", bytes)

@@ -131,7 +131,8 @@ impl<IO: OfHost> OfHost for Bounded<IO> {
 /// The host of an address, unless it is this one. One that has an address of IPv6 has all that begin with the same 64 bits.
 pub(crate) fn host_of(address: IpAddr) -> Option<IpAddr> {
     match address.to_canonical() {
-        own if own.is_loopback() => None,
+        IpAddr::V4(address) if address.is_loopback() => None,
+        IpAddr::V6(address) if address.is_loopback() => None,
         IpAddr::V6(address) => Some(IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & u128::from(u64::MAX) << 64))),
         address @ IpAddr::V4(_) => Some(address),
     }

@@ -278,7 +278,9 @@ mod tests {
     fn places_one_after_another_of_a_push_are_one_stretch() {
         let mut stretches = Vec::new();
         let places = [(4, 2), (4, 3), (4, 5), (6, 6)].map(|(position, within)| EventPlace { position, within });
-        places.iter().for_each(|place| Beyond::add(&mut stretches, "paid", *place));
+        for place in places {
+            Beyond::add(&mut stretches, "paid", place);
+        }
         assert_eq!(stretches.iter().map(Beyond::events).collect::<Vec<_>>(), [2, 1, 1]);
         assert_eq!(stretches.iter().flat_map(Beyond::places).collect::<Vec<_>>(), places);
         let told = SetAside { events: 4, beyond: stretches, ..SetAside::default() };

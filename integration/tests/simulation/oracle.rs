@@ -242,6 +242,9 @@ fn in_turn(suffix: &str, events: &[&Seen]) -> Vec<(String, Value)> {
     ]
 }
 
+/// What windows of some events have, by the ending of their names.
+type Features = fn(&str, &[&Seen]) -> Vec<(String, Value)>;
+
 /// The row of a user in a view over `seen` as of a second, from the events in the order in which they were written.
 fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
     let counts = |event: &Seen| event.mark != FAILS || !DO_WITHOUT.contains(&view);
@@ -249,7 +252,7 @@ fn row_of(view: &str, events: &[Seen], user: &str, now: i64) -> Option<Row> {
         events.iter().filter(|event| event.user == user && event.at <= now && counts(event)).collect();
     let newest = known.iter().map(|event| event.at).max()?;
     let since = |first: i64| -> Vec<&Seen> { known.iter().copied().filter(|event| event.at >= first).collect() };
-    let over = |windows: &[(&str, i64)], features: fn(&str, &[&Seen]) -> Vec<(String, Value)>| {
+    let over = |windows: &[(&str, i64)], features: Features| {
         let of = |(name, length): &(&str, i64)| {
             let tail = (now - length).div_euclid(60) * 60;
             features(&format!("_{name}"), &since(tail + 1))

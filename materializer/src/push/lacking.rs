@@ -73,7 +73,7 @@ impl Shared {
             return Ok(Some((Vec::new(), mark)));
         };
         let reach = self.log.reach();
-        let (entries, in_log) = self.lacking(&sources, mark.pushed)?;
+        let (entries, in_log) = self.lacking(&sources, mark.pushed);
         let by_itself = entries.is_empty() || self.is_at_hand(&catalog, view, mark, &entries).await?;
         if !in_log || !by_itself {
             return Ok(None);
@@ -99,15 +99,15 @@ impl Shared {
     }
 
     /// The entries of some sources that the log has in memory after a position, and whether those are all that there are.
-    fn lacking(&self, sources: &BTreeSet<&str>, after: u64) -> Result<(Vec<PushEntry>, bool)> {
+    fn lacking(&self, sources: &BTreeSet<&str>, after: u64) -> (Vec<PushEntry>, bool) {
         // In this order: what leaves the log between the two is in the history. What is on the disk alone is not at hand.
-        let Some(mut entries) = self.log.recent_entries_after(after) else { return Ok((Vec::new(), false)) };
+        let Some(mut entries) = self.log.recent_entries_after(after) else { return (Vec::new(), false) };
         entries.retain(|entry| sources.contains(entry.source.as_str()) && entry.events.num_rows() > 0);
         let first_held = entries.first().map_or(u64::MAX, |entry| entry.position);
         let history = self.history();
         let flushed = history.files.iter().filter(|(source, _)| sources.contains(source.as_str()));
         let mut ranges = flushed.flat_map(|(_, files)| files).filter_map(|file| file.positions);
-        Ok((entries, !ranges.any(|range| range.until > after && range.after.max(after) + 1 < first_held)))
+        (entries, !ranges.any(|range| range.until > after && range.after.max(after) + 1 < first_held))
     }
 
     /// The entries of some sources after a position, up to where the log had got, or the first of them: what the log says of
@@ -245,7 +245,7 @@ impl Shared {
         mark: Mark,
         round: usize,
     ) -> Result<bool> {
-        let (left, in_log) = self.lacking(sources, mark.pushed)?;
+        let (left, in_log) = self.lacking(sources, mark.pushed);
         let Some(last) = left.last() else { return Ok(in_log || mark.pushed >= self.log.reach().last) };
         if !in_log {
             return Ok(false);
@@ -281,7 +281,7 @@ impl Shared {
             return Ok(entries.iter().filter(is_new).cloned().collect());
         }
         let until = entries.last().map_or(mark.pushed, |last| last.position);
-        let (mut left, in_log) = self.lacking(sources, mark.pushed)?;
+        let (mut left, in_log) = self.lacking(sources, mark.pushed);
         if !in_log {
             return Err(Error::unavailable("what the view lacks is not at hand: it is read beside pushes"));
         }

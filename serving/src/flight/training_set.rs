@@ -4,12 +4,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow_flight::FlightData;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use springhouse_featurestore::encoding::bytes_of_rows;
 use springhouse_featurestore::training_set::{Batches, TrainingSetCommand, TrainingSets};
 use springhouse_featurestore::{Error, Result};
 use tonic::Status;
@@ -63,17 +64,10 @@ pub(super) fn encode((schema, batches): Batches, caller: Caller, scopes: &'stati
     FlightDataEncoderBuilder::new().with_schema(schema).build(batches).map_err(Status::from).boxed()
 }
 
-/// What a batch's rows have: columns that came in one body lie in one buffer, which counts once.
-fn bytes_of(batch: &RecordBatch) -> usize {
-    let of =
-        |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
-    batch.columns().iter().map(of).fold(0, usize::saturating_add)
-}
-
 /// Takes what the next batch of a spine has.
 fn take_room(room: &SpineRoom, batch: &RecordBatch) -> Result<()> {
     let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-    let bytes = room.amount().saturating_add(bytes_of(batch));
+    let bytes = room.amount().saturating_add(bytes_of_rows(batch));
     let taken = room.resize(bytes);
     taken.map_err(|full| full.error("bytes of spines that came as batches", room.who().map(AsRef::as_ref)))
 }

@@ -118,7 +118,7 @@ impl ContractWorker {
         let deadline = question.deadline;
         let gone = || Error::unavailable("the worker has stopped");
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        let mut place = Place { worker: self, number, rows, waits: true, _shares: (share, texts) };
+        let mut place = Place { worker: self, number, rows, waits: true, _shares: [share, texts] };
         self.waiting.add(number, Pending { question, reply });
         let answered = match deadline {
             None => self.answered(number, answer).await,
@@ -208,7 +208,7 @@ struct Place<'a> {
     /// Whether it may stand in the line still.
     waits: bool,
     /// Those of its rows and of their texts.
-    _shares: (Option<Share<Arc<str>>>, Option<Share<Arc<str>>>),
+    _shares: [Option<Share<Arc<str>>>; 2],
 }
 
 impl Drop for Place<'_> {

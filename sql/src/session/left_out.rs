@@ -41,7 +41,7 @@ impl ScalarUDFImpl for Counts {
 
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> QueryResult<ColumnarValue> {
         let given = ColumnarValue::values_to_arrays(&arguments.args)?;
-        let [positions, rows] = [&given[0], &given[1]].map(|column| column.as_primitive::<Int64Type>());
+        let [positions, rows] = [&given[0], &given[1]].map(AsArray::as_primitive::<Int64Type>);
         let counts = |row: usize| {
             let place =
                 EventPlace { position: positions.value(row).cast_unsigned(), within: rows.value(row).cast_unsigned() };

@@ -185,7 +185,9 @@ impl PushHistoryState {
             let last = match said.last {
                 Some(kept) if last.is_some_and(|last| kept < last) => {
                     taken.retain(|(first, _)| *first <= kept);
-                    taken.iter_mut().for_each(|(_, last)| *last = kept.min(*last));
+                    for (_, last) in &mut taken {
+                        *last = kept.min(*last);
+                    }
                     Some(kept)
                 }
                 _ => last,

@@ -74,7 +74,7 @@ async fn a_producer_that_was_retired_says_nothing_until_it_speaks_again() {
     let corrected = |change, second| of_one(ProducerCorrection::new(change, by(second)));
     let told = |state: &PushHistoryState| {
         let told = state.producers["paid"]["till"].told();
-        (told.watermark.map(|mark| mark.micros()), told.spoke_again)
+        (told.watermark.map(Timestamp::micros), told.spoke_again)
     };
     let said = |watermark: Option<i64>, corrected| SaidByProducer {
         watermark: watermark.map(at),

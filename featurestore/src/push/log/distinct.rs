@@ -252,9 +252,9 @@ impl PushLog {
             let stretch = (oldest.until, last);
             let piece = self.first_entries(|source| oldest.of.contains_key(source), stretch, LOOKED_AT_BYTES)?;
             for entry in &piece.entries {
-                let Some(known) = oldest.of.get(&entry.source) else { continue };
-                let Some(least) = least_time(&known.identity, &entry.events) else { continue };
-                oldest.times.entry(entry.source.clone()).and_modify(|time| *time = least.min(*time)).or_insert(least);
+                let Some(source) = oldest.of.get(&entry.source) else { continue };
+                let Some(first) = least_time(&source.identity, &entry.events) else { continue };
+                oldest.times.entry(entry.source.clone()).and_modify(|time| *time = first.min(*time)).or_insert(first);
             }
             oldest.until = piece.until;
         }

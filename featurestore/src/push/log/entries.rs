@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 
 use super::format::{Head, decode, entry_key, number, source_of};
 use super::{PushLog, damaged};
+use crate::encoding::bytes_of_rows;
 use crate::push::PushHeader;
 use crate::tier::{WRITE_POSITION, WRITE_WITHIN};
 use crate::time::Timestamp;
@@ -123,8 +124,7 @@ impl PushEntry {
 
     /// The memory that its events need, in bytes; those of one file may share theirs.
     pub fn events_bytes(&self) -> u64 {
-        let bytes_of = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_default() as u64;
-        self.events.columns().iter().map(bytes_of).sum()
+        bytes_of_rows(&self.events) as u64
     }
 }
 

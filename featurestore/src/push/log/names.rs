@@ -243,7 +243,9 @@ impl PushLog {
         }
         self.write(batch)?;
         let mut state = self.state();
-        leaving.iter().for_each(|of| state.forget(of));
+        for of in &leaving {
+            state.forget(of);
+        }
         state.counted.remove(source);
         tracing::info!(
             source,

@@ -436,7 +436,7 @@ fn a_name_that_the_log_never_heard_of_makes_nobody_else_heard_of() {
     log.leave_out_after(Some(Span::from_micros(10)));
     let said = [("paid", "a", told(Some(5), &[])), ("paid", "c", told(Some(9), &[]))].into_iter();
     log.learn(said, Timestamp::from_micros(50), false).expect("writable");
-    let heard: Vec<_> = log.producers(None).iter().map(|of| of.heard.map(|at| at.micros())).collect();
+    let heard: Vec<_> = log.producers(None).iter().map(|of| of.heard.map(Timestamp::micros)).collect();
     assert_eq!(heard, [Some(1), Some(2), Some(50)]);
     assert_eq!(log.silent_producers(), [], "nobody has spoken yet");
     log.append(vec![push("b", 51, &[20], Some(9))]).expect("writable");
